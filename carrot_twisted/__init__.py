@@ -1,0 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Task queue and message consumer for Django on RabbitMQ, run by Twisted."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``manage.py check`` says about the ``CARROT`` setting; the service asks the same at start.
+
+Errors of the setting itself (E001 to E006) come from ``conf``; here stands what needs the
+project's code (E007, E008) or its other settings (W001).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any
+
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Tags, Warning, register
+from django.utils.module_loading import import_string
+
+from carrot_twisted import conf
+from carrot_twisted.exceptions import CarrotConfigException
+
+
+@register(Tags.compatibility)
+def check_carrot(**_: Any) -> list[CheckMessage]:
+    """All mistakes that can be known without a broker."""
+    found = conf.problems()
+    if found:
+        return [Error(p.message, hint=p.hint, id=p.id) for p in found]
+    value = conf.current()
+    return [*_task_modules(value), *_consumer_classes(value), *_databases()]
+
+
+def require() -> None:
+    """Raise what ``check_carrot`` finds, warnings aside.
+
+    Raises:
+        CarrotConfigException: with all errors and their hints.
+    """
+    errors = [m for m in check_carrot() if m.is_serious()]
+    if errors:
+        raise CarrotConfigException("\n".join(f"{m.id}: {m.msg} {m.hint or ''}" for m in errors))
+
+
+def _task_modules(value: conf.CarrotSettings) -> Iterator[CheckMessage]:
+    for name in value.task_modules:
+        try:
+            import_module(name)
+        except Exception as error:
+            yield Error(
+                f"CARROT['task_modules'] names {name!r}, which cannot be imported: "
+                f"{type(error).__name__}: {error}.",
+                hint="Mend the module or take it out of the list.",
+                id="carrot_twisted.E007",
+            )
+
+
+def _consumer_classes(value: conf.CarrotSettings) -> Iterator[CheckMessage]:
+    for queue in value.queues.values():
+        if queue.consumer_class == conf.QUEUE_DEFAULTS["consumer_class"]:
+            # Not imported here: a web process has no use for it.
+            continue
+        try:
+            import_string(queue.consumer_class)
+        except Exception as error:
+            yield Error(
+                f"Queue {queue.name!r}: 'consumer_class' {queue.consumer_class!r} cannot be "
+                f"imported: {error}.",
+                hint="Give the dotted path of a subclass of carrot_twisted.consumer.Consumer.",
+                id="carrot_twisted.E008",
+            )
+
+
+def _databases() -> Iterator[CheckMessage]:
+    for alias, database in settings.DATABASES.items():
+        if not str(database.get("ENGINE", "")).endswith(".sqlite3"):
+            continue
+        options = database.get("OPTIONS", {})
+        if options.get("transaction_mode") != "IMMEDIATE":
+            yield Warning(
+                f"SQLite database {alias!r} does not take its write lock at the start of a "
+                "transaction: threads that write at the same time will meet 'database is locked'.",
+                hint="Set OPTIONS {'transaction_mode': 'IMMEDIATE', 'timeout': 20, "
+                "'init_command': 'PRAGMA journal_mode=WAL;'}.",
+                id="carrot_twisted.W001",
+            )

@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The only reader of ``settings.CARROT``: one dictionary of defaults, typed values, all mistakes.
+
+``current()`` is cached and forgets when a test changes the setting.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from django.conf import settings
+from django.core.signals import setting_changed
+
+from carrot_twisted.exceptions import CarrotConfigException
+from carrot_twisted.virtual_host import VirtualHost
+
+DEFAULT_BROKER = "amqp://guest:guest@localhost:5672/"
+DEFAULT_QUEUE = "default"
+
+DEFAULTS: dict[str, Any] = {
+    # URL or dict of the broker for queues that name no host of their own.
+    "default_broker": DEFAULT_BROKER,
+    # List of dicts, see QUEUE_DEFAULTS. Empty: one queue called "default".
+    "queues": [],
+    # Modules whose functions may be run, and whose loggers are captured. Imported at start.
+    "task_modules": [],
+    # Largest message body that publish_message accepts, in bytes. RabbitMQ 4 refuses 16 MiB.
+    "max_message_size": 1024 * 1024,
+    # Largest result and largest log kept per task, in characters; the rest is cut and said so.
+    "max_result_size": 64 * 1024,
+    "max_log_size": 256 * 1024,
+    # Seconds that running tasks get to finish after SIGTERM.
+    "shutdown_timeout": 25.0,
+    # Seconds after which a running task's message is acknowledged, so that RabbitMQ's delivery
+    # acknowledgement timeout (30 minutes) never closes the channel; the row keeps custody.
+    "ack_deadline": 600.0,
+    # Seconds without heartbeat after which a worker counts as dead.
+    "lease": 10.0,
+    # How many workers may die under one task before it becomes FAILED.
+    "max_crashes": 5,
+}
+
+QUEUE_DEFAULTS: dict[str, Any] = {
+    "name": None,
+    # Broker of this queue, URL or dict; None: default_broker.
+    "host": None,
+    # Tasks of this queue that run at once in one service process.
+    "concurrency": 1,
+    # False: tasks are published to it, the service does not consume from it.
+    "consumable": True,
+    "durable": True,
+    # Arguments of the queue's and the exchange's declaration, for example {"x-max-priority": 10}.
+    "queue_arguments": {},
+    "exchange_arguments": {},
+    "consumer_class": "carrot_twisted.consumer.Consumer",
+    # Unacknowledged messages held by the service; "auto" follows the measured run time of tasks.
+    "prefetch": "auto",
+}
+
+#: AMQP's "short string": the limit of every name on the wire, in bytes.
+MAX_NAME_BYTES = 255
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One mistake in the setting, as ``manage.py check`` tells it."""
+
+    id: str
+    message: str
+    hint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueueSettings:
+    """One entry of ``CARROT["queues"]``, checked and completed."""
+
+    name: str
+    host: VirtualHost
+    concurrency: int
+    consumable: bool
+    durable: bool
+    queue_arguments: dict[str, Any]
+    exchange_arguments: dict[str, Any]
+    consumer_class: str
+    prefetch: int | None
+    """A fixed number, or None for "auto"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CarrotSettings:
+    """``settings.CARROT``, checked and completed."""
+
+    default_broker: VirtualHost
+    queues: dict[str, QueueSettings]
+    task_modules: tuple[str, ...]
+    max_message_size: int
+    max_result_size: int
+    max_log_size: int
+    shutdown_timeout: float
+    ack_deadline: float
+    lease: float
+    max_crashes: int
+
+    def queue(self, name: str | None) -> QueueSettings:
+        """The queue of that name, or the default one.
+
+        Raises:
+            CarrotConfigException: no such queue in the setting.
+        """
+        try:
+            return self.queues[name or DEFAULT_QUEUE]
+        except KeyError:
+            raise CarrotConfigException(
+                f"Cannot find queue called {name or DEFAULT_QUEUE} in settings.CARROT queue list. "
+                f"Known queues: {', '.join(self.queues)}."
+            ) from None
+
+
+@dataclass
+class _Reader:
+    """Collects values and every mistake in one pass."""
+
+    problems: list[Problem] = field(default_factory=list)
+
+    def problem(self, number: int, message: str, hint: str) -> None:
+        self.problems.append(
+            Problem(id=f"carrot_twisted.E{number:03}", message=message, hint=hint)
+        )
+
+    def unknown_keys(self, given: Mapping[str, Any], known: Mapping[str, Any], where: str) -> None:
+        for key in given:
+            if key not in known:
+                close = difflib.get_close_matches(str(key), known, n=1)
+                self.problem(
+                    2,
+                    f"{where} has an unknown key {key!r}.",
+                    f"Did you mean {close[0]!r}?" if close else f"Known keys: {', '.join(known)}.",
+                )
+
+    def checked(
+        self, value: Any, default: Any, where: str, wanted: str, test: Callable[[Any], bool]
+    ) -> Any:
+        if test(value):
+            return value
+        self.problem(6, f"{where} is {value!r}.", f"It must be {wanted}.")
+        return default
+
+    def broker(self, value: Any, where: str) -> VirtualHost:
+        try:
+            if isinstance(value, VirtualHost):
+                return value
+            if isinstance(value, str):
+                return VirtualHost(url=value)
+            if isinstance(value, Mapping):
+                return VirtualHost(**value)
+            raise ValueError("it must be a URL or a dictionary")  # noqa: TRY301
+        except (ValueError, TypeError, AttributeError) as error:
+            # A TypeError names the unknown key of the dictionary, never its values.
+            self.problem(
+                3,
+                f"{where} cannot be understood: {error}.",
+                "Give a URL such as amqp://user:password@localhost:5672/my-vhost, or a dictionary "
+                "with host, port, name, username, password and secure.",
+            )
+            return VirtualHost()
+
+    def queue(self, value: Any, default_broker: VirtualHost, number: int) -> QueueSettings | None:
+        where = f"CARROT['queues'][{number}]"
+        if not isinstance(value, Mapping):
+            self.problem(4, f"{where} is not a dictionary.", "Write {'name': 'default', …}.")
+            return None
+        self.unknown_keys(value, QUEUE_DEFAULTS, where)
+        name = value.get("name")
+        if not isinstance(name, str) or not 0 < len(name.encode()) <= MAX_NAME_BYTES:
+            self.problem(
+                4,
+                f"{where} has no usable name.",
+                f"Give 'name', a text of 1 to {MAX_NAME_BYTES} bytes.",
+            )
+            return None
+        where = f"Queue {name!r} in CARROT['queues']"
+        got = {**QUEUE_DEFAULTS, **value}
+
+        def checked(key: str, wanted: str, test: Callable[[Any], bool]) -> Any:
+            default = QUEUE_DEFAULTS[key]
+            return self.checked(got[key], default, f"{where}: {key!r}", wanted, test)
+
+        prefetch = checked(
+            "prefetch", "'auto' or a whole number from 1 to 65535", _is_prefetch
+        )
+        return QueueSettings(
+            name=name,
+            host=(
+                default_broker
+                if got["host"] is None
+                else self.broker(got["host"], f"{where}: 'host'")
+            ),
+            concurrency=checked(
+                "concurrency", "a whole number, 1 or more", lambda v: _is_int(v) and v >= 1
+            ),
+            consumable=checked("consumable", "True or False", _is_bool),
+            durable=checked("durable", "True or False", _is_bool),
+            queue_arguments=dict(checked("queue_arguments", "a dictionary", _is_arguments) or {}),
+            exchange_arguments=dict(
+                checked("exchange_arguments", "a dictionary", _is_arguments) or {}
+            ),
+            consumer_class=checked("consumer_class", "a dotted path", _is_path),
+            prefetch=None if prefetch == "auto" else prefetch,
+        )
+
+    def read(self, raw: Any) -> CarrotSettings:
+        if not isinstance(raw, Mapping):
+            self.problem(1, "settings.CARROT is not a dictionary.", "Write CARROT = {…}.")
+            raw = {}
+        self.unknown_keys(raw, DEFAULTS, "settings.CARROT")
+        got = {**DEFAULTS, **raw}
+
+        def checked(key: str, wanted: str, test: Callable[[Any], bool]) -> Any:
+            return self.checked(got[key], DEFAULTS[key], f"CARROT[{key!r}]", wanted, test)
+
+        default_broker = self.broker(got["default_broker"], "CARROT['default_broker']")
+        queues: dict[str, QueueSettings] = {}
+        listed = checked("queues", "a list of dictionaries", _is_list) or [{"name": DEFAULT_QUEUE}]
+        for number, value in enumerate(listed):
+            queue = self.queue(value, default_broker, number)
+            if queue is not None and queue.name in queues:
+                self.problem(
+                    5,
+                    f"CARROT['queues'] names {queue.name!r} twice.",
+                    "Keep one of the two entries; 'concurrency' sets how many tasks run at once.",
+                )
+            elif queue is not None:
+                queues[queue.name] = queue
+        return CarrotSettings(
+            default_broker=default_broker,
+            queues=queues,
+            task_modules=tuple(
+                checked(
+                    "task_modules",
+                    "a list of module names",
+                    lambda v: _is_list(v) and all(_is_path(m) for m in v),
+                )
+            ),
+            **{
+                key: checked(key, "a whole number above 0", lambda v: _is_int(v) and v > 0)
+                for key in ("max_message_size", "max_result_size", "max_log_size", "max_crashes")
+            },
+            **{
+                key: float(checked(key, "a number of seconds above 0", _is_seconds))
+                for key in ("shutdown_timeout", "ack_deadline", "lease")
+            },
+        )
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def _is_seconds(value: Any) -> bool:
+    return (_is_int(value) or isinstance(value, float)) and value > 0
+
+
+def _is_prefetch(value: Any) -> bool:
+    return value == "auto" or (_is_int(value) and 1 <= value <= 65535)
+
+
+def _is_arguments(value: Any) -> bool:
+    return value is None or (isinstance(value, Mapping) and all(isinstance(k, str) for k in value))
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and all(part.isidentifier() for part in value.split("."))
+
+
+@cache
+def _read() -> tuple[CarrotSettings, tuple[Problem, ...]]:
+    reader = _Reader()
+    value = reader.read(getattr(settings, "CARROT", {}))
+    return value, tuple(reader.problems)
+
+
+def problems() -> tuple[Problem, ...]:
+    """Every mistake in ``settings.CARROT`` that can be seen without importing project code."""
+    return _read()[1]
+
+
+def current() -> CarrotSettings:
+    """The checked setting.
+
+    Raises:
+        CarrotConfigException: the setting has mistakes; the text tells all of them.
+    """
+    value, found = _read()
+    if found:
+        raise CarrotConfigException("\n".join(f"{p.id}: {p.message} {p.hint}" for p in found))
+    return value
+
+
+def _forget(*, setting: str, **_: Any) -> None:
+    if setting == "CARROT":
+        _read.cache_clear()
+
+
+setting_changed.connect(_forget, dispatch_uid="carrot_twisted.conf")

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Declares topology on any open pika connection, and survives what the broker refuses.
+
+Callback style on ``pika.connection.Connection``, so that the service (pika's Twisted adapter)
+and every other process (pika's select adapter) share it. All calls happen on the thread that
+owns the connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pika.exceptions import AMQPError, ChannelClosedByBroker
+
+from carrot_twisted.topology import Step
+
+if TYPE_CHECKING:
+    from pika.channel import Channel
+    from pika.connection import Connection
+
+#: Reply code of RabbitMQ for a declaration whose arguments differ from what exists.
+PRECONDITION_FAILED = 406
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """The broker did not accept one declaration."""
+
+    step: Step
+    code: int
+    """AMQP reply code; 0 if the connection went away first."""
+    text: str
+
+    @property
+    def exists_differently(self) -> bool:
+        """It is there, with other arguments than ours: usable as it is."""
+        return self.code == PRECONDITION_FAILED
+
+
+def declare(
+    connection: Connection, steps: Sequence[Step], done: Callable[[list[Refusal]], None]
+) -> None:
+    """Run declarations one after another on a channel of their own; call ``done`` once.
+
+    A refused declaration closes the channel, as AMQP demands; the next one gets a new channel.
+    The publishing and consuming channels are never put at risk.
+    """
+    _Declaration(connection, list(steps), done).open()
+
+
+class _Declaration:
+    def __init__(
+        self, connection: Connection, steps: list[Step], done: Callable[[list[Refusal]], None]
+    ) -> None:
+        self._connection = connection
+        self._steps = steps
+        self._done = done
+        self._refusals: list[Refusal] = []
+        self._finished = False
+
+    def open(self) -> None:
+        try:
+            channel = self._connection.channel(on_open_callback=self._next)
+        except AMQPError as error:
+            self._fail(error)
+        else:
+            channel.add_on_close_callback(self._closed)
+
+    def _next(self, channel: Channel) -> None:
+        if not self._steps:
+            self._finished = True
+            channel.close()
+            self._done(self._refusals)
+            return
+        step = self._steps[0]
+        getattr(channel, step.method)(
+            **step.arguments, callback=lambda _frame: self._declared(channel)
+        )
+
+    def _declared(self, channel: Channel) -> None:
+        self._steps.pop(0)
+        self._next(channel)
+
+    def _closed(self, _channel: Channel, reason: Any) -> None:
+        if self._finished:
+            return
+        if isinstance(reason, ChannelClosedByBroker) and self._steps:
+            self._refusals.append(
+                Refusal(
+                    step=self._steps.pop(0), code=reason.reply_code, text=reason.reply_text
+                )
+            )
+            self.open()
+        else:
+            self._fail(reason)
+
+    def _fail(self, reason: object) -> None:
+        self._finished = True
+        self._refusals += [Refusal(step=s, code=0, text=repr(reason)) for s in self._steps]
+        self._done(self._refusals)

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can go wrong, said to the one who raises or meets it. One root: ``CarrotError``."""
+
+from __future__ import annotations
+
+
+class CarrotError(Exception):
+    """Root of all exceptions of this package. Do not raise directly."""
+
+
+class CarrotConfigException(CarrotError):
+    """The ``CARROT`` setting, or a queue name that it should hold, is wrong.
+
+    The text names the setting and the remedy; ``manage.py check`` tells all of them at once.
+    The name is django-carrot's.
+    """
+
+
+class InvalidMessage(CarrotError, ValueError):
+    """These arguments, this priority or this task cannot be published. No row was written."""
+
+
+class PoisonMessage(CarrotError):
+    """A delivery that no retry can help: its body, header or task makes no sense.
+
+    Its row becomes FAILED with this text; where there is no row, the message goes to the
+    queue's dead-letter queue.
+    """

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs one task, inside a worker thread, and makes a ``Result`` of whatever happens.
+
+Nothing that a task does gets out of ``execute``: ``SystemExit``, ``KeyboardInterrupt`` and
+``MemoryError`` are that task's failure, and a Django connection that it leaves in a transaction is
+dropped, so that the next task on this thread gets a clean one.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import Context
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from asgiref.sync import async_to_sync
+from django.db import connections, reset_queries
+
+from carrot_twisted import objects, outcomes, signals, task_logging, wire
+from carrot_twisted.exceptions import PoisonMessage
+from carrot_twisted.outcomes import Kind, Result
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """One attempt at one row: what the claim returned, and the message that rang for it."""
+
+    uuid: UUID
+    token: int
+    task: str
+    task_args: str
+    content: str
+    queue: str
+    attempt: int
+    header: str | None
+    """Dotted path that the message names; it must be the row's."""
+    body: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How much of a run's texts is kept, in characters."""
+
+    result: int
+    log: int
+
+
+FailureCallback = Callable[[Run, BaseException], None]
+
+
+def execute(run: Run, limits: Limits, on_failure: FailureCallback | None = None) -> Result:
+    """Run the task and tell what came of it. Never raises.
+
+    Args:
+        run: the claimed row.
+        limits: how much text to keep.
+        on_failure: called in the task's context when it failed, for the consumer's callbacks.
+    """
+    transcript = task_logging.Transcript(limits.log)
+    started = time.time()
+    # A new context, not a copy: no language, time zone or variable leaks from task to task.
+    kind, value, error = Context().run(_call, run, transcript, on_failure)
+    ended = time.time()
+    log = transcript.text(limits.log)
+    if error is None:
+        result = Result(
+            kind=kind,
+            output=outcomes.output_text(value, limits.result),
+            log=log,
+            started=started,
+            ended=ended,
+        )
+    else:
+        result = Result(
+            kind=kind,
+            exception=outcomes.exception_text(error, limits.result),
+            traceback=_traceback(error, limits.result),
+            log=log,
+            started=started,
+            ended=ended,
+            delay=outcomes.release_delay(run.attempt) if kind is Kind.RELEASED else 0.0,
+        )
+    if signals.task_finished.has_listeners(run.task):
+        signals.task_finished.send_robust(sender=run.task, run=run, result=result)
+    return result
+
+
+def _call(
+    run: Run, transcript: task_logging.Transcript, on_failure: FailureCallback | None
+) -> tuple[Kind, Any, BaseException | None]:
+    task_logging.current.set(transcript)
+    _clean_connections()
+    try:
+        task, args, kwargs = _prepare(run)
+        if signals.task_started.has_listeners(run.task):
+            signals.task_started.send_robust(sender=run.task, run=run)
+        value = task(*args, **kwargs)
+        if inspect.iscoroutine(value):
+            value = async_to_sync(_awaited)(value)
+    except BaseException as error:
+        if outcomes.blames_database(error):
+            return Kind.RELEASED, None, error
+        if on_failure is not None:
+            on_failure(run, error)
+        return Kind.FAILED, None, error
+    else:
+        return Kind.COMPLETED, value, None
+    finally:
+        _clean_connections()
+        reset_queries()
+
+
+async def _awaited(value: Any) -> Any:
+    return await value
+
+
+def _prepare(run: Run) -> tuple[Callable[..., Any], Sequence[Any], Mapping[str, Any]]:
+    """The function and its arguments: the row's. The message only has to agree on the task."""
+    if run.header is None:
+        raise PoisonMessage(
+            f"The message has no header {wire.TYPE_HEADER!r} that names a task: it was not "
+            "published by this project's publish_message."
+        )
+    if run.header != run.task:
+        raise PoisonMessage(
+            f"The message names task {run.header!r}, its row {run.task!r}. Nothing was run."
+        )
+    wire.arguments(run.body)
+    try:
+        task = objects.resolve_task(run.task)
+    except (ImportError, AttributeError) as error:
+        raise PoisonMessage(
+            f"Unknown task: {error}. Is the service running the code that published it?"
+        ) from error
+    args, kwargs = wire.row_arguments(run.task_args, run.content)
+    return task, args, kwargs
+
+
+def _traceback(error: BaseException, limit: int) -> str:
+    try:
+        text = "".join(traceback.format_exception(error))
+    except BaseException as again:
+        text = f"{type(error).__name__}: no traceback ({type(again).__name__} while formatting it)"
+    # The end of a traceback says most.
+    return outcomes.stored(text[-limit:], limit)
+
+
+def _clean_connections() -> None:
+    """Leave this thread no connection that is closed, too old, or in somebody's transaction.
+
+    ``close_old_connections`` alone does not heal a leaked ``atomic()``, a raw BEGIN or autocommit
+    switched off: the thread would fail, or never commit, from then on.
+    """
+    for connection in connections.all(initialized_only=True):
+        try:
+            if connection.connection is None and not connection.in_atomic_block:
+                continue
+            if _in_transaction(connection):
+                _drop(connection)
+            else:
+                connection.close_if_unusable_or_obsolete()
+        except Exception:
+            _drop(connection)
+
+
+def _in_transaction(connection: Any) -> bool:
+    if (
+        connection.in_atomic_block
+        or connection.closed_in_transaction
+        or not connection.get_autocommit()
+    ):
+        return True
+    raw = connection.connection
+    if connection.vendor == "sqlite":
+        return bool(raw.in_transaction)
+    if connection.vendor == "postgresql":
+        # 0 is IDLE in libpq; psycopg 3 and psycopg2 tell it at different places.
+        info = raw.info
+        return int(info.transaction_status) != 0
+    return False
+
+
+def _drop(connection: Any) -> None:
+    alias = connection.alias
+    raw = connection.connection
+    # Not connection.close(): inside a leaked atomic() that keeps the wrapper broken on purpose.
+    del connections[alias]
+    if raw is not None:
+        try:
+            raw.close()
+        except Exception:  # noqa: S110 - it is being thrown away
+            pass

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The outbox: rows that the broker has not confirmed, and the posts made of them.
+
+A *post* is what a publishing session needs to send one row's message. It is made of the row
+alone, so a relay in another process sends byte for byte what the publisher would have sent.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from uuid import UUID
+
+import pika
+from django.db.models import Q
+from django.db.models.functions import Now
+
+from carrot_twisted import conf, topology, wire
+from carrot_twisted.models import GRACE, MessageLog, due_in
+from carrot_twisted.topology import Step
+from carrot_twisted.virtual_host import VirtualHost
+
+#: Seconds until a relay tries a row again that the broker did not confirm to it.
+RELAY_RETRY = 30.0
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Post:
+    """One message on its way to the broker."""
+
+    message_id: str
+    exchange: str
+    routing_key: str
+    body: bytes
+    properties: pika.BasicProperties
+    steps: Sequence[Step]
+    """What to declare if the broker does not know where to put the message."""
+    declared: bool = field(default=False, init=False)
+
+
+def posts(rows: Iterable[MessageLog]) -> dict[VirtualHost, list[Post]]:
+    """The rows' messages, grouped by the broker of their queues."""
+    settings = conf.current()
+    result: dict[VirtualHost, list[Post]] = {}
+    steps: dict[str, Sequence[Step]] = {}
+    for row in rows:
+        queue = settings.queue(row.queue)
+        if queue.name not in steps:
+            steps[queue.name] = topology.work_queue(queue)
+        message_id = str(row.uuid)
+        result.setdefault(queue.host, []).append(
+            Post(
+                message_id=message_id,
+                exchange=row.exchange,
+                routing_key=row.routing_key or row.queue,
+                body=wire.body(row.task_args, row.content),
+                properties=pika.BasicProperties(
+                    **wire.properties(row.task, message_id, row.priority)
+                ),
+                steps=steps[queue.name],
+            )
+        )
+    return result
+
+
+def note_confirmed(message_ids: Sequence[str], using: str) -> None:
+    """The broker holds these messages. Rows that a worker has taken meanwhile need no note."""
+    MessageLog.objects.using(using).unsent().filter(pk__in=message_ids).update(
+        confirmed_at=Now(), publish_error=""
+    )
+
+
+def note_errors(errors: Mapping[str, str], using: str, delay: float = RELAY_RETRY) -> None:
+    """The broker did not take these messages, and why. They stay in the outbox.
+
+    Args:
+        errors: reason by message id.
+        using: database alias.
+        delay: seconds until a relay tries again.
+    """
+    by_text: dict[str, list[str]] = {}
+    for message_id, text in errors.items():
+        by_text.setdefault(text, []).append(message_id)
+    for text, message_ids in by_text.items():
+        MessageLog.objects.using(using).unsent().filter(pk__in=message_ids).update(
+            publish_error=text, relay_at=due_in(delay)
+        )
+
+
+def take_unsent(queues: Sequence[str], limit: int, using: str) -> list[MessageLog]:
+    """Up to ``limit`` unsent rows of these queues, oldest first, for this relay alone.
+
+    Several relays share the work: a row that was taken is left alone by all for RELAY_RETRY
+    seconds, or until it is confirmed. Should the taker die meanwhile, another one follows.
+    """
+    token = random.getrandbits(62)
+    waiting = MessageLog.objects.using(using).unsent().filter(
+        queue__in=queues, relay_at__lte=Now() - timedelta(seconds=GRACE)
+    )
+    candidates = list(waiting.order_by("relay_at").values_list("pk", flat=True)[:limit])
+    if not candidates:
+        return []
+    waiting.filter(pk__in=candidates).update(token=token, relay_at=due_in(RELAY_RETRY))
+    return list(MessageLog.objects.using(using).unsent().filter(pk__in=candidates, token=token))
+
+
+def ring_again(queue: str, quiet: float, limit: int, using: str) -> int:
+    """Put rows back into the outbox whose message was confirmed but never came.
+
+    For a queue that the broker says is empty: its message was lost with a deleted or purged
+    queue, or a broker's disk. A second message does no harm, the row runs once.
+
+    Args:
+        queue: name of the empty queue.
+        quiet: leave rows alone that were confirmed less than this many seconds ago.
+        limit: at most this many rows.
+        using: database alias.
+
+    Returns:
+        How many rows were put back.
+    """
+    lost = MessageLog.objects.using(using).filter(
+        Q(confirmed_at__lt=Now() - timedelta(seconds=quiet)),
+        status=MessageLog.PUBLISHED,
+        queue=queue,
+    )
+    ids: list[UUID] = list(lost.order_by("publish_time").values_list("pk", flat=True)[:limit])
+    if not ids:
+        return 0
+    return lost.filter(pk__in=ids).update(confirmed_at=None, relay_at=due_in(0))
+

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What came of a run, and the pure decisions about it. No ORM, no reactor, no clock."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+
+class Kind(Enum):
+    """What a run's result asks of its row."""
+
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    RELEASED = "PUBLISHED"
+    """Not the task's fault: back into the outbox, to run again later."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """The end of one run, ready to be written: every text is storable."""
+
+    kind: Kind
+    output: str | None = None
+    exception: str | None = None
+    traceback: str | None = None
+    log: str = ""
+    started: float = 0.0
+    """Seconds since the epoch, on this host's clock."""
+    ended: float = 0.0
+    delay: float = 0.0
+    """For RELEASED: seconds until it is tried again."""
+
+
+class Verdict(Enum):
+    """What a claim says about one delivery."""
+
+    MINE = "claimed: run it"
+    FINAL = "the row has come to its end: acknowledge, do not run"
+    ELSEWHERE = "another living worker runs it: acknowledge, the database has custody"
+    MISSING = "no such row (yet)"
+    LOST = "too many workers were lost under it: it is FAILED now, acknowledge"
+
+
+#: SQLSTATEs that blame the database or the company, not the statement: connection trouble (08),
+#: out of resources (53), cancelled by an operator or by shutdown (57P), serialisation failure,
+#: deadlock (40), lock timeout (55P03).
+_TRANSIENT_STATES = ("08", "53", "57P", "40", "55P03")
+#: What SQLite says when another process holds the file.
+_SQLITE_BUSY = ("database is locked", "database table is locked", "disk I/O error")
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The exception and all that led to it."""
+    seen: set[int] = set()
+    todo: list[BaseException | None] = [error]
+    while todo:
+        one = todo.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            yield one
+            todo += [one.__cause__, one.__context__]
+
+
+def blames_database(error: BaseException) -> bool:
+    """Whether an exception that ended a task tells of the database's state, not of the task.
+
+    True also for a lost connection. A missing table or a bad value is the task's own failure.
+    """
+    return any(_is_transient(one) for one in causes(error))
+
+
+def _is_transient(error: BaseException) -> bool:
+    name = type(error).__name__
+    state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+    if isinstance(state, str):
+        return state.startswith(_TRANSIENT_STATES)
+    if name == "OperationalError":
+        text = str(error)
+        if any(sign in text for sign in _SQLITE_BUSY):
+            return True
+        # psycopg gives a lost or refused connection no SQLSTATE.
+        return type(error).__module__.startswith("psycopg")
+    return name == "InterfaceError" and "clos" in str(error)
+
+
+def release_delay(attempt: int) -> float:
+    """Seconds until a run that the database spoiled is tried again: 1, 2, 4 … 60."""
+    return float(min(60, 2 ** max(0, attempt - 1)))
+
+
+def stored(text: str, limit: int) -> str:
+    """``text`` as every database takes it: without NUL and lone surrogates, cut at ``limit``."""
+    if len(text) > limit:
+        text = f"{text[:limit]}… (cut: {len(text) - limit} of {len(text)} characters)"
+    if "\x00" in text:
+        text = text.replace("\x00", "\\x00")
+    if not text.isascii():
+        text = text.encode("utf-8", "backslashreplace").decode()
+    return text
+
+
+def output_text(value: Any, limit: int) -> str | None:
+    """How a task's return value is kept: None as None, text as it is, dictionaries as JSON.
+
+    A value that cannot be told is described; a result never turns a success into a failure.
+    """
+    if value is None:
+        return None
+    try:
+        if isinstance(value, dict):
+            try:
+                text = json.dumps(value, ensure_ascii=False)
+            except (TypeError, ValueError):
+                text = str(value)
+        else:
+            text = str(value)
+        return stored(text, limit)
+    except BaseException as error:
+        return f"(the result of type {type(value).__name__} has no text: {type(error).__name__})"
+
+
+def exception_text(error: BaseException, limit: int) -> str:
+    """The message of an exception, or its type if it has none or cannot tell it."""
+    try:
+        return stored(str(error) or type(error).__name__, limit)
+    except BaseException as again:
+        return f"{type(error).__name__} (its text raised {type(again).__name__})"

@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hands committed rows to the broker: one daemon thread and one lasting connection per process.
+
+Any process that publishes (a web worker, a shell, a command) gets its thread with the first
+commit, and a new one after a fork, so nothing is shared between processes. The caller never waits
+for the broker. What cannot be sent within a short time stays in the outbox, the table itself, for
+the relay of any running service; so killing this process on any line costs a delay, not a task.
+
+Inside the service the reactor's own publishing connection takes this place (see ``install``).
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from django.db import DatabaseError, InterfaceError, close_old_connections
+from pika.adapters.select_connection import IOLoop, SelectConnection
+
+from carrot_twisted import outbox, signals
+from carrot_twisted.models import MessageLog
+from carrot_twisted.publishing import PublishingSession
+
+if TYPE_CHECKING:
+    from pika.connection import Connection
+
+    from carrot_twisted.outbox import Post
+    from carrot_twisted.virtual_host import VirtualHost
+
+_logger = logging.getLogger("carrot_twisted.publisher")
+
+#: Seconds without progress after which posts are left to the relay.
+BUDGET = 1.0
+#: Seconds between a failed connection and the next attempt; posts meanwhile go to the relay.
+RECONNECT = 2.0
+#: Seconds that confirms are collected before one statement notes them.
+NOTE_DELAY = 1.0
+#: At most so many posts wait in memory; the rest is the relay's.
+MAX_WAITING = 100_000
+
+
+class Publisher(Protocol):
+    """What takes committed rows to the broker in this process."""
+
+    def submit(self, rows: Sequence[MessageLog], using: str) -> None:
+        """Take over rows from any thread, without waiting."""
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until everything taken over is confirmed and noted, or left to the relay.
+
+        Args:
+            timeout: seconds at most.
+
+        Returns:
+            Whether it all came to an end in time.
+        """
+
+
+class _Link:
+    """One broker's connection on the publisher's thread."""
+
+    def __init__(self, thread: ThreadPublisher, host: VirtualHost) -> None:
+        self._thread = thread
+        self._host = host
+        self._connection: SelectConnection | None = None
+        self._session: PublishingSession | None = None
+        self._waiting: deque[Post] = deque()
+        self._servers = deque(host.servers)
+        self._not_before = 0.0
+        self._closing = False
+        self._progress = time.monotonic()
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._waiting) or (self._session is not None and self._session.busy)
+
+    def publish(self, posts: Sequence[Post]) -> None:
+        if not self.busy:
+            self._progress = time.monotonic()
+        if self._session is not None:
+            self._session.publish(posts)
+            return
+        self._waiting.extend(posts)
+        if self._connection is None and time.monotonic() >= self._not_before:
+            self._connect()
+
+    def check_progress(self) -> None:
+        """Called now and then: leave to the relay what gets nowhere."""
+        if self.busy and time.monotonic() - self._progress > BUDGET:
+            self._give_up("the broker did not answer in time")
+
+    def close(self) -> None:
+        self._closing = True
+        if self._connection is not None and self._connection.is_open:
+            self._connection.close()
+
+    def _connect(self) -> None:
+        server = self._servers[0]
+        self._servers.rotate(-1)
+        self._connection = SelectConnection(
+            self._host.parameters(server),
+            on_open_callback=self._opened,
+            on_open_error_callback=self._failed,
+            on_close_callback=self._failed,
+            custom_ioloop=self._thread.ioloop,
+        )
+
+    def _opened(self, connection: Connection) -> None:
+        self._progress = time.monotonic()
+        self._session = PublishingSession(connection, self._settled, self._thread.settle_waiters)
+        posts, self._waiting = self._waiting, deque()
+        self._session.publish(posts)
+
+    def _failed(self, _connection: Connection, reason: object) -> None:
+        if self._closing:
+            return
+        _logger.warning(
+            "No connection to the broker %s (%s). Tasks are kept in the database; a running "
+            "service sends them.",
+            self._host.label,
+            reason,
+        )
+        self._connection = self._session = None
+        self._not_before = time.monotonic() + RECONNECT
+        self._give_up(f"no connection to the broker: {reason}")
+
+    def _give_up(self, reason: str) -> None:
+        waiting, self._waiting = self._waiting, deque()
+        for post in waiting:
+            self._settled(post, reason)
+        if self._session is not None:
+            self._session.abandon_pending(reason)
+        self._thread.settle_waiters()
+
+    def _settled(self, post: Post, error: str | None) -> None:
+        self._progress = time.monotonic()
+        self._thread.settled(post, error)
+
+
+class ThreadPublisher:
+    """A daemon thread with pika's select adapter: every pika object stays on that thread."""
+
+    def __init__(self) -> None:
+        self.ioloop: Any = IOLoop()
+        self._lock = threading.Lock()
+        self._inbox: list[tuple[Sequence[MessageLog], str]] = []
+        self._links: dict[VirtualHost, _Link] = {}
+        self._using: dict[str, str] = {}
+        self._confirmed: dict[str, list[str]] = {}
+        self._errors: dict[str, dict[str, str]] = {}
+        self._noting = False
+        self._waiters: list[threading.Event] = []
+        self._thread = threading.Thread(target=self._run, name="carrot-publisher", daemon=True)
+        self._thread.start()
+
+    # Called from any thread.
+
+    def submit(self, rows: Sequence[MessageLog], using: str) -> None:
+        with self._lock:
+            wake = not self._inbox
+            self._inbox.append((rows, using))
+        if wake:
+            self.ioloop.add_callback_threadsafe(self._take)
+
+    def flush(self, timeout: float) -> bool:
+        done = threading.Event()
+
+        def wait() -> None:
+            self._waiters.append(done)
+            self.settle_waiters()
+
+        self.ioloop.add_callback_threadsafe(wait)
+        return done.wait(timeout)
+
+    def close(self, timeout: float) -> None:
+        """Flush, close the connections and end the thread."""
+        self.flush(timeout)
+        self.ioloop.add_callback_threadsafe(self._close)
+        self._thread.join(timeout)
+
+    # Called on the thread.
+
+    def settled(self, post: Post, error: str | None) -> None:
+        using = self._using.pop(post.message_id, None)
+        if using is None:
+            return
+        if error is None:
+            self._confirmed.setdefault(using, []).append(post.message_id)
+        else:
+            self._errors.setdefault(using, {})[post.message_id] = error
+        if not self._noting:
+            self._noting = True
+            self.ioloop.call_later(NOTE_DELAY, self._note)
+
+    def settle_waiters(self) -> None:
+        """Answer those who wait in ``flush``, if nothing is under way any more."""
+        if self._waiters and not self._inbox and not any(x.busy for x in self._links.values()):
+            self._note()
+            waiters, self._waiters = self._waiters, []
+            for waiter in waiters:
+                waiter.set()
+
+    def _run(self) -> None:
+        self._tick()
+        self.ioloop.start()
+
+    def _tick(self) -> None:
+        for link in self._links.values():
+            link.check_progress()
+        self.ioloop.call_later(BUDGET / 2, self._tick)
+
+    def _take(self) -> None:
+        with self._lock:
+            inbox, self._inbox = self._inbox, []
+        for rows, using in inbox:
+            room = max(0, MAX_WAITING - len(self._using))
+            try:
+                grouped = outbox.posts(rows[:room])
+            except Exception:
+                # The rows are committed: whatever is wrong with one, the relay tells on the row.
+                _logger.exception("Rows could not be made into messages; they stay in the outbox.")
+                continue
+            for host, posts in grouped.items():
+                for post in posts:
+                    self._using[post.message_id] = using
+                if host not in self._links:
+                    self._links[host] = _Link(self, host)
+                self._links[host].publish(posts)
+        self.settle_waiters()
+
+    def _note(self) -> None:
+        self._noting = False
+        confirmed, self._confirmed = self._confirmed, {}
+        errors, self._errors = self._errors, {}
+        try:
+            for using, message_ids in confirmed.items():
+                outbox.note_confirmed(message_ids, using)
+            for using, texts in errors.items():
+                outbox.note_errors(texts, using, delay=0)
+        except (DatabaseError, InterfaceError) as error:
+            # The relay will send them once more, which does no harm.
+            _logger.warning("Confirms could not be noted in the database: %s", error)
+        finally:
+            close_old_connections()
+
+    def _close(self) -> None:
+        for link in self._links.values():
+            link.close()
+        self.ioloop.call_later(0.05, self.ioloop.stop)
+
+
+_lock = threading.Lock()
+_publisher: Publisher | None = None
+_owner_pid = 0
+#: Publishers of a parent process. Kept so that nothing of them is closed in the child, where
+#: closing would end the parent's connection.
+_inherited: list[Publisher | None] = []
+
+
+def current() -> Publisher:
+    """This process's publisher; made on first use."""
+    global _publisher, _owner_pid
+    with _lock:
+        if _publisher is None or _owner_pid != os.getpid():
+            _inherited.append(_publisher)
+            _publisher = ThreadPublisher()
+            _owner_pid = os.getpid()
+        return _publisher
+
+
+def install(publisher: Publisher | None) -> Publisher | None:
+    """Let another publisher take the place in this process; None: the next use makes a new one.
+
+    Returns:
+        The one that had the place.
+    """
+    global _publisher, _owner_pid
+    with _lock:
+        before, _publisher = _publisher, publisher
+        _owner_pid = os.getpid()
+        return before
+
+
+def flush(timeout: float) -> bool:
+    """Wait until all that this process handed over is confirmed, or left to the relay.
+
+    Args:
+        timeout: seconds at most.
+
+    Returns:
+        False if some messages were still under way after ``timeout``.
+    """
+    return True if _publisher is None else current().flush(timeout)
+
+
+def _after_fork() -> None:
+    global _lock, _publisher
+    _lock = threading.Lock()
+    _inherited.append(_publisher)
+    _publisher = None
+
+
+def _at_exit() -> None:
+    """What was published a moment ago still goes out; a broker that is away costs BUDGET."""
+    if isinstance(_publisher, ThreadPublisher) and _owner_pid == os.getpid():
+        _publisher.close(2 * BUDGET)
+
+
+def _on_rows_committed(*, rows: Sequence[MessageLog], using: str, **_: Any) -> None:
+    current().submit(rows, using)
+
+
+signals.rows_committed.connect(_on_rows_committed, dispatch_uid="carrot_twisted.publisher")
+os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_at_exit)
+

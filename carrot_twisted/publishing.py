@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Publishes with confirms on one open pika connection: many in flight, each outcome its own.
+
+Callback style on ``pika.connection.Connection``, for the service and for every other process
+alike (see ``declaring``). What pika offers does not serve: its Twisted adapter matches returned
+messages with the wrong publish when several are in flight, and its blocking adapter waits for
+each confirm, which is ten times slower.
+
+The life of a post::
+
+    publish -> pending -> basic_publish, in flight under its delivery tag
+        ack                      -> settled, confirmed
+        return, then ack         -> its topology is declared, it is published once more
+        return again             -> settled, unroutable
+        nack                     -> settled, refused
+        channel or connection closes -> settled, outcome unknown
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pika.exceptions import AMQPError
+
+from carrot_twisted.declaring import Refusal, declare
+from carrot_twisted.topology import Step
+
+if TYPE_CHECKING:
+    import pika
+    from pika import spec
+    from pika.channel import Channel
+    from pika.connection import Connection
+    from pika.frame import Method
+
+    from carrot_twisted.outbox import Post
+
+_logger = logging.getLogger("carrot_twisted.publisher")
+
+#: Posts in flight at once. Larger gains nothing measurable, smaller waits for round trips.
+WINDOW = 1000
+#: Bytes of bodies in flight at once: a stalled broker must not fill our memory.
+WINDOW_BYTES = 16 * 1024 * 1024
+
+Settled = Callable[["Post", str | None], None]
+
+
+class PublishingSession:
+    """Confirmed publishing on one connection, until that closes.
+
+    Args:
+        connection: an open connection that nobody else publishes on.
+        settled: called once for each post with None (the broker has it) or the reason why it is
+            not certain that the broker has it.
+        idle: called when the last post has been settled.
+    """
+
+    def __init__(
+        self, connection: Connection, settled: Settled, idle: Callable[[], None]
+    ) -> None:
+        self._connection = connection
+        self._settled = settled
+        self._idle = idle
+        self._pending: deque[Post] = deque()
+        self._channel: Channel | None = None
+        self._ready = False
+        self._next_tag = 1
+        self._in_flight: dict[int, Post] = {}
+        self._bytes = 0
+        self._returned: dict[str, str] = {}
+        self._known_exchanges = {""}
+        #: Posts that wait for a declaration, by the identity of its steps.
+        self._declaring: dict[int, list[Post]] = {}
+        self._blocked = False
+        connection.add_on_connection_blocked_callback(self._on_blocked)
+        connection.add_on_connection_unblocked_callback(self._on_unblocked)
+        self._open_channel()
+
+    @property
+    def busy(self) -> bool:
+        """Whether any post is not settled yet."""
+        return bool(self._pending or self._in_flight or self._declaring)
+
+    def publish(self, posts: Iterable[Post]) -> None:
+        """Take over posts; ``settled`` tells of each."""
+        self._pending.extend(posts)
+        self._pump()
+
+    def abandon_pending(self, reason: str) -> None:
+        """Settle what was not sent yet, for example because the broker blocks publishers."""
+        pending, self._pending = self._pending, deque()
+        for post in pending:
+            self._settled(post, reason)
+
+    def _open_channel(self) -> None:
+        self._ready = False
+        try:
+            channel = self._connection.channel(on_open_callback=self._on_open)
+        except AMQPError:
+            return
+        self._channel = channel
+        channel.add_on_close_callback(self._on_close)
+
+    def _on_open(self, channel: Channel) -> None:
+        channel.add_on_return_callback(self._on_return)
+        # Publishing before SelectOk would leave the last message unconfirmed for ever.
+        channel.confirm_delivery(self._on_confirm, callback=self._on_select_ok)
+
+    def _on_select_ok(self, _frame: Method[Any]) -> None:
+        self._next_tag = 1
+        self._ready = True
+        self._pump()
+
+    def _pump(self) -> None:
+        while (
+            self._pending
+            and self._ready
+            and not self._blocked
+            and len(self._in_flight) < WINDOW
+            and self._bytes < WINDOW_BYTES
+        ):
+            post = self._pending.popleft()
+            if post.exchange not in self._known_exchanges:
+                self._look_for_exchange(post)
+                continue
+            assert self._channel is not None
+            self._channel.basic_publish(
+                post.exchange, post.routing_key, post.body, post.properties, mandatory=True
+            )
+            self._in_flight[self._next_tag] = post
+            self._next_tag += 1
+            self._bytes += len(post.body)
+
+    def _on_return(
+        self,
+        _channel: Channel,
+        method: spec.Basic.Return,
+        properties: pika.BasicProperties,
+        _body: bytes,
+    ) -> None:
+        self._returned[str(properties.message_id)] = method.reply_text or "unroutable"
+
+    def _on_confirm(self, frame: Method[Any]) -> None:
+        tag: int = frame.method.delivery_tag
+        acked = frame.method.NAME == "Basic.Ack"
+        if frame.method.multiple:
+            # Tags are given out in ascending order, so a dictionary holds them in that order.
+            tags = []
+            for candidate in self._in_flight:
+                if candidate > tag:
+                    break
+                tags.append(candidate)
+        else:
+            tags = [tag]
+        for one in tags:
+            post = self._in_flight.pop(one, None)
+            if post is None:
+                continue
+            self._bytes -= len(post.body)
+            reason = self._returned.pop(post.message_id, None)
+            if not acked:
+                self._settled(post, "the broker refused it (basic.nack)")
+            elif reason is None:
+                self._settled(post, None)
+            elif post.declared:
+                self._settled(post, f"unroutable: {reason}; is a queue bound to this exchange?")
+            else:
+                self._declare_for(post)
+        self._pump()
+        self._tell_if_idle()
+
+    def _declare_for(self, post: Post) -> None:
+        """The broker knows no queue for this post: declare its topology, publish again."""
+        post.declared = True
+        key = id(post.steps)
+        waiting = self._declaring.setdefault(key, [])
+        waiting.append(post)
+        if len(waiting) == 1:
+            declare(self._connection, post.steps, lambda refusals: self._on_declared(key, refusals))
+
+    def _look_for_exchange(self, post: Post) -> None:
+        """Publishing to an exchange that is not there would close the channel for all others."""
+        if any(
+            s.method == "exchange_declare" and s.arguments["exchange"] == post.exchange
+            for s in post.steps
+        ):
+            self._known_exchanges.add(post.exchange)
+            self._declare_for(post)
+            return
+        step = Step(
+            method="exchange_declare",
+            name=f"exchange {post.exchange!r}",
+            arguments={"exchange": post.exchange, "passive": True},
+        )
+
+        def looked(refusals: list[Refusal]) -> None:
+            if not refusals:
+                self._known_exchanges.add(post.exchange)
+            self._on_declared(id(step), refusals)
+
+        self._declaring[id(step)] = [post]
+        declare(self._connection, [step], looked)
+
+    def _on_declared(self, key: int, refusals: Sequence[Refusal]) -> None:
+        posts = self._declaring.pop(key)
+        fatal = [r for r in refusals if not r.exists_differently]
+        if fatal:
+            for post in posts:
+                self._settled(post, f"{fatal[0].step.name}: {fatal[0].text}")
+        else:
+            self._pending.extendleft(reversed(posts))
+            self._pump()
+        self._tell_if_idle()
+
+    def _on_close(self, _channel: Channel, reason: Any) -> None:
+        in_flight, self._in_flight = self._in_flight, {}
+        self._returned.clear()
+        self._bytes = 0
+        self._known_exchanges = {""}
+        for post in in_flight.values():
+            self._settled(post, f"no answer from the broker before the channel closed: {reason}")
+        if self._connection.is_open:
+            _logger.warning("The publishing channel was closed: %s", reason)
+            self._open_channel()
+        else:
+            self._ready = False
+            self.abandon_pending(f"the connection was lost: {reason}")
+        self._tell_if_idle()
+
+    def _on_blocked(self, _connection: Connection, frame: Method[Any]) -> None:
+        self._blocked = True
+        _logger.warning(
+            "The broker takes no messages for now (%s); rows wait in the outbox.",
+            frame.method.reason,
+        )
+
+    def _on_unblocked(self, _connection: Connection, _frame: Method[Any]) -> None:
+        self._blocked = False
+        self._pump()
+
+    def _tell_if_idle(self) -> None:
+        if not self.busy:
+            self._idle()

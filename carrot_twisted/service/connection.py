@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeps one connection to a broker for one purpose, as long as the service runs.
+
+``twisted.application.internet.ClientService`` would do the same, but in Twisted 26.10 it raises
+automat's NoTransition when ``prepareConnection`` fails, as an AMQP handshake does.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from pika.exceptions import (
+    AuthenticationError,
+    ProbableAccessDeniedError,
+    ProbableAuthenticationError,
+)
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.protocol import Factory
+from twisted.internet.task import deferLater
+from txaio.tx import make_logger
+
+from carrot_twisted.service.protocol import CarrotProtocol
+from carrot_twisted.virtual_host import VirtualHost
+
+_log = make_logger()
+
+#: Seconds before the first, and at most before any further attempt to connect.
+FIRST_DELAY = 0.2
+LAST_DELAY = 10.0
+#: What the broker refuses on purpose is not tried again every moment.
+REFUSED_DELAY = 15.0
+CONNECT_TIMEOUT = 5.0
+
+_REFUSALS = (AuthenticationError, ProbableAccessDeniedError, ProbableAuthenticationError)
+
+
+def backoff(attempt: int, refused: bool, chance: float) -> float:
+    """Seconds until attempt number ``attempt`` (from 1): doubled each time, spread by a half.
+
+    Args:
+        attempt: failures so far.
+        refused: the broker answered, and said no.
+        chance: 0 to 1; random, so that many services do not return at the same moment.
+    """
+    delay = REFUSED_DELAY if refused else min(LAST_DELAY, FIRST_DELAY * 2 ** min(attempt - 1, 10))
+    return delay * (0.75 + chance / 2)
+
+
+class BrokerConnection:
+    """One lasting connection.
+
+    Args:
+        host: the broker, one server or several.
+        purpose: for log lines: "consuming" or "publishing".
+        connected: called with each new connection.
+        reactor: Twisted's reactor.
+    """
+
+    def __init__(
+        self,
+        host: VirtualHost,
+        purpose: str,
+        connected: Callable[[CarrotProtocol], None],
+        reactor: Any,
+    ) -> None:
+        self._host = host
+        self._purpose = purpose
+        self._connected = connected
+        self._reactor = reactor
+        self._stopping = False
+        self._protocol: CarrotProtocol | None = None
+        self._waiting: Deferred[Any] | None = None
+        self._running: Deferred[None] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the connection stands."""
+        return self._protocol is not None and self._protocol.is_open
+
+    def start(self) -> None:
+        """Connect, and connect again whenever the connection is lost."""
+        self._running = Deferred.fromCoroutine(self._run())
+
+    async def stop(self) -> None:
+        """Close the connection and stay away."""
+        self._stopping = True
+        if self._waiting is not None:
+            self._waiting.cancel()
+        if self._protocol is not None:
+            self._protocol.close()
+        if self._running is not None:
+            await self._running
+
+    async def _run(self) -> None:
+        attempt = 0
+        servers = list(self._host.servers)
+        while not self._stopping:
+            refused = False
+            server = servers[attempt % len(servers)]
+            try:
+                protocol = await self._connect(server)
+            except CancelledError:
+                break
+            except Exception as error:
+                attempt += 1
+                refused = isinstance(error, _REFUSALS)
+                _log.warn(
+                    "No connection to {label} for {purpose}: {error}",
+                    label=self._host.label,
+                    purpose=self._purpose,
+                    error=_reason(error, self._host),
+                )
+            else:
+                attempt = 1
+                await self._serve(protocol, server)
+            if self._stopping:
+                break
+            delay = backoff(max(1, attempt), refused, random.random())
+            self._waiting = deferLater(self._reactor, delay)
+            try:
+                await self._waiting
+            except CancelledError:
+                break
+            finally:
+                self._waiting = None
+
+    async def _serve(self, protocol: CarrotProtocol, server: tuple[str, int]) -> None:
+        self._protocol = protocol
+        closed = protocol.closed
+        _log.info(
+            "Connected to {host}:{port}, virtual host {name!r}, for {purpose}",
+            host=server[0],
+            port=server[1],
+            name=self._host.name,
+            purpose=self._purpose,
+        )
+        try:
+            self._connected(protocol)
+        except Exception:
+            _log.failure("The new connection to {label} is not used", label=self._host.label)
+            protocol.close()
+        reason = await closed if closed is not None else "closed at once"
+        self._protocol = None
+        if not self._stopping:
+            _log.warn(
+                "Lost the connection to {label} for {purpose}: {reason}",
+                label=self._host.label,
+                purpose=self._purpose,
+                reason=reason,
+            )
+
+    async def _connect(self, server: tuple[str, int]) -> CarrotProtocol:
+        host, port = server
+        endpoint: Any = HostnameEndpoint(self._reactor, host, port, timeout=CONNECT_TIMEOUT)
+        if self._host.secure:
+            # Imported here: TLS needs pyOpenSSL, which plain connections do without.
+            from twisted.internet.ssl import optionsForClientTLS
+
+            endpoint = wrapClientTLS(optionsForClientTLS(host), endpoint)
+        parameters = self._host.parameters(server)
+        reactor = self._reactor
+
+        class _Factory(Factory):
+            noisy = False
+
+            def buildProtocol(self, addr: Any) -> CarrotProtocol:
+                return CarrotProtocol(parameters, reactor)
+
+        self._waiting = endpoint.connect(_Factory())
+        try:
+            protocol: CarrotProtocol = await self._waiting
+        finally:
+            self._waiting = None
+        ready = protocol.ready
+        if ready is not None:
+            self._waiting = ready
+            try:
+                await ready
+            finally:
+                self._waiting = None
+        return protocol
+
+
+def _reason(error: Exception, host: VirtualHost) -> str:
+    """What went wrong, in words that name the remedy where it is known."""
+    if isinstance(error, ProbableAuthenticationError | AuthenticationError):
+        return f"user {host.username!r} or its password is refused ({error})"
+    if isinstance(error, ProbableAccessDeniedError):
+        return (
+            f"the broker closes the connection for virtual host {host.name!r}: does it exist, and "
+            f"may user {host.username!r} use it? ({error})"
+        )
+    return f"{type(error).__name__}: {error}"

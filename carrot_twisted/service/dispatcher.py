@@ -1,0 +1,357 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The life of a queue's messages: deliver, claim, run, record, settle.
+
+Everything here happens in the reactor, but for ``_work`` and ``_claimed`` as noted. A message::
+
+    deliver   waits until the pace allows another claim; a message whose task is running here
+              already is adopted: its delivery is settled together with the first
+    claim     the LogWriter asks the database, for all that wait, in one statement
+    run       what was claimed goes straight to the worker threads
+    record    the thread hands its result to the LogWriter
+    settle    after the commit: acknowledge, on the channel that delivered
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from txaio.tx import make_logger
+
+from carrot_twisted import execution, records, wire
+from carrot_twisted.conf import QueueSettings
+from carrot_twisted.consumer import Consumer
+from carrot_twisted.execution import Limits, Run
+from carrot_twisted.outcomes import Kind, Result, Verdict
+from carrot_twisted.records import Claimed, Finished
+from carrot_twisted.service.delivery import Delivery
+from carrot_twisted.service.log_writer import Claim, Finish, LogWriter
+from carrot_twisted.service.pool import WorkerPool
+from carrot_twisted.service.prefetch import Pace
+
+_log = make_logger()
+
+#: Seconds after which a message whose row is missing is looked up again; then it is dead. The row
+#: of another publisher may come late: django-carrot publishes before the commit.
+MISSING_DELAYS = (0.1, 0.3, 1.0, 2.0, 3.0, 4.0)
+#: Our own publishers send after the commit. Their message without a row is that of a deleted row.
+OWN_MISSING_DELAYS = (0.1,)
+#: So many messages may wait for their rows at once; further ones are taken for dead.
+MAX_MISSING = 200
+
+DeadLetter = Callable[[Delivery, str], None]
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One message id under way in this process."""
+
+    uuid: UUID
+    deliveries: list[Delivery]
+    tries: int = 0
+    """How often the row was looked up in vain."""
+    run: Run | None = None
+    since: float = 0.0
+    """Reactor time of the claim."""
+    result: Result | None = None
+    custody: bool = field(default=False)
+    """Acknowledged while running: the database alone has custody."""
+
+
+class Dispatcher:
+    """Runs one queue's tasks.
+
+    Args:
+        queue: its settings.
+        concurrency: number of threads.
+        consumer: the queue's consumer object, with its hooks.
+        writer: the way to the database.
+        limits: how much text to keep of a run.
+        dead_letter: takes over a delivery that no row stands for.
+        reactor: Twisted's reactor.
+    """
+
+    def __init__(
+        self,
+        *,
+        queue: QueueSettings,
+        concurrency: int,
+        consumer: Consumer,
+        writer: LogWriter,
+        limits: Limits,
+        dead_letter: DeadLetter,
+        reactor: Any,
+    ) -> None:
+        self.name = queue.name
+        self.pace = Pace(concurrency=concurrency, fixed=queue.prefetch)
+        self._consumer = consumer
+        self._writer = writer
+        self._limits = limits
+        self._dead_letter = dead_letter
+        self._reactor = reactor
+        self._pool: WorkerPool[Job] = WorkerPool(queue.name, concurrency, self._work, reactor)
+        self._waiting: deque[Delivery] = deque()
+        self._jobs: dict[UUID, Job] = {}
+        #: How many of the jobs wait for their row: they must not keep others from running.
+        self._missing = 0
+        self._pump_due = False
+        self._paused = False
+        self._stopping = False
+        self.finished = 0
+        """Tasks that came to an end here."""
+        self.on_settled: Callable[[], None] = lambda: None
+
+    @property
+    def running(self) -> int:
+        """Messages that are claimed, or about to be."""
+        return len(self._jobs)
+
+    def start(self) -> None:
+        """Start the worker threads."""
+        self._pool.start()
+
+    # deliver
+
+    def deliver(self, delivery: Delivery) -> None:
+        """A message arrived."""
+        self._waiting.append(delivery)
+        if not self._pump_due:
+            self._pump_due = True
+            # One read of the socket brings many messages: they are claimed together.
+            self._reactor.callLater(0, self._pump)
+
+    def pause(self) -> None:
+        """Claim nothing for now and give back what waits. Running tasks go on."""
+        self._paused = True
+        self._return_waiting()
+
+    def resume(self) -> None:
+        """Claim again."""
+        self._paused = False
+        self._pump()
+
+    def forget_closed(self) -> None:
+        """Drop waiting deliveries of a channel that is closed: the broker has them again."""
+        self._waiting = deque(d for d in self._waiting if d.settler.is_open)
+
+    def return_surplus(self, keep: int) -> None:
+        """Give back waiting messages beyond ``keep``, the newest first."""
+        while len(self._waiting) > keep:
+            self._waiting.pop().requeue()
+
+    # claim
+
+    def _pump(self) -> None:
+        self._pump_due = False
+        if self._stopping or self._paused:
+            self._return_waiting()
+            return
+        room = self.pace.claimed - len(self._jobs) + self._missing
+        batch: dict[UUID, Job] = {}
+        while self._waiting and room > 0:
+            delivery = self._waiting.popleft()
+            if not delivery.settler.is_open:
+                continue
+            key = _message_id(delivery)
+            if key is None:
+                self._dead_letter(
+                    delivery, "the message has no message_id of a MessageLog (a UUID)"
+                )
+            elif key in self._jobs:
+                self._adopt(self._jobs[key], delivery)
+            else:
+                job = batch[key] = self._jobs[key] = Job(key, [delivery])
+                job.since = self._reactor.seconds()
+                room -= 1
+        if batch:
+            self._claim(batch)
+
+    def _adopt(self, job: Job, delivery: Delivery) -> None:
+        if job.custody:
+            delivery.ack()
+            delivery.settler.flush()
+        else:
+            job.deliveries.append(delivery)
+
+    def _claim(self, batch: dict[UUID, Job]) -> None:
+        def answer(verdicts: dict[UUID, Claimed | Verdict]) -> None:
+            self._claimed(batch, verdicts)
+
+        self._writer.submit(Claim(ids=list(batch), token=records.new_token(), answer=answer))
+
+    def _claimed(self, batch: dict[UUID, Job], verdicts: dict[UUID, Claimed | Verdict]) -> None:
+        """On the writer's thread: what may run goes to the worker threads without a detour."""
+        others: list[tuple[Job, Verdict]] = []
+        for key, verdict in verdicts.items():
+            job = batch[key]
+            if isinstance(verdict, Verdict):
+                others.append((job, verdict))
+            else:
+                job.run = _run(verdict, job.deliveries[0], self._consumer)
+                self._pool.put(job)
+        if others:
+            self._reactor.callFromThread(self._not_claimed, others)
+
+    def _not_claimed(self, others: Sequence[tuple[Job, Verdict]]) -> None:
+        for job, verdict in others:
+            if verdict is not Verdict.MISSING:
+                self._settle(job)
+            elif self._stopping:
+                self._requeue(job)
+            else:
+                self._wait_for_row(job)
+        self._flush([job for job, _ in others])
+        self._pump()
+
+    def _wait_for_row(self, job: Job) -> None:
+        own = job.deliveries[0].properties.app_id == wire.APP_ID
+        delays = OWN_MISSING_DELAYS if own else MISSING_DELAYS
+        if job.tries < len(delays) and self._missing < MAX_MISSING:
+            self._missing += 1
+            self._reactor.callLater(delays[job.tries], self._claim_again, job)
+            job.tries += 1
+        else:
+            del self._jobs[job.uuid]
+            for delivery in job.deliveries:
+                self._dead_letter(delivery, "no MessageLog has this message_id")
+
+    def _claim_again(self, job: Job) -> None:
+        self._missing -= 1
+        if self._stopping or self._paused:
+            self._requeue(job)
+        else:
+            self._claim({job.uuid: job})
+
+    # run
+
+    def _work(self, job: Job) -> None:
+        """On a worker thread."""
+        run = job.run
+        assert run is not None
+        result = execution.execute(run, self._limits, self._consumer.failure_hook())
+        self._record(job, result)
+
+    # record
+
+    def _record(self, job: Job, result: Result) -> None:
+        run = job.run
+        assert run is not None
+        job.result = result
+        self._writer.submit(
+            Finish(
+                finished=Finished(uuid=job.uuid, token=run.token, result=result),
+                job=job,
+                written=self._written,
+            )
+        )
+
+    # settle
+
+    def _written(self, jobs: Sequence[Job]) -> None:
+        seconds = 0.0
+        size = 0
+        for job in jobs:
+            result = job.result
+            assert result is not None
+            seconds += result.ended - result.started
+            size += len(job.deliveries[0].body)
+            if result.kind is Kind.RELEASED:
+                _log.warn(
+                    "Task {task} ({uuid}) runs again later, the database was in the way: {error}",
+                    task=job.run.task if job.run else "?",
+                    uuid=job.uuid,
+                    error=result.exception,
+                )
+            self._settle(job)
+        self.finished += len(jobs)
+        self._flush(jobs)
+        if not self._stopping:
+            self.pace.measured(seconds / len(jobs), size / len(jobs))
+            self._pump()
+        self.on_settled()
+
+    def _settle(self, job: Job) -> None:
+        if self._jobs.get(job.uuid) is not job:
+            # Released at the deadline of a shutdown, and ended after all: settled already.
+            return
+        del self._jobs[job.uuid]
+        if not job.custody:
+            for delivery in job.deliveries:
+                delivery.ack()
+
+    def _requeue(self, job: Job) -> None:
+        del self._jobs[job.uuid]
+        for delivery in job.deliveries:
+            delivery.requeue()
+
+    def _flush(self, jobs: Sequence[Job]) -> None:
+        for settler in {delivery.settler for job in jobs for delivery in job.deliveries}:
+            settler.flush()
+
+    def take_custody(self, deadline: float) -> None:
+        """Acknowledge tasks that have run for more than ``deadline`` seconds.
+
+        The broker would close the channel on a delivery that stays unacknowledged too long. From
+        here on the row, and this worker's lease, see to it that the task is not forgotten.
+        """
+        now = self._reactor.seconds()
+        overdue = [
+            job for job in self._jobs.values() if not job.custody and now - job.since > deadline
+        ]
+        for job in overdue:
+            if job.run is not None:
+                for delivery in job.deliveries:
+                    delivery.ack()
+                job.custody = True
+        self._flush(overdue)
+
+    # stop
+
+    def stop_claiming(self) -> None:
+        """Give back what has not begun: messages to the broker, claimed rows to the outbox."""
+        self._stopping = True
+        self._return_waiting()
+        for job in self._pool.recall():
+            self._record(job, Result(kind=Kind.RELEASED))
+        self._pool.stop()
+
+    def release_running(self) -> int:
+        """The deadline has come: put the rows of running tasks back into the outbox.
+
+        Returns:
+            How many tasks were still running.
+        """
+        running = [job for job in self._jobs.values() if job.run is not None and not job.result]
+        for job in running:
+            self._record(job, Result(kind=Kind.RELEASED, started=1.0))
+        return len(running)
+
+    def _return_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, deque()
+        for delivery in waiting:
+            delivery.requeue()
+
+
+def _message_id(delivery: Delivery) -> UUID | None:
+    try:
+        return UUID(delivery.properties.message_id)
+    except (ValueError, TypeError, AttributeError):
+        return None
+
+
+def _run(claimed: Claimed, delivery: Delivery, consumer: Consumer) -> Run:
+    header = (delivery.properties.headers or {}).get(consumer.serializer.type_header)
+    return Run(
+        uuid=claimed.uuid,
+        token=claimed.token,
+        task=claimed.task,
+        task_args=claimed.task_args,
+        content=claimed.content,
+        queue=claimed.queue,
+        attempt=claimed.attempt,
+        header=header if isinstance(header, str) else None,
+        body=delivery.body,
+    )

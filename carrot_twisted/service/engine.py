@@ -1,0 +1,369 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All parts of a running service, put together in one place, started and stopped in order."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from django.db import connections, router
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import LoopingCall, deferLater
+from txaio.tx import make_logger
+
+from carrot_twisted import __version__, processes, publisher, records, task_logging
+from carrot_twisted.conf import CarrotSettings, QueueSettings
+from carrot_twisted.consumer import make_consumer
+from carrot_twisted.exceptions import CarrotConfigException
+from carrot_twisted.execution import Limits
+from carrot_twisted.models import MessageLog, Worker
+from carrot_twisted.records import Claimant
+from carrot_twisted.service.connection import BrokerConnection
+from carrot_twisted.service.delivery import Delivery
+from carrot_twisted.service.dispatcher import Dispatcher
+from carrot_twisted.service.log_writer import LogWriter
+from carrot_twisted.service.posting import ReactorPublisher
+from carrot_twisted.service.protocol import CarrotProtocol
+from carrot_twisted.service.relay import Relay
+from carrot_twisted.service.subscription import Subscription
+from carrot_twisted.virtual_host import VirtualHost
+
+_log = make_logger()
+
+#: Seconds between attempts to reach the database at the start.
+START_RETRY = 1.0
+#: Heartbeats per lease: two may be lost before anybody takes this worker for dead.
+BEATS_PER_LEASE = 4
+#: Seconds between looks for tasks whose message is to be acknowledged while they run.
+CUSTODY_INTERVAL = 15.0
+#: Seconds that the last writes get when a stop has passed its deadline.
+LAST_WRITES = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceOptions:
+    """What the command line says."""
+
+    queues: tuple[str, ...] = ()
+    """Consume from these only; empty: from all consumable ones."""
+    concurrency: int | None = None
+    """Instead of each queue's own."""
+    shutdown_timeout: float | None = None
+    """Instead of the setting."""
+
+
+def chosen_queues(settings: CarrotSettings, options: ServiceOptions) -> list[QueueSettings]:
+    """The queues that this service consumes from.
+
+    Raises:
+        CarrotConfigException: an unknown queue was asked for, or none is left.
+    """
+    if options.queues:
+        return [settings.queue(name) for name in dict.fromkeys(options.queues)]
+    chosen = [queue for queue in settings.queues.values() if queue.consumable]
+    if not chosen:
+        raise CarrotConfigException(
+            "No queue of CARROT['queues'] is consumable: set 'consumable': True for one, or name "
+            "one with --queue."
+        )
+    return chosen
+
+
+class Engine:
+    """The service without the process around it: usable inside any running reactor.
+
+    Args:
+        settings: checked settings.
+        options: of the command line.
+        reactor: Twisted's reactor.
+        on_fatal: called with a text when the service cannot work at all.
+
+    Raises:
+        CarrotConfigException: a queue or consumer class that does not exist.
+    """
+
+    def __init__(
+        self,
+        settings: CarrotSettings,
+        options: ServiceOptions,
+        reactor: Any,
+        on_fatal: Callable[[str], None],
+    ) -> None:
+        self._settings = settings
+        self._reactor = reactor
+        self._on_fatal = on_fatal
+        self._using = router.db_for_write(MessageLog)
+        self._shutdown_timeout = options.shutdown_timeout or settings.shutdown_timeout
+        self._lease_since: float | None = None
+        self._stopping = False
+        self._start_wait: Deferred[Any] | None = None
+        self._deadline: Deferred[Any] | None = None
+        self._hurry = False
+        queues = chosen_queues(settings, options)
+        self.worker = _this_worker(queues)
+        self._writer = LogWriter(
+            self._claimant, self._using, reactor, self._database_away, self._database_back
+        )
+        hosts = list(dict.fromkeys(queue.host for queue in settings.queues.values()))
+        self._publisher = ReactorPublisher(hosts, self._writer, self._using, reactor)
+        self._relay = Relay(
+            queues=list(settings.queues.values()),
+            writer=self._writer,
+            publisher=self._publisher,
+            claimant=self._claimant,
+            using=self._using,
+            reactor=reactor,
+        )
+        limits = Limits(result=settings.max_result_size, log=settings.max_log_size)
+        self._dispatchers = [
+            Dispatcher(
+                queue=queue,
+                concurrency=options.concurrency or queue.concurrency,
+                consumer=make_consumer(
+                    queue.consumer_class,
+                    host=queue.host,
+                    queue=queue.name,
+                    logger=logging.getLogger(task_logging.LOGGER),
+                    name=f"{queue.name}-consumer",
+                    durable=queue.durable,
+                    queue_arguments=queue.queue_arguments,
+                    exchange_arguments=queue.exchange_arguments,
+                ),
+                writer=self._writer,
+                limits=limits,
+                dead_letter=self._dead_letter_of(queue),
+                reactor=reactor,
+            )
+            for queue in queues
+        ]
+        self._subscriptions = [
+            Subscription(queue, dispatcher, reactor)
+            for queue, dispatcher in zip(queues, self._dispatchers, strict=True)
+        ]
+        self._consuming = [
+            BrokerConnection(host, "consuming", self._connector(host, queues), reactor)
+            for host in dict.fromkeys(queue.host for queue in queues)
+        ]
+        self._heartbeat = LoopingCall(self._beat)
+        self._custody = LoopingCall(self._take_custody)
+        for loop in (self._heartbeat, self._custody):
+            loop.clock = reactor
+
+    @property
+    def finished(self) -> int:
+        """Tasks that came to an end in this process."""
+        return sum(dispatcher.finished for dispatcher in self._dispatchers)
+
+    @property
+    def running(self) -> int:
+        """Tasks that are claimed and not yet recorded."""
+        return sum(dispatcher.running for dispatcher in self._dispatchers)
+
+    @property
+    def consuming(self) -> bool:
+        """Whether the broker delivers from each of the queues."""
+        return all(subscription.consuming for subscription in self._subscriptions)
+
+    async def start(self) -> None:
+        """Start all parts. Waits for a database that is away; never for the broker."""
+        task_logging.capture({*self._settings.task_modules})
+        self._writer.start()
+        if not await self._register():
+            return
+        publisher.install(self._publisher)
+        self._publisher.start()
+        for dispatcher in self._dispatchers:
+            dispatcher.start()
+        for connection in self._consuming:
+            connection.start()
+        self._relay.start()
+        self._heartbeat.start(self._settings.lease / BEATS_PER_LEASE, now=False)
+        self._custody.start(min(CUSTODY_INTERVAL, self._settings.ack_deadline / 4), now=False)
+
+    def hurry(self) -> None:
+        """End a stop now: what still runs is released."""
+        self._hurry = True
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._writer.give_up()
+
+    async def stop(self) -> bool:
+        """Stop: start nothing more, let running tasks end until the deadline, write, settle.
+
+        Returns:
+            Whether every task came to its end, so that all threads are free.
+        """
+        self._stopping = True
+        if self._start_wait is not None:
+            self._start_wait.cancel()
+        self._relay.stop()
+        for subscription in self._subscriptions:
+            # Not awaited: a broker that is away must not hold up the stop.
+            subscription.stop()
+        for dispatcher in self._dispatchers:
+            dispatcher.stop_claiming()
+        if self.running:
+            _log.info("Stopping; {n} tasks are still running", n=self.running)
+        clean = await self._drain(self._shutdown_timeout)
+        if not clean:
+            released = sum(d.release_running() for d in self._dispatchers)
+            _log.warn(
+                "{n} tasks did not end in time; they will run again elsewhere", n=released
+            )
+            await self._drain(LAST_WRITES, hurried=True)
+        self._stop_loops()
+        await self._leave()
+        for connection in self._consuming:
+            await connection.stop()
+        await self._publisher.stop()
+        publisher.install(None)
+        if self._writer.away:
+            self._writer.give_up()
+        self._reactor.callLater(LAST_WRITES, self._writer.give_up)
+        await self._writer.stop()
+        return clean
+
+    async def _drain(self, timeout: float, hurried: bool = False) -> bool:
+        """Wait until no task is under way, at most ``timeout`` seconds."""
+        end = self._reactor.seconds() + timeout
+        while self.running and self._reactor.seconds() < end and (hurried or not self._hurry):
+            self._deadline = deferLater(self._reactor, 0.02)
+            try:
+                await self._deadline
+            except CancelledError:
+                break
+            finally:
+                self._deadline = None
+        return not self.running
+
+    async def _leave(self) -> None:
+        """Forget this worker, if nothing is in progress under its name."""
+        if self._writer.away:
+            return
+        name, using = self.worker.name, self._using
+        left = MessageLog.objects.using(using).filter(worker=name, status=MessageLog.IN_PROGRESS)
+
+        def leave() -> None:
+            if not left.exists():
+                Worker.objects.using(using).filter(name=name).delete()
+
+        try:
+            await self._writer.call(leave)
+        except Exception as error:
+            _log.warn("The worker's row stays until its lease ends: {error}", error=error)
+
+    def _stop_loops(self) -> None:
+        for loop in (self._heartbeat, self._custody):
+            if loop.running:
+                loop.stop()
+
+    async def _register(self) -> bool:
+        """Make this worker known; False if that is pointless or the service is stopping."""
+
+        def register() -> float:
+            tables = connections[self._using].introspection.table_names()
+            if Worker._meta.db_table not in tables:
+                raise CarrotConfigException(
+                    f"Database {self._using!r} has no tables of carrot_twisted. "
+                    "Run: python manage.py migrate"
+                )
+            records.register(self.worker, self._using)
+            return records.heartbeat(self.worker, self._using)
+
+        while not self._stopping:
+            try:
+                self._clock_is(await self._writer.call(register))
+            except CarrotConfigException as error:
+                self._on_fatal(str(error))
+                return False
+            except Exception as error:
+                _log.error("The database cannot be reached: {error}. Trying on", error=error)
+            else:
+                return True
+            self._start_wait = deferLater(self._reactor, START_RETRY)
+            try:
+                await self._start_wait
+            except CancelledError:
+                pass
+            finally:
+                self._start_wait = None
+        return False
+
+    def _beat(self) -> Deferred[None]:
+        def late(failure: Any) -> None:
+            self._lease_since = None
+            if not self._writer.away:
+                _log.failure("No heartbeat", failure=failure)
+
+        return self._writer.call(
+            lambda: records.heartbeat(self.worker, self._using)
+        ).addCallbacks(self._clock_is, late)
+
+    def _clock_is(self, database_time: float) -> None:
+        self._writer.clock_offset = database_time - time.time()
+        if self._lease_since is None:
+            self._lease_since = self._reactor.seconds()
+
+    def _claimant(self) -> Claimant:
+        since = self._lease_since
+        return Claimant(
+            worker=self.worker.name,
+            lease=self._settings.lease,
+            max_crashes=self._settings.max_crashes,
+            judges=since is not None and self._reactor.seconds() - since > self._settings.lease,
+        )
+
+    def _take_custody(self) -> None:
+        for dispatcher in self._dispatchers:
+            dispatcher.take_custody(self._settings.ack_deadline)
+
+    def _database_away(self, reason: str) -> None:
+        self._lease_since = None
+        for subscription, dispatcher in zip(self._subscriptions, self._dispatchers, strict=True):
+            subscription.want(False)
+            dispatcher.pause()
+
+    def _database_back(self) -> None:
+        if self._stopping:
+            return
+        for subscription, dispatcher in zip(self._subscriptions, self._dispatchers, strict=True):
+            dispatcher.resume()
+            subscription.want(True)
+
+    def _dead_letter_of(self, queue: QueueSettings) -> Callable[[Delivery, str], None]:
+        def dead_letter(delivery: Delivery, reason: str) -> None:
+            self._publisher.dead_letter(queue.host, queue.name, delivery, reason)
+
+        return dead_letter
+
+    def _connector(
+        self, host: VirtualHost, queues: Sequence[QueueSettings]
+    ) -> Callable[[CarrotProtocol], None]:
+        def connected(protocol: CarrotProtocol) -> None:
+            for subscription, queue in zip(self._subscriptions, queues, strict=True):
+                if queue.host == host:
+                    subscription.connected(protocol)
+
+        return connected
+
+
+def _this_worker(queues: Sequence[QueueSettings]) -> Worker:
+    pid = os.getpid()
+    host = socket.gethostname()
+    return Worker(
+        name=f"{host[:70]}-{pid}-{secrets.token_hex(3)}",
+        host=host[:200],
+        pid=pid,
+        machine=processes.machine(),
+        process_start=processes.start_of(pid),
+        version=__version__,
+        queues="\n".join(queue.name for queue in queues),
+    )
+
+

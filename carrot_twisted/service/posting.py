@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The service's publishing: its own connections, apart from the consuming ones.
+
+In a memory alarm the broker reads nothing from a connection that publishes, acknowledgements
+included; so consuming has a connection of its own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pika
+from txaio.tx import make_logger
+
+from carrot_twisted import outbox, topology, wire
+from carrot_twisted.models import MessageLog
+from carrot_twisted.outbox import Post
+from carrot_twisted.publishing import PublishingSession
+from carrot_twisted.service.connection import BrokerConnection
+from carrot_twisted.service.delivery import Delivery
+from carrot_twisted.service.log_writer import Confirmed, LogWriter
+from carrot_twisted.service.protocol import CarrotProtocol
+from carrot_twisted.virtual_host import VirtualHost
+
+_log = make_logger()
+
+#: Says on a dead letter why it is there.
+REASON_HEADER = "x-carrot-reason"
+QUEUE_HEADER = "x-carrot-queue"
+#: Not user_id, which the broker checks against our own, and not expiration: it is kept for ever.
+_COPIED = (
+    "content_type",
+    "content_encoding",
+    "priority",
+    "correlation_id",
+    "reply_to",
+    "message_id",
+    "timestamp",
+    "type",
+    "app_id",
+)
+#: Seconds until a dead letter is tried again that the broker did not take.
+DEAD_LETTER_RETRY = 5.0
+#: Seconds until a relay tries rows again whose connection was lost.
+LOST_RETRY = 1.0
+#: Posts that wait for a confirm; above this, rows are left to the relay: the table is the buffer.
+MAX_WAITING = 20_000
+
+
+class ReactorPublisher:
+    """Takes committed rows of this process to the broker (see ``publisher.Publisher``).
+
+    Args:
+        hosts: the brokers of all queues.
+        writer: notes confirms, with its next batch.
+        using: database alias of the rows.
+        reactor: Twisted's reactor.
+    """
+
+    def __init__(
+        self, hosts: Sequence[VirtualHost], writer: LogWriter, using: str, reactor: Any
+    ) -> None:
+        self._writer = writer
+        self._using = using
+        self._reactor = reactor
+        self._sessions: dict[VirtualHost, PublishingSession] = {}
+        self.protocols: dict[VirtualHost, CarrotProtocol] = {}
+        self.connections = [
+            BrokerConnection(host, "publishing", self._connector(host), reactor) for host in hosts
+        ]
+        self._lock = threading.Lock()
+        self._inbox: list[Sequence[MessageLog]] = []
+        self._waiting: dict[Post, Callable[[str | None], None] | None] = {}
+        self._confirmed: list[str] = []
+        self._errors: dict[str, str] = {}
+        self._note_due = False
+        self._flushers: list[threading.Event] = []
+        self._dead: Counter[tuple[str, str]] = Counter()
+
+    def can_publish(self, host: VirtualHost) -> bool:
+        """Whether a post to this broker would go out now."""
+        return host in self._sessions and len(self._waiting) < MAX_WAITING
+
+    # From any thread.
+
+    def submit(self, rows: Sequence[MessageLog], using: str) -> None:
+        """Take over committed rows."""
+        with self._lock:
+            wake = not self._inbox
+            self._inbox.append(rows)
+        if wake:
+            self._reactor.callFromThread(self._take)
+
+    def flush(self, timeout: float) -> bool:
+        """Wait, in a worker thread, until all that was taken over is settled."""
+        done = threading.Event()
+        self._reactor.callFromThread(self._add_flusher, done)
+        return done.wait(timeout)
+
+    # In the reactor.
+
+    def publish_rows(self, rows: Sequence[MessageLog]) -> None:
+        """Send rows; those that cannot go out now stay in the outbox."""
+        for host, posts in outbox.posts(rows).items():
+            if self.can_publish(host):
+                self._waiting.update(dict.fromkeys(posts))
+                self._sessions[host].publish(posts)
+
+    def dead_letter(self, host: VirtualHost, queue: str, delivery: Delivery, reason: str) -> None:
+        """Move a delivery to the queue's dead-letter queue; acknowledged when that holds it."""
+        if not delivery.settler.is_open:
+            return
+        properties = delivery.properties
+        headers = {
+            key: value
+            for key, value in (properties.headers or {}).items()
+            # Copied, RabbitMQ before 4.0 would take these for a cycle and drop the message.
+            if not key.startswith(("x-death", "x-first-death", "x-last-death"))
+        }
+        headers |= {REASON_HEADER: reason, QUEUE_HEADER: queue}
+        copy = pika.BasicProperties(
+            **{
+                name: getattr(properties, name)
+                for name in _COPIED
+            },
+            headers=headers,
+            delivery_mode=wire.PERSISTENT,
+        )
+        post = Post(
+            message_id=str(properties.message_id),
+            exchange="",
+            routing_key=topology.dead_letter_queue(queue),
+            body=delivery.body,
+            properties=copy,
+            steps=topology.dead_letter_steps(queue),
+        )
+
+        def settled(error: str | None) -> None:
+            if error is None:
+                self._tell_dead(queue, reason)
+                delivery.ack()
+                delivery.settler.flush()
+            else:
+                self._reactor.callLater(
+                    DEAD_LETTER_RETRY, self.dead_letter, host, queue, delivery, reason
+                )
+
+        if host in self._sessions:
+            self._waiting[post] = settled
+            self._sessions[host].publish([post])
+        else:
+            settled("no connection")
+
+    def _tell_dead(self, queue: str, reason: str) -> None:
+        """One log line a second and reason, however many messages there are."""
+        if not self._dead:
+            self._reactor.callLater(1.0, self._log_dead)
+        self._dead[queue, reason] += 1
+
+    def _log_dead(self) -> None:
+        dead, self._dead = self._dead, Counter()
+        for (queue, reason), count in dead.items():
+            _log.error(
+                "{n} messages of queue {queue} cannot run: {reason}. They are kept in {dead}",
+                n=count,
+                queue=queue,
+                reason=reason,
+                dead=topology.dead_letter_queue(queue),
+            )
+
+    def start(self) -> None:
+        """Connect."""
+        for connection in self.connections:
+            connection.start()
+
+    async def stop(self) -> None:
+        """Close the connections. What is unconfirmed stays in the outbox."""
+        for connection in self.connections:
+            await connection.stop()
+        self._note()
+
+    def _connector(self, host: VirtualHost) -> Callable[[CarrotProtocol], None]:
+        def connected(protocol: CarrotProtocol) -> None:
+            self.protocols[host] = protocol
+            self._sessions[host] = PublishingSession(
+                protocol.connection, self._settled, self._answer_flushers
+            )
+            protocol.connection.add_on_close_callback(lambda *_: closed(protocol))
+
+        def closed(protocol: CarrotProtocol) -> None:
+            if self.protocols.get(host) is protocol:
+                del self.protocols[host]
+                del self._sessions[host]
+
+        return connected
+
+    def _take(self) -> None:
+        with self._lock:
+            inbox, self._inbox = self._inbox, []
+        for rows in inbox:
+            try:
+                self.publish_rows(rows)
+            except Exception:
+                _log.failure("Committed rows could not be made into messages")
+        self._answer_flushers()
+
+    def _settled(self, post: Post, error: str | None) -> None:
+        callback = self._waiting.pop(post, None)
+        if callback is not None:
+            callback(error)
+        elif error is None:
+            self._confirmed.append(post.message_id)
+        else:
+            self._errors[post.message_id] = error
+        if not self._note_due:
+            self._note_due = True
+            self._reactor.callLater(0, self._note)
+
+    def _note(self) -> None:
+        self._note_due = False
+        if self._confirmed:
+            confirmed, self._confirmed = self._confirmed, []
+            self._writer.submit(Confirmed(message_ids=confirmed))
+        if self._errors:
+            errors, self._errors = self._errors, {}
+            delay = outbox.RELAY_RETRY if self._sessions else LOST_RETRY
+            using = self._using
+            self._writer.call(lambda: outbox.note_errors(errors, using, delay)).addErrback(
+                lambda f: _log.warn("Publish errors could not be noted: {e}", e=f.value)
+            )
+
+    def _add_flusher(self, done: threading.Event) -> None:
+        self._flushers.append(done)
+        self._answer_flushers()
+
+    def _answer_flushers(self) -> None:
+        if self._flushers and not self._inbox and not self._waiting:
+            flushers, self._flushers = self._flushers, []
+            for done in flushers:
+                done.set()

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""pika's Twisted adapter, with its faults cured. The only module that knows that adapter.
+
+The adapter is deprecated in pika 1.5 and leaves in 2.0; everything else here works on
+``pika.connection.Connection``, so only this file has to follow. What is cured:
+
+- the reason of a close is kept (the adapter tells ``ConnectionDone`` for whatever the broker said,
+  and ``AMQPConnectionError(1)`` for a wrong password or a missing virtual host);
+- a peer that stopped answering is given up for good: ``loseConnection`` waits for unsent data, or
+  for TLS's farewell, for ever, so the transport is aborted after a moment;
+- frames written after the loss of the transport are dropped instead of raising AttributeError;
+- deliveries come to a plain callback (the adapter's queue loses what it holds on a cancel), and an
+  exception in it does not kill the connection;
+- the handshake has a time limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pika
+from pika.adapters.twisted_connection import (
+    TwistedChannel,
+    TwistedProtocolConnection,
+    _TwistedConnectionAdapter,
+)
+from pika.exceptions import AMQPError, StreamLostError
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone
+from twisted.python.failure import Failure
+from txaio.tx import make_logger
+
+_log = make_logger()
+
+#: Seconds that a closing transport gets to send what it holds.
+FAREWELL = 2.0
+#: Seconds for TCP's peer to finish the AMQP handshake.
+HANDSHAKE = 15.0
+
+OnMessage = Callable[[Any, Any, Any, bytes], None]
+
+
+class _Connection(_TwistedConnectionAdapter):
+    """The adapter's connection, with an end that comes and a reason that stays."""
+
+    def _adapter_disconnect_stream(self) -> None:
+        transport: Any = self._transport
+        if transport is None:
+            return
+        transport.loseConnection()
+
+        def abort() -> None:
+            if self._transport is transport:
+                transport.abortConnection()
+
+        self._reactor.callLater(FAREWELL, abort)
+
+    def _adapter_emit_data(self, data: bytes) -> None:
+        transport: Any = self._transport
+        if transport is not None:
+            transport.write(data)
+
+    def connection_lost(self, error: Failure) -> None:
+        self._transport = None
+        if self._error is None:
+            reason = error.value
+            self._error = StreamLostError(
+                "the broker closed the connection"
+                if isinstance(reason, ConnectionDone)
+                else f"{type(reason).__name__}: {reason}"
+            )
+        self._on_stream_terminated(None)
+
+
+class CarrotChannel(TwistedChannel):
+    """A channel whose deliveries come to a callback."""
+
+    @property
+    def raw(self) -> pika.channel.Channel:
+        """pika's own channel: acknowledgements need no Deferred."""
+        return self._channel
+
+    def consume(self, queue: str, on_message: OnMessage) -> Deferred[Any]:
+        """Start a consumer; fires with pika's ConsumeOk frame."""
+
+        def guarded(channel: Any, method: Any, properties: Any, body: bytes) -> None:
+            try:
+                on_message(channel, method, properties, body)
+            except Exception:
+                _log.failure("A delivery from {queue} could not be taken in", queue=queue)
+
+        return self._wrap_channel_method("basic_consume")(
+            queue=queue, on_message_callback=guarded
+        )
+
+    def cancel(self, consumer_tag: str) -> Deferred[Any]:
+        """Stop a consumer. What was delivered stays ours to acknowledge or return."""
+        return self._wrap_channel_method("basic_cancel")(consumer_tag=consumer_tag)
+
+
+class CarrotProtocol(TwistedProtocolConnection):
+    """One AMQP connection in the reactor.
+
+    ``ready`` fires when the handshake is done, or fails with the broker's reason. ``closed``, from
+    then on, fires with the reason of the close.
+    """
+
+    def __init__(self, parameters: pika.ConnectionParameters, reactor: Any) -> None:
+        super().__init__(parameters, custom_reactor=reactor)
+        self._impl = _Connection(
+            parameters=parameters,
+            on_open_callback=self._on_connection_ready,
+            on_open_error_callback=self._on_connection_failed,
+            on_close_callback=self._on_connection_closed,
+            custom_reactor=reactor,
+        )
+        assert self.ready is not None
+        # Cancelling the Deferred on the time limit closes the transport.
+        self.ready.addTimeout(HANDSHAKE, reactor, self._on_silence)
+
+    @property
+    def connection(self) -> pika.connection.Connection:
+        """pika's connection, for code that is shared with other adapters."""
+        return self._impl
+
+    def channel(self, channel_number: int | None = None) -> Deferred[CarrotChannel]:
+        """Open a channel."""
+        opened: Deferred[Any] = Deferred()
+        try:
+            self._impl.channel(channel_number, opened.callback)
+        except AMQPError:
+            return _failed()
+        self._calls.add(opened)
+        opened.addCallback(self._clear_call, opened)
+        return opened.addCallback(CarrotChannel)
+
+    def _on_connection_failed(
+        self, _connection: Any, error_message: Exception | None = None
+    ) -> None:
+        ready, self.ready = self.ready, None
+        if ready:
+            ready.errback(error_message or StreamLostError("the connection failed"))
+
+    def _on_silence(self, value: Any, timeout: float) -> Any:
+        transport: Any = self.transport
+        if transport is not None:
+            transport.abortConnection()
+        return Failure(StreamLostError(f"no AMQP handshake within {timeout:g} seconds"))
+
+
+def _failed() -> Deferred[Any]:
+    """A Deferred that has failed with the exception being handled."""
+    result: Deferred[Any] = Deferred()
+    result.errback(Failure())
+    return result

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sends what a publisher left in the outbox, and looks after rows that others forgot.
+
+Every service runs one. They share the work by conditional updates, so none has to lead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import LoopingCall
+from txaio.tx import make_logger
+
+from carrot_twisted import outbox, records
+from carrot_twisted.conf import QueueSettings
+from carrot_twisted.records import Claimant
+from carrot_twisted.service.log_writer import LogWriter
+from carrot_twisted.service.posting import ReactorPublisher
+
+_log = make_logger()
+
+#: Seconds between looks at the outbox.
+INTERVAL = 1.0
+#: Rows that one look takes at most.
+BATCH = 1000
+#: Seconds between looks for rows of dead workers.
+REAP_INTERVAL = 3.0
+#: Seconds between looks for messages that never came.
+RING_INTERVAL = 30.0
+#: Seconds that a confirmed row may wait although its queue is empty.
+QUIET = 60.0
+
+
+class Relay:
+    """The outbox's sender, and the reaper.
+
+    Args:
+        queues: the settings of all queues.
+        writer: the way to the database.
+        publisher: the way to the broker.
+        claimant: in whose name dead workers are judged.
+        using: database alias.
+        reactor: Twisted's reactor.
+    """
+
+    def __init__(
+        self,
+        *,
+        queues: Sequence[QueueSettings],
+        writer: LogWriter,
+        publisher: ReactorPublisher,
+        claimant: Callable[[], Claimant],
+        using: str,
+        reactor: Any,
+    ) -> None:
+        self._queues = queues
+        self._writer = writer
+        self._publisher = publisher
+        self._claimant = claimant
+        self._using = using
+        self._loops = {
+            interval: LoopingCall(self._guarded, work)
+            for interval, work in (
+                (INTERVAL, self._relay),
+                (REAP_INTERVAL, self._reap),
+                (RING_INTERVAL, self._ring),
+            )
+        }
+        for loop in self._loops.values():
+            loop.clock = reactor
+
+    def start(self) -> None:
+        """Begin, with a look at once."""
+        for interval, loop in self._loops.items():
+            loop.start(interval, now=True)
+
+    def stop(self) -> None:
+        """Look no more."""
+        for loop in self._loops.values():
+            if loop.running:
+                loop.stop()
+
+    def _guarded(self, work: Callable[[], Any]) -> Deferred[None]:
+        """A LoopingCall ends at its first failure; this one goes on (Twisted ticket 1396)."""
+
+        def failed(failure: Any) -> None:
+            if not self._writer.away:
+                _log.failure("The relay met an error and goes on", failure=failure)
+
+        return Deferred.fromCoroutine(work()).addErrback(failed)
+
+    async def _relay(self) -> None:
+        queues = [q.name for q in self._queues if self._publisher.can_publish(q.host)]
+        while queues and not self._writer.away:
+            rows = await self._writer.call(
+                lambda: outbox.take_unsent(queues, BATCH, self._using)
+            )
+            if rows:
+                _log.info("Sending {n} messages that were left in the outbox", n=len(rows))
+                self._publisher.publish_rows(rows)
+            if len(rows) < BATCH:
+                return
+
+    async def _reap(self) -> None:
+        if self._writer.away:
+            return
+        claimant = self._claimant()
+        count = await self._writer.call(lambda: records.reap(claimant, self._using))
+        if count:
+            _log.warn("{n} tasks of workers that died are published again", n=count)
+
+    async def _ring(self) -> None:
+        """Rows whose message was confirmed and is gone: ring again, if their queue is empty."""
+        for queue in self._queues:
+            protocol = self._publisher.protocols.get(queue.host)
+            if protocol is None or self._writer.away:
+                continue
+            channel = await protocol.channel()
+            try:
+                frame = await channel.queue_declare(queue.name, passive=True)
+            except Exception:
+                # No such queue: the consumer declares it, and the next look finds it empty.
+                continue
+            await channel.close()
+            if frame.method.message_count:
+                continue
+            name = queue.name
+            count = await self._writer.call(
+                lambda name=name: outbox.ring_again(name, QUIET, BATCH, self._using)
+            )
+            if count:
+                _log.warn(
+                    "{n} messages of queue {queue} never came; they are sent again",
+                    n=count,
+                    queue=name,
+                )

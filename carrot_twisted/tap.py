@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``twistd carrot``: its options, and the process around the engine.
+
+``makeService`` runs before twistd becomes a daemon and gives up root: it touches neither Django
+nor a socket nor a thread. ``startService`` does, in the process that stays.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+from twisted.python import usage
+from txaio.tx import make_logger, set_global_log_level
+
+if TYPE_CHECKING:
+    from carrot_twisted.service.engine import Engine, ServiceOptions
+
+_log = make_logger()
+
+EXIT_CRASH = 1
+#: sysexits.h's EX_CONFIG: a supervisor should not try again.
+EXIT_CONFIG = 78
+
+
+def _number(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError("must be 1 or more")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise ValueError("must be more than 0")
+    return value
+
+
+def _level(text: str) -> str:
+    level = text.lower()
+    level = {"warning": "warn"}.get(level, level)
+    if level not in ("debug", "info", "warn", "error", "critical"):
+        raise ValueError("must be one of debug, info, warning, error, critical")
+    return level
+
+
+class Options(usage.Options):
+    """Options of ``twistd carrot``."""
+
+    synopsis = "[twistd options] carrot --settings=proj.settings [options]"
+    longdesc = (
+        "Runs the tasks that a Django project publishes to RabbitMQ. Start it in the folder of "
+        "manage.py. With twistd's -n it stays in the foreground and logs to standard output."
+    )
+    optParameters = (
+        ["settings", "s", None, "Settings module of the project; default: DJANGO_SETTINGS_MODULE."],
+        ["concurrency", "c", None, "Tasks at once per queue, instead of the settings'.", _number],
+        ["shutdown-timeout", None, None, "Seconds for running tasks to end.", _seconds],
+        ["loglevel", "l", "info", "debug, info, warning, error or critical.", _level],
+    )
+    optFlags = (["no-scheduler", None, "Publish no scheduled tasks; only consume."],)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self["queues"] = []
+
+    def opt_queue(self, name: str) -> None:
+        """Consume from this queue only; may be given several times."""
+        self["queues"].append(name)
+
+    opt_q = opt_queue
+
+    def postOptions(self) -> None:
+        """Take the settings module from the environment if it was not given."""
+        self["settings"] = self["settings"] or os.environ.get("DJANGO_SETTINGS_MODULE")
+        if not self["settings"]:
+            raise usage.UsageError(
+                "Say which Django project to run: twistd carrot --settings=proj.settings"
+            )
+
+
+class CarrotService(Service):
+    """The process: Django's set-up, signals, exit status. The work is the engine's.
+
+    Args:
+        settings_module: dotted path of the Django settings.
+        options: the engine's options.
+        folder: the project's folder, put on the import path.
+        nodaemon: twistd stays in the foreground.
+    """
+
+    name = "carrot"
+
+    def __init__(
+        self, settings_module: str, options: dict[str, Any], folder: str, nodaemon: bool
+    ) -> None:
+        self._settings_module = settings_module
+        self._options = options
+        self._folder = folder
+        self._nodaemon = nodaemon
+        self._engine: Engine | None = None
+        self._reactor: Any = None
+        self._signals = 0
+
+    def startService(self) -> None:
+        """Set up Django and start the engine."""
+        super().startService()
+        from twisted.internet import reactor
+
+        self._reactor = reactor
+        # Twisted's clock is the wall's: a clock that is set would stall or fire every timer.
+        self._reactor.seconds = time.monotonic
+        if self._folder not in sys.path:
+            sys.path.insert(0, self._folder)
+        os.environ["DJANGO_SETTINGS_MODULE"] = self._settings_module
+        try:
+            self._engine = self._make_engine()
+        except _Misconfigured as error:
+            self._refuse(str(error))
+        self._reactor.callWhenRunning(self._begin)
+
+    def _make_engine(self) -> Engine:
+        try:
+            import django
+            from django.core.exceptions import ImproperlyConfigured
+
+            django.setup()
+        except ImportError as error:
+            raise _Misconfigured(
+                f"Settings {self._settings_module!r} or an app cannot be imported: {error}. "
+                "Start twistd in the folder of manage.py, or set PYTHONPATH."
+            ) from error
+        except (ImproperlyConfigured, ValueError, LookupError, SyntaxError) as error:
+            raise _Misconfigured(f"Django does not start: {error}") from error
+        from django.apps import apps
+
+        if not apps.is_installed("carrot_twisted"):
+            raise _Misconfigured("Add 'carrot_twisted' to INSTALLED_APPS.")
+        from carrot_twisted import checks, conf
+        from carrot_twisted.exceptions import CarrotConfigException
+        from carrot_twisted.service.engine import Engine
+
+        try:
+            checks.require()
+            return Engine(conf.current(), self._engine_options(), self._reactor, self._fatal)
+        except CarrotConfigException as error:
+            raise _Misconfigured(str(error)) from error
+
+    def _engine_options(self) -> ServiceOptions:
+        from carrot_twisted.service.engine import ServiceOptions
+
+        return ServiceOptions(**self._options)
+
+    def _begin(self) -> None:
+        # twistd ends itself with the signal it was stopped by; a clean stop shall exit with 0.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        assert self._engine is not None
+        _log.info(
+            "carrot starts as worker {name} for {settings}",
+            name=self._engine.worker.name,
+            settings=self._settings_module,
+        )
+        Deferred.fromCoroutine(self._engine.start()).addErrback(self._crash)
+
+    def _on_signal(self, number: int, _frame: Any) -> None:
+        self._signals += 1
+        first = self._signals == 1
+        self._reactor.callFromThread(self._stop_reactor if first else self._hurry)
+
+    def _stop_reactor(self) -> None:
+        if self._reactor.running:
+            _log.info("Stopping on request; a second signal ends at once")
+            self._reactor.stop()
+
+    def _hurry(self) -> None:
+        if self._engine is not None:
+            self._engine.hurry()
+
+    def stopService(self) -> Deferred[None]:
+        """Drain: the reactor runs until this has fired."""
+        super().stopService()
+        return Deferred.fromCoroutine(self._stop()).addErrback(self._crash)
+
+    async def _stop(self) -> None:
+        if self._engine is not None:
+            clean = await self._engine.stop()
+            _log.info("Stopped; {n} tasks were run", n=self._engine.finished)
+            if not clean:
+                # A thread that is stuck must not hold up the end of the process.
+                _exit_with(0)
+
+    def _fatal(self, text: str) -> None:
+        _log.critical("{text}", text=text)
+        _exit_with(EXIT_CONFIG)
+        self._stop_reactor()
+
+    def _crash(self, failure: Any) -> None:
+        _log.failure("The service met an error that it cannot live with", failure=failure)
+        _exit_with(EXIT_CRASH)
+        self._stop_reactor()
+
+    def _refuse(self, text: str) -> None:
+        if self._nodaemon:
+            sys.stderr.write(f"carrot: {text}\n")
+            sys.stderr.flush()
+            raise SystemExit(EXIT_CONFIG)
+        # As a daemon, twistd hands the text of an exception to the command that was typed.
+        raise RuntimeError(text)
+
+
+class _Misconfigured(Exception):
+    """The service cannot start with these settings."""
+
+
+_exit_status: int | None = None
+
+
+def _exit_with(status: int) -> None:
+    """Let the process end with this status once twistd has tidied up.
+
+    twistd knows no exit status, and the interpreter would wait for nothing that a stuck thread
+    holds: the last thing that runs ends the process.
+    """
+    global _exit_status
+    if _exit_status is None:
+        atexit.register(_exit)
+    _exit_status = status
+
+
+def _exit() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(_exit_status or 0)
+
+
+def makeService(options: Options) -> CarrotService:
+    """What twistd runs. Nothing of Django is imported yet."""
+    set_global_log_level(options["loglevel"])
+    parent = options.parent
+    return CarrotService(
+        settings_module=options["settings"],
+        options={
+            "queues": tuple(options["queues"]),
+            "concurrency": options["concurrency"],
+            "shutdown_timeout": options["shutdown-timeout"],
+        },
+        folder=os.getcwd(),
+        nodaemon=bool(parent is None or parent["nodaemon"]),
+    )
+
+

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Captures the log lines of a task: those of logger ``carrot`` and of the task modules' loggers.
+
+Each run has a ``Transcript`` in a context variable, so lines never mix: not between threads, not
+between tasks, and coroutines and threads started with a copied context belong to their task.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextvars import ContextVar
+
+from carrot_twisted import outcomes
+
+#: django-carrot's format; its monitor reads the level between the time and the "::".
+LOGGING_FORMAT = "%(threadName)-10s %(asctime)-10s %(levelname)s:: %(message)s"
+#: The logger of django-carrot, for tasks anywhere.
+LOGGER = "carrot"
+
+
+class Transcript:
+    """The lines of one run, bounded: a flood of lines must not fill memory or the database."""
+
+    __slots__ = ("_left", "_lines", "_lost")
+
+    def __init__(self, limit: int) -> None:
+        self._lines: list[str] = []
+        self._left = limit
+        self._lost = 0
+
+    def add(self, line: str) -> None:
+        if self._left <= 0:
+            self._lost += 1
+            return
+        self._left -= len(line) + 1
+        self._lines.append(line)
+
+    def text(self, limit: int) -> str:
+        """All lines, fit for the database; says how many are missing, if any."""
+        if not self._lines:
+            return ""
+        lines = self._lines
+        if self._lost:
+            lines = [*lines, f"… (cut: {self._lost} more lines)"]
+        return outcomes.stored("\n".join(lines), limit + 100)
+
+
+current: ContextVar[Transcript | None] = ContextVar("carrot_transcript", default=None)
+
+
+class CaptureHandler(logging.Handler):
+    """Writes a record into the transcript of the task that logs it, if any."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.setFormatter(logging.Formatter(LOGGING_FORMAT))
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        # Without logging's lock: a transcript belongs to one run, and 16 threads in a queue for
+        # one lock cost more than the formatting.
+        transcript = current.get()
+        if transcript is not None:
+            try:
+                transcript.add(self.format(record))
+            except Exception:
+                self.handleError(record)
+        return True
+
+
+_handler = CaptureHandler()
+
+
+def capture(names: set[str]) -> None:
+    """Capture the loggers of these names, and ``carrot``, from level DEBUG.
+
+    A logger whose level the project has set keeps it. What a logger writes elsewhere is not
+    changed, apart from records that only its missing level held back.
+    """
+    for name in sorted({LOGGER, *names}):
+        logger = logging.getLogger(name)
+        if _handler in _handlers_above(logger):
+            continue
+        logger.addHandler(_handler)
+        if logger.level == logging.NOTSET:
+            logger.setLevel(logging.DEBUG)
+
+
+def _handlers_above(logger: logging.Logger | None) -> list[logging.Handler]:
+    """Handlers that already get this logger's records: a second capture would double lines."""
+    found: list[logging.Handler] = []
+    while logger is not None:
+        found += logger.handlers
+        logger = logger.parent if logger.propagate else None
+    return found

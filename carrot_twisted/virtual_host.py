@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a broker is and how to log in there. A value; it opens connections only on request."""
+
+from __future__ import annotations
+
+import ssl
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote, urlsplit
+
+if TYPE_CHECKING:
+    import pika
+
+AMQP_PORT = 5672
+AMQPS_PORT = 5671
+#: Asked of the broker, in seconds. Long enough for a busy interpreter, short enough to notice a
+#: dead peer in about a minute.
+HEARTBEAT = 30
+
+
+class VirtualHost:
+    """A RabbitMQ virtual host, on one server or on any of a cluster's.
+
+    The signature is django-carrot's; unlike there, a URL may leave the port out, credentials may
+    be percent-encoded, ``amqps://`` is honoured everywhere, and neither ``str`` nor ``repr``
+    shows the password.
+
+    Args:
+        url: ``amqp://user:password@host:port/vhost``, or ``amqps://`` for TLS. Several servers
+            of a cluster are separated by commas: ``amqp://u:p@one:5672,two:5672/vhost``. Parts
+            left out of the URL are taken from the other arguments.
+        host: host name, or several separated by commas, each with an optional ``:port``.
+        name: name of the virtual host, percent-encoded as in a URL (``%2f`` is ``/``).
+        port: port of those hosts that name none; default 5672, or 5671 with TLS.
+        username: RabbitMQ user.
+        password: that user's password.
+        secure: use TLS and verify the server's certificate and host name.
+
+    Raises:
+        ValueError: the URL cannot be understood. The text never holds the password.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        host: str = "localhost",
+        name: str = "%2f",
+        port: int | None = None,
+        username: str = "guest",
+        password: str = "guest",  # noqa: S107 - RabbitMQ's own public default
+        secure: bool = False,
+    ) -> None:
+        netloc = host
+        if url is not None:
+            scheme, separator, rest = url.partition("://")
+            if not separator or scheme not in ("amqp", "amqps"):
+                raise ValueError(
+                    "a broker URL starts with amqp:// or amqps://, "
+                    "for example amqp://user:password@localhost:5672/my-vhost"
+                )
+            secure = scheme == "amqps"
+            # Not urlsplit's own netloc: it refuses the commas and ports of a cluster.
+            authority, _, path = rest.partition("/")
+            if "?" in path or "#" in path or "?" in authority or "#" in authority:
+                raise ValueError(
+                    "a broker URL has no query and no fragment; write '?', '#' and '/' in a "
+                    "password as %3F, %23 and %2F"
+                )
+            credentials, at, netloc = authority.rpartition("@")
+            if at:
+                user, _, word = credentials.partition(":")
+                username, password = unquote(user), unquote(word)
+            name = path or name
+        self.secure = secure
+        default_port = port or (AMQPS_PORT if secure else AMQP_PORT)
+        #: (host, port) of each server, tried in turn.
+        self.servers = tuple(_server(part, default_port) for part in netloc.split(","))
+        self.host, self.port = self.servers[0]
+        self.name = unquote(name) or "/"
+        self.username = username
+        self.password = password
+
+    @property
+    def label(self) -> str:
+        """``host:port/vhost`` without credentials: fit for logs and pages."""
+        servers = ",".join(f"{host}:{port}" for host, port in self.servers)
+        return f"{servers}/{quote(self.name, safe='')}"
+
+    def parameters(self, server: tuple[str, int] | None = None) -> pika.ConnectionParameters:
+        """Connection parameters for ``server`` (one of ``servers``; default the first)."""
+        import pika
+
+        host, port = server or self.servers[0]
+        options: dict[str, Any] = {}
+        if self.secure:
+            options["ssl_options"] = pika.SSLOptions(ssl.create_default_context(), host)
+        return pika.ConnectionParameters(
+            host=host,
+            port=port,
+            virtual_host=self.name,
+            credentials=pika.PlainCredentials(self.username, self.password),
+            heartbeat=HEARTBEAT,
+            connection_attempts=1,
+            socket_timeout=5,
+            stack_timeout=10,
+            blocked_connection_timeout=None,
+            client_properties={"product": "carrot-twisted"},
+            **options,
+        )
+
+    @property
+    def blocking_connection(self) -> pika.BlockingConnection:
+        """A new ``pika.BlockingConnection``, the caller's to close (django-carrot's property)."""
+        import pika
+
+        return pika.BlockingConnection([self.parameters(server) for server in self.servers])
+
+    def _identity(self) -> tuple[object, ...]:
+        return (self.servers, self.name, self.username, self.password, self.secure)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, VirtualHost) and self._identity() == other._identity()
+
+    def __hash__(self) -> int:
+        return hash(self._identity())
+
+    def __str__(self) -> str:
+        return f"{'amqps' if self.secure else 'amqp'}://{self.username}@{self.label}"
+
+    def __repr__(self) -> str:
+        return f"<VirtualHost {self}>"
+
+
+def _server(text: str, default_port: int) -> tuple[str, int]:
+    try:
+        parts = urlsplit(f"//{text.strip()}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if not host:
+        # The text may hold a piece of a badly quoted password: it is not repeated.
+        raise ValueError(
+            "a broker URL needs a host and, if any, a numeric port; "
+            "percent-encode '@', ':' and '/' in user name and password"
+        )
+    return host, port or default_port
