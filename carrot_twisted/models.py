@@ -23,11 +23,11 @@ from django.db.models import Q
 from django.db.models.expressions import CombinedExpression
 from django.db.models.functions import Now
 
-from carrot_twisted import conf, signals, wire
+from carrot_twisted import conf, signals, statements, wire
 from carrot_twisted.exceptions import CarrotConfigException
 
 #: Rows per INSERT statement of ``enqueue``.
-INSERT_BATCH = 1000
+INSERT_BATCH = 2000
 #: A new row is its publisher's business for so many seconds, then any relay's.
 GRACE = 3.0
 
@@ -63,7 +63,11 @@ class MessageLogQuerySet(models.QuerySet["MessageLog"]):
         if len(rows) == 1:
             rows[0].save(force_insert=True, using=using)
         else:
-            self.using(using).bulk_create(rows, batch_size=INSERT_BATCH)
+            with transaction.atomic(using=using):
+                for start in range(0, len(rows), INSERT_BATCH):
+                    statements.insert_rows(
+                        self.model._meta.db_table, rows[start : start + INSERT_BATCH], using
+                    )
         # robust: the commit has happened; nothing that fails now may tell the caller otherwise.
         transaction.on_commit(
             partial(signals.rows_committed.send_robust, sender=self.model, rows=rows, using=using),

@@ -62,13 +62,39 @@ class Publisher(Protocol):
         """
 
 
+class _Connection(SelectConnection):
+    """pika's select adapter, sending once per turn of its loop.
+
+    pika makes three frames of a message and a system call of each frame; together that takes more
+    time than all the rest of publishing.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._unsent: list[bytes] = []
+        super().__init__(*args, **kwargs)
+
+    def _adapter_emit_data(self, data: bytes) -> None:
+        if not self._unsent:
+            self._adapter_call_later(0, self._send)
+        self._unsent.append(data)
+
+    def _adapter_disconnect_stream(self) -> None:
+        self._send()
+        super()._adapter_disconnect_stream()
+
+    def _send(self) -> None:
+        unsent, self._unsent = self._unsent, []
+        if unsent and self._transport is not None:
+            super()._adapter_emit_data(b"".join(unsent))
+
+
 class _Link:
     """One broker's connection on the publisher's thread."""
 
     def __init__(self, thread: ThreadPublisher, host: VirtualHost) -> None:
         self._thread = thread
         self._host = host
-        self._connection: SelectConnection | None = None
+        self._connection: _Connection | None = None
         self._session: PublishingSession | None = None
         self._waiting: deque[Post] = deque()
         self._servers = deque(host.servers)
@@ -103,7 +129,7 @@ class _Link:
     def _connect(self) -> None:
         server = self._servers[0]
         self._servers.rotate(-1)
-        self._connection = SelectConnection(
+        self._connection = _Connection(
             self._host.parameters(server),
             on_open_callback=self._opened,
             on_open_error_callback=self._failed,

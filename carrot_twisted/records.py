@@ -14,13 +14,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from django.db import connections
 from django.db.models import BooleanField, Case, F, Value, When
 from django.db.models.functions import Now
 
-from carrot_twisted import processes
+from carrot_twisted import processes, statements
 from carrot_twisted.models import MessageLog, Worker, due_in
 from carrot_twisted.outcomes import Kind, Result, Verdict
+
+_TABLE = MessageLog._meta.db_table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +60,8 @@ def claim(
 ) -> dict[UUID, Claimed | Verdict]:
     """Take those rows that may run; say of each other why not.
 
-    Call it inside a transaction. Two statements, whatever the number of rows; one more for rows
-    that somebody else is running.
+    Call it inside a transaction. One statement, whatever the number of rows; two more if some of
+    them were not waiting.
 
     Args:
         ids: primary keys, all different.
@@ -69,22 +70,33 @@ def claim(
             only for what it is not running.
         using: database alias.
     """
-    logs = MessageLog.objects.using(using)
-    logs.filter(pk__in=ids, status=MessageLog.PUBLISHED).update(
-        status=MessageLog.IN_PROGRESS,
-        worker=claimant.worker,
-        token=token,
-        attempts=F("attempts") + 1,
-        start_time=Now(),
-    )
     result: dict[UUID, Claimed | Verdict] = dict.fromkeys(ids, Verdict.MISSING)
+    for row in statements.claim_rows(_TABLE, ids, token, claimant.worker, using):
+        result[row[0]] = _claimed(row, token)
+    others = [pk for pk, verdict in result.items() if verdict is Verdict.MISSING]
+    if others:
+        _judge(others, result, token, claimant, using)
+    return result
+
+
+def _judge(
+    ids: Sequence[UUID],
+    result: dict[UUID, Claimed | Verdict],
+    token: int,
+    claimant: Claimant,
+    using: str,
+) -> None:
+    """Say of rows that were not PUBLISHED why, and take over those whose worker is gone."""
     taken: list[tuple[UUID, str, int | None]] = []
-    for row in _claim_rows(logs, ids):
-        pk, status, row_token, worker = row[:4]
+    rows = MessageLog.objects.using(using).filter(pk__in=ids)
+    for row in rows.values_list("status", "token", "worker", *statements.CLAIMED):
+        status, row_token, worker, pk = row[:4]
         if status != MessageLog.IN_PROGRESS:
+            # PUBLISHED: released between the two statements, and so in the outbox again.
             result[pk] = Verdict.FINAL
         elif row_token == token:
-            result[pk] = _claimed(row)
+            # The first attempt at this batch was committed, but its answer was lost.
+            result[pk] = _claimed(row[3:], token)
         else:
             result[pk] = Verdict.ELSEWHERE
             taken.append((pk, worker, row_token))
@@ -93,17 +105,10 @@ def claim(
         for pk, worker, row_token in taken:
             if worker == claimant.worker or worker in dead:
                 result[pk] = _take_over(pk, row_token, token, claimant, using)
-    return result
 
 
-def _claim_rows(logs: Any, ids: Sequence[UUID]) -> Any:
-    return logs.filter(pk__in=ids).values_list(
-        "uuid", "status", "token", "worker", "task", "task_args", "content", "queue", "attempts"
-    )
-
-
-def _claimed(row: tuple[Any, ...]) -> Claimed:
-    pk, _status, token, _worker, task, task_args, content, queue, attempts = row
+def _claimed(row: Sequence[Any], token: int) -> Claimed:
+    pk, task, task_args, content, queue, attempts = row
     return Claimed(
         uuid=pk,
         token=token,
@@ -123,15 +128,16 @@ def _take_over(
     lost = logs.filter(pk=pk, status=MessageLog.IN_PROGRESS, token=lost_token)
     if _fail_after(lost, claimant.max_crashes):
         return Verdict.LOST
-    lost.update(
+    changed = lost.update(
         worker=claimant.worker,
         token=token,
         attempts=F("attempts") + 1,
         crashes=F("crashes") + 1,
         start_time=Now(),
     )
-    row = _claim_rows(logs, [pk]).get()
-    return _claimed(row) if row[2] == token else Verdict.ELSEWHERE
+    if not changed:
+        return Verdict.ELSEWHERE
+    return _claimed(logs.values_list(*statements.CLAIMED).get(pk=pk), token)
 
 
 def _fail_after(lost: Any, max_crashes: int) -> int:
@@ -203,18 +209,6 @@ class Finished:
     result: Result
 
 
-_FINISH_COLUMNS = (
-    "status",
-    "start_time",
-    "completion_time",
-    "failure_time",
-    "output",
-    "exception",
-    "traceback",
-    "log",
-)
-
-
 def finish(runs: Sequence[Finished], clock_offset: float, using: str) -> int:
     """Write the ends of runs. Call it inside a transaction.
 
@@ -230,16 +224,19 @@ def finish(runs: Sequence[Finished], clock_offset: float, using: str) -> int:
     final = [run for run in runs if run.result.kind is not Kind.RELEASED]
     changed = 0
     if final:
-        connection = connections[using]
-        write = _finish_unnest if connection.vendor == "postgresql" else _finish_each
-        changed = write(connection, final, clock_offset)
+        changed = statements.finish_rows(
+            _TABLE,
+            [(run.uuid, run.token) for run in final],
+            [_values(run.result, clock_offset) for run in final],
+            using,
+        )
     for run in runs:
         if run.result.kind is Kind.RELEASED:
             changed += _release(run, using)
     return changed
 
 
-def _values(result: Result, offset: float) -> tuple[Any, ...]:
+def _values(result: Result, offset: float) -> statements.FinishValues:
     ended = _time(result.ended + offset)
     completed = result.kind is Kind.COMPLETED
     return (
@@ -256,48 +253,6 @@ def _values(result: Result, offset: float) -> tuple[Any, ...]:
 
 def _time(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
-
-
-def _finish_unnest(connection: Any, runs: Sequence[Finished], offset: float) -> int:
-    """One statement for the whole batch: PostgreSQL joins the table with arrays of the values."""
-    columns: list[Sequence[Any]] = [[run.uuid for run in runs], [run.token for run in runs]]
-    columns += [list(c) for c in zip(*(_values(r.result, offset) for r in runs), strict=True)]
-    types = ("uuid", "bigint", "text", *("timestamptz",) * 3, *("text",) * 4)
-    quote = connection.ops.quote_name
-    # Names are constants of this module; values are parameters.
-    sql = (
-        f"UPDATE {quote(MessageLog._meta.db_table)} AS m SET "
-        + ", ".join(f"{quote(name)} = v.{quote(name)}" for name in _FINISH_COLUMNS)
-        + f" FROM unnest({', '.join(f'%s::{t}[]' for t in types)}) AS v (uuid, token, "
-        + ", ".join(quote(name) for name in _FINISH_COLUMNS)
-        + ") WHERE m.uuid = v.uuid AND m.token = v.token AND m.status = 'IN_PROGRESS'"
-    )
-    with connection.cursor() as cursor:
-        cursor.execute(sql, columns)
-        return int(cursor.rowcount)
-
-
-def _finish_each(connection: Any, runs: Sequence[Finished], offset: float) -> int:
-    """The same on every other database: one prepared statement, executed for each row."""
-    quote = connection.ops.quote_name
-    sql = (
-        f"UPDATE {quote(MessageLog._meta.db_table)} SET "
-        + ", ".join(f"{quote(name)} = %s" for name in _FINISH_COLUMNS)
-        + " WHERE uuid = %s AND token = %s AND status = 'IN_PROGRESS'"
-    )
-    key = MessageLog._meta.pk
-    adapt = connection.ops.adapt_datetimefield_value
-    rows = [
-        (
-            *(adapt(v) if isinstance(v, datetime) else v for v in _values(run.result, offset)),
-            key.get_db_prep_value(run.uuid, connection),
-            run.token,
-        )
-        for run in runs
-    ]
-    with connection.cursor() as cursor:
-        cursor.executemany(sql, rows)
-        return int(cursor.rowcount)
 
 
 def _release(run: Finished, using: str) -> int:

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The statements whose cost is counted, in SQL: many rows each.
+
+PostgreSQL joins the table with arrays of values (``unnest``), one statement for a batch; every
+other database gets one prepared statement, executed for each row in the same transaction. Through
+the ORM the same work takes three to ten times as long.
+
+Table and column names are constants of this package; every value is a parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from django.db import connections
+from django.utils import timezone
+
+#: Columns of a new row that differ from row to row, with PostgreSQL's type for them.
+_INSERTED = {
+    "uuid": "uuid",
+    "task": "text",
+    "task_args": "text",
+    "content": "text",
+    "exchange": "text",
+    "queue": "text",
+    "routing_key": "text",
+    "priority": "smallint",
+    "retry_of": "uuid",
+    "publish_time": "timestamptz",
+    "relay_at": "timestamptz",
+}
+#: Columns of a new row that are the same in each.
+_NEW = {
+    "status": "PUBLISHED",
+    "attempts": 0,
+    "crashes": 0,
+    "worker": "",
+    "publish_error": "",
+}
+_FINISHED = {
+    "status": "text",
+    "start_time": "timestamptz",
+    "completion_time": "timestamptz",
+    "failure_time": "timestamptz",
+    "output": "text",
+    "exception": "text",
+    "traceback": "text",
+    "log": "text",
+}
+_KEY = {"uuid": "uuid", "token": "bigint"}
+
+FinishValues = tuple[
+    str,
+    datetime,
+    datetime | None,
+    datetime | None,
+    str | None,
+    str | None,
+    str | None,
+    str,
+]
+
+
+def _is_postgresql(connection: Any) -> bool:
+    return bool(connection.vendor == "postgresql")
+
+
+def _adapted(connection: Any, value: Any) -> Any:
+    """A parameter as a driver without the type takes it."""
+    if isinstance(value, UUID):
+        return value if connection.features.has_native_uuid_field else value.hex
+    if isinstance(value, datetime):
+        return connection.ops.adapt_datetimefield_value(value)
+    return value
+
+
+def _execute_each(connection: Any, sql: str, rows: Sequence[Sequence[Any]]) -> int:
+    with connection.cursor() as cursor:
+        cursor.executemany(sql, [[_adapted(connection, v) for v in row] for row in rows])
+        return int(cursor.rowcount)
+
+
+def _arrays(types: dict[str, str]) -> str:
+    return f"unnest({', '.join(f'%s::{t}[]' for t in types.values())}) AS v ({', '.join(types)})"
+
+
+def _columns(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def insert_rows(table: str, rows: Sequence[Any], using: str) -> None:
+    """Insert new MessageLogs, and set their ``publish_time``. Call it inside a transaction."""
+    connection = connections[using]
+    now = _now(connection)
+    for row in rows:
+        row.publish_time = row.relay_at = now
+    values = [[getattr(row, name) for name in _INSERTED] for row in rows]
+    names = ", ".join([*_INSERTED, *_NEW])
+    if _is_postgresql(connection):
+        constants = ", ".join("%s" for _ in _NEW)
+        sql = f"INSERT INTO {table} ({names}) SELECT v.*, {constants} FROM {_arrays(_INSERTED)}"
+        with connection.cursor() as cursor:
+            cursor.execute(sql, [*_NEW.values(), *_columns(values)])
+    else:
+        marks = ", ".join("%s" for _ in range(len(_INSERTED) + len(_NEW)))
+        sql = f"INSERT INTO {table} ({names}) VALUES ({marks})"
+        _execute_each(connection, sql, [[*row, *_NEW.values()] for row in values])
+    for row in rows:
+        row._state.adding = False
+        row._state.db = using
+
+
+def _now(connection: Any) -> datetime:
+    if not _is_postgresql(connection):
+        # SQLite's clock is this host's.
+        return timezone.now()
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT statement_timestamp()")
+        now: datetime = cursor.fetchone()[0]
+        return now
+
+
+def finish_rows(
+    table: str, keys: Sequence[tuple[UUID, int]], values: Sequence[FinishValues], using: str
+) -> int:
+    """Write the ends of runs, each fenced by its token; returns how many rows that changed.
+
+    Args:
+        table: of the MessageLogs.
+        keys: primary key and token of each run.
+        values: status, start, completion and failure time, output, exception, traceback, log.
+        using: database alias.
+    """
+    connection = connections[using]
+    if not _is_postgresql(connection):
+        assignments = ", ".join(f"{name} = %s" for name in _FINISHED)
+        sql = (
+            f"UPDATE {table} SET {assignments} "
+            "WHERE uuid = %s AND token = %s AND status = 'IN_PROGRESS'"
+        )
+        rows = [[*value, *key] for key, value in zip(keys, values, strict=True)]
+        return _execute_each(connection, sql, rows)
+    assignments = ", ".join(f"{name} = v.{name}" for name in _FINISHED)
+    sql = (
+        f"UPDATE {table} AS m SET {assignments} FROM {_arrays(_KEY | _FINISHED)} "
+        "WHERE m.uuid = v.uuid AND m.token = v.token AND m.status = 'IN_PROGRESS'"
+    )
+    with connection.cursor() as cursor:
+        cursor.execute(sql, [*_columns(keys), *_columns(values)])
+        return int(cursor.rowcount)
+
+
+#: What ``claim_rows`` returns of each row.
+CLAIMED = ("uuid", "task", "task_args", "content", "queue", "attempts")
+
+
+def claim_rows(
+    table: str, ids: Sequence[UUID], token: int, worker: str, using: str
+) -> list[tuple[Any, ...]]:
+    """Take those of the rows that are PUBLISHED; returns the CLAIMED columns of each.
+
+    PostgreSQL and SQLite return what an UPDATE changed, which saves a query.
+    """
+    connection = connections[using]
+    keys: list[Any]
+    if _is_postgresql(connection):
+        now, matching, keys = "statement_timestamp()", "uuid = ANY(%s)", [list(ids)]
+    else:
+        now, matching = "%s", f"uuid IN ({', '.join('%s' for _ in ids)})"
+        keys = [_adapted(connection, value) for value in (_now(connection), *ids)]
+    sql = (
+        f"UPDATE {table} SET status = 'IN_PROGRESS', worker = %s, token = %s, "
+        f"attempts = attempts + 1, start_time = {now} WHERE {matching} AND status = 'PUBLISHED' "
+        f"RETURNING {', '.join(CLAIMED)}"
+    )
+    with connection.cursor() as cursor:
+        cursor.execute(sql, [worker, token, *keys])
+        rows = cursor.fetchall()
+    if connection.features.has_native_uuid_field:
+        return list(rows)
+    return [(UUID(row[0]), *row[1:]) for row in rows]
