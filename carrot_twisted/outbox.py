@@ -17,7 +17,7 @@ import pika
 from django.db.models import Q
 from django.db.models.functions import Now
 
-from carrot_twisted import conf, topology, wire
+from carrot_twisted import conf, statements, topology, wire
 from carrot_twisted.models import GRACE, MessageLog, due_in
 from carrot_twisted.topology import Step
 from carrot_twisted.virtual_host import VirtualHost
@@ -67,9 +67,8 @@ def posts(rows: Iterable[MessageLog]) -> dict[VirtualHost, list[Post]]:
 
 def note_confirmed(message_ids: Sequence[str], using: str) -> None:
     """The broker holds these messages. Rows that a worker has taken meanwhile need no note."""
-    MessageLog.objects.using(using).unsent().filter(pk__in=message_ids).update(
-        confirmed_at=Now(), publish_error=""
-    )
+    table = MessageLog._meta.db_table
+    statements.confirm_rows(table, [UUID(key) for key in message_ids], using)
 
 
 def note_errors(errors: Mapping[str, str], using: str, delay: float = RELAY_RETRY) -> None:

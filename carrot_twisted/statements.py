@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from django.db import connections
+from django.db import connections, transaction
 from django.utils import timezone
 
 #: Columns of a new row that differ from row to row, with PostgreSQL's type for them.
@@ -182,3 +182,21 @@ def claim_rows(
     if connection.features.has_native_uuid_field:
         return list(rows)
     return [(UUID(row[0]), *row[1:]) for row in rows]
+
+
+def confirm_rows(table: str, ids: Sequence[UUID], using: str) -> None:
+    """Note that the broker holds these rows' messages; rows that run already need no note."""
+    connection = connections[using]
+    condition = "status = 'PUBLISHED' AND confirmed_at IS NULL"
+    if _is_postgresql(connection):
+        sql = (
+            f"UPDATE {table} SET confirmed_at = statement_timestamp(), publish_error = '' "
+            f"WHERE uuid = ANY(%s) AND {condition}"
+        )
+        with connection.cursor() as cursor:
+            cursor.execute(sql, [list(ids)])
+    else:
+        sql = f"UPDATE {table} SET confirmed_at = %s, publish_error = '' WHERE uuid = %s AND "
+        now = _now(connection)
+        with transaction.atomic(using=using):
+            _execute_each(connection, sql + condition, [(now, key) for key in ids])
