@@ -240,7 +240,10 @@ class ThreadPublisher:
 
     def _run(self) -> None:
         self._tick()
-        self.ioloop.start()
+        try:
+            self.ioloop.start()
+        finally:
+            self.ioloop.close()
 
     def _tick(self) -> None:
         for link in self._links.values():

@@ -1,8 +1,132 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks that the tests publish."""
+"""Tasks that the tests publish. Effects go to a ledger file: it outlives every database."""
 
 from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from django.db import connection, transaction
+
+from carrot_twisted.models import MessageLog
+from carrot_twisted.utilities import publish_message
+
+logger = logging.getLogger(__name__)
+carrot_logger = logging.getLogger("carrot")
 
 
 def noop() -> None:
     """Nothing."""
+
+
+def ledger(line: str) -> None:
+    """Append a line to the ledger, in one write: also when the process is killed at once."""
+    path = Path(os.environ["CARROT_TEST_LEDGER"])
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    try:
+        os.write(descriptor, f"{line}\n".encode())
+    finally:
+        os.close(descriptor)
+
+
+def effect(key: str, pause: float = 0.0) -> str:
+    """Take some time, then leave a trace."""
+    time.sleep(pause)
+    ledger(key)
+    return f"did {key}"
+
+
+def echo(*args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Give back what arrived."""
+    return {"args": list(args), "kwargs": kwargs}
+
+
+def fail(text: str) -> None:
+    """Raise."""
+    logger.warning("about to fail")
+    raise ValueError(text)
+
+
+def leave(status: int) -> None:
+    """Try to end the process the polite way."""
+    sys.exit(status)
+
+
+def die() -> None:
+    """End the process the hard way."""
+    os.kill(os.getpid(), 9)
+
+
+def log_lines(name: str) -> None:
+    """Write to both captured loggers."""
+    carrot_logger.debug("debug of %s", name)
+    carrot_logger.info("info of %s", name)
+    time.sleep(0.05)
+    logger.info("module line of %s", name)
+    logging.getLogger("somewhere.else").error("not captured")
+
+
+def publish_another(key: str) -> str:
+    """A task that publishes a task."""
+    return str(publish_message(effect, key).pk)
+
+
+def ask_reactor() -> str:
+    """Call the reactor from the worker thread and wait for its answer."""
+    from twisted.internet import reactor
+    from twisted.internet.task import deferLater
+    from twisted.internet.threads import blockingCallFromThread
+
+    def answer() -> Any:
+        return deferLater(
+            reactor,  # type: ignore[arg-type]
+            0.01,
+            lambda: threading.current_thread() is threading.main_thread(),
+        )
+
+    return f"in the reactor: {blockingCallFromThread(reactor, answer)}"
+
+
+async def coroutine(value: int) -> int:
+    """An ``async def`` task that uses Django's async ORM."""
+    return value + await MessageLog.objects.filter(pk=None).acount()
+
+
+def leak_transaction() -> None:
+    """Leave the connection in an open transaction, as a careless task would."""
+    transaction.atomic().__enter__()
+    MessageLog.objects.count()
+
+
+def session_killed() -> str:
+    """The database ends this task's session in the middle, once."""
+    marker = Path(os.environ["CARROT_TEST_LEDGER"] + ".killed")
+    with connection.cursor() as cursor:
+        if not marker.exists():
+            marker.touch()
+            cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+        cursor.execute("SELECT 'alive'")
+        return str(cursor.fetchone()[0])
+
+
+def wait_for_file(path: str, seconds: float = 30.0) -> str:
+    """Run until a file appears."""
+    end = time.monotonic() + seconds
+    while not Path(path).exists():
+        if time.monotonic() > end:
+            raise TimeoutError(path)
+        time.sleep(0.02)
+    ledger("saw the file")
+    return "saw the file"
+
+
+def database_threads() -> int:
+    """Where a task's queries run: one connection per thread."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+    return threading.get_ident()

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real servers for the tests: started on first use, private, gone at the end.
+
+``CARROT_BROKER_URL`` and ``CARROT_DATABASE_URL`` name existing ones instead. Which database the
+tests use is told by ``CARROT_TEST_DATABASE``: ``sqlite`` (the default) or ``postgres``. A server
+that is not installed skips its tests at a developer's desk, and fails them where ``CI`` is set.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pika
+import pytest
+from django.conf import settings as django_settings
+from django.db import connections
+
+from carrot_twisted import conf, publisher
+from devtools.servers import PostgreSQL, RabbitMQ, ServerError, temporary_folder
+from tests.processes import ServiceProcess
+from tests.settings import CARROT, database
+
+QUEUES = [str(queue["name"]) for queue in CARROT["queues"]]
+
+
+def _missing(error: Exception) -> NoReturn:
+    if os.environ.get("CI"):
+        pytest.fail(f"In CI every server must be there: {error}")
+    pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def private_broker() -> Iterator[RabbitMQ]:
+    """A RabbitMQ that the test may stop, kill and freeze."""
+    with temporary_folder() as folder:
+        server = RabbitMQ(folder / "rabbitmq")
+        try:
+            server.start()
+        except ServerError as error:
+            _missing(error)
+        yield server
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def broker_url(request: pytest.FixtureRequest) -> str:
+    """URL of a running RabbitMQ."""
+    given = os.environ.get("CARROT_BROKER_URL")
+    return given or str(request.getfixturevalue("private_broker").url)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgreSQL]:
+    """A PostgreSQL that the test may stop."""
+    with temporary_folder() as folder:
+        server = PostgreSQL(folder / "postgres")
+        try:
+            server.start()
+        except ServerError as error:
+            _missing(error)
+        yield server
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def database_url(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> str:
+    """URL of the database that the test run uses, before "test_" is put before its name."""
+    kind = os.environ.get("CARROT_TEST_DATABASE", "sqlite")
+    if kind == "sqlite":
+        return f"sqlite://{tmp_path_factory.mktemp('sqlite') / 'carrot.sqlite3'}"
+    given = os.environ.get("CARROT_DATABASE_URL")
+    return given or str(request.getfixturevalue("postgres").url)
+
+
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings(database_url: str) -> None:
+    """pytest-django's hook: point Django at the chosen database before it makes the test tables."""
+    django_settings.DATABASES["default"] = database(database_url)
+    connections.settings = connections.configure_settings(django_settings.DATABASES)
+    del connections["default"]
+
+
+@pytest.fixture
+def served(
+    settings: Any,
+    broker_url: str,
+    transactional_db: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[None]:
+    """Database and broker, empty; this process publishes to that broker."""
+    settings.CARROT = {**CARROT, "default_broker": broker_url}
+    monkeypatch.setenv("CARROT_TEST_LEDGER", str(tmp_path / "ledger"))
+    delete_queues(broker_url)
+    yield
+    leaving = publisher.install(None)
+    if isinstance(leaving, publisher.ThreadPublisher):
+        leaving.close(5)
+    connections.close_all()
+
+
+@pytest.fixture
+def start_service(
+    served: None, broker_url: str, tmp_path: Path
+) -> Iterator[Callable[..., ServiceProcess]]:
+    """Start ``twistd carrot`` as a process of its own; every one is ended with the test."""
+    running: list[ServiceProcess] = []
+
+    def start(*options: str, wait: bool = True, **environment: str) -> ServiceProcess:
+        service = ServiceProcess(
+            tmp_path / f"service-{len(running)}",
+            options,
+            {
+                "CARROT_BROKER_URL": broker_url,
+                "CARROT_DATABASE_URL": current_database_url(),
+                "CARROT_TEST_LEDGER": str(tmp_path / "ledger"),
+                **environment,
+            },
+        )
+        running.append(service)
+        if wait:
+            service.wait_for("Consuming queue default")
+        return service
+
+    yield start
+    for service in running:
+        service.kill()
+
+
+def current_database_url() -> str:
+    """URL of the tests' own database, for other processes."""
+    given = connections["default"].settings_dict
+    if given["ENGINE"].endswith("sqlite3"):
+        return f"sqlite://{given['NAME']}"
+    return (
+        f"postgres://{given['USER']}:{given['PASSWORD']}@{given['HOST']}:{given['PORT']}"
+        f"/{given['NAME']}"
+    )
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Callable[[], list[str]]:
+    """Read the lines that tasks left in the ledger."""
+
+    def read() -> list[str]:
+        path = tmp_path / "ledger"
+        return path.read_text().splitlines() if path.exists() else []
+
+    return read
+
+
+def delete_queues(url: str) -> None:
+    """Delete the tests' queues and exchanges."""
+    connection = pika.BlockingConnection(conf.VirtualHost(url).parameters())
+    channel = connection.channel()
+    for name in QUEUES:
+        for queue in (name, f"{name}.dead"):
+            channel.queue_delete(queue)
+        channel.exchange_delete(name)
+    connection.close()
+
+
+class Broker:
+    """A plain AMQP client for the tests: looks and sends past the product."""
+
+    def __init__(self, url: str) -> None:
+        self.connection = conf.VirtualHost(url).blocking_connection
+        self.channel = self.connection.channel()
+
+    def depth(self, queue: str) -> int:
+        """Ready messages of a queue."""
+        frame = self.channel.queue_declare(queue, passive=True)
+        return int(frame.method.message_count)
+
+    def get(self, queue: str) -> tuple[Any, bytes]:
+        """Properties and body of the next message, taken off the queue."""
+        method, properties, body = self.channel.basic_get(queue, auto_ack=True)
+        assert method is not None, f"queue {queue} is empty"
+        return properties, body
+
+    def send(self, queue: str, body: bytes, **properties: Any) -> None:
+        """Publish to a queue."""
+        self.channel.basic_publish("", queue, body, pika.BasicProperties(**properties))
+
+
+@pytest.fixture
+def broker(broker_url: str) -> Iterator[Broker]:
+    """An AMQP client on the tests' broker."""
+    client = Broker(broker_url)
+    yield client
+    if client.connection.is_open:
+        client.connection.close()

@@ -1,0 +1,359 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tasks through a running service: real broker, real database, ``twistd`` as a process."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from django.db import connection, transaction
+
+from carrot_twisted import publisher
+from carrot_twisted.models import MessageLog, Worker
+from carrot_twisted.utilities import create_message, publish_many, publish_message
+from tests.conftest import Broker
+from tests.processes import ServiceProcess, wait_until
+from tests.project import tasks
+
+StartService = Callable[..., ServiceProcess]
+Ledger = Callable[[], list[str]]
+
+
+def finished(rows: Iterable[MessageLog], seconds: float = 30.0) -> list[MessageLog]:
+    """Wait until all these rows are final; returns them as they are then, in order."""
+    keys = [row.pk for row in rows]
+    query = MessageLog.objects.filter(pk__in=keys)
+    wait_until(
+        lambda: query.filter(status__in=MessageLog.FINAL).count() == len(keys),
+        seconds,
+        f"all rows final: {list(query.values_list('status', 'task', 'publish_error'))}",
+    )
+    by_key = query.in_bulk()
+    return [by_key[key] for key in keys]
+
+
+def run(row: MessageLog) -> MessageLog:
+    """Wait for one row."""
+    return finished([row])[0]
+
+
+def test_a_task_published_before_any_worker_ever_ran_is_run(
+    start_service: StartService, broker: Broker
+) -> None:
+    row = publish_message(tasks.echo, 1, "two", three=[3, None])
+    assert publisher.flush(10)
+    assert broker.depth("default") == 1
+
+    service = start_service()
+    done = run(row)
+
+    assert done.status == MessageLog.COMPLETED
+    assert json.loads(done.output or "") == {"args": [1, "two"], "kwargs": {"three": [3, None]}}
+    assert done.attempts == 1
+    assert done.worker and done.worker in service.log
+    assert done.start_time and done.completion_time
+    assert done.publish_time <= done.start_time <= done.completion_time
+    assert done.run_time is not None and timedelta() <= done.run_time < timedelta(seconds=5)
+    assert done.queue_wait is not None and done.queue_wait > timedelta()
+    assert service.stop() == 0
+    assert not Worker.objects.exists()
+
+
+def test_what_a_task_logs_and_raises_is_kept(start_service: StartService) -> None:
+    start_service()
+    logs = [publish_message(tasks.log_lines, f"task {n}") for n in range(8)]
+    failing = publish_message(tasks.fail, "as expected")
+
+    for number, row in enumerate(finished(logs)):
+        lines = (row.log or "").splitlines()
+        assert [line.rpartition("::")[2].strip() for line in lines] == [
+            f"debug of task {number}",
+            f"info of task {number}",
+            f"module line of task {number}",
+        ]
+        assert " DEBUG::" in lines[0]
+    failed = run(failing)
+    assert failed.status == MessageLog.FAILED
+    assert failed.exception == "as expected"
+    assert "in fail\n    raise ValueError(text)" in (failed.traceback or "")
+    assert "about to fail" in (failed.log or "")
+    assert failed.failure_time is not None
+    assert failed.completion_time is None
+
+
+def test_nothing_that_a_task_does_stops_the_service(start_service: StartService) -> None:
+    service = start_service("--concurrency=1")
+    leaving = publish_message(tasks.leave, 3)
+    leaking = publish_message(tasks.leak_transaction)
+    after = publish_message(tasks.echo)
+
+    assert run(leaving).status == MessageLog.FAILED
+    assert run(leaving).exception == "3"
+    assert "SystemExit" in (run(leaving).traceback or "")
+    assert run(leaking).status == MessageLog.COMPLETED
+    assert run(after).status == MessageLog.COMPLETED
+    assert service.stop() == 0
+
+
+def test_tasks_publish_tasks_ask_the_reactor_and_may_be_coroutines(
+    start_service: StartService, ledger: Ledger
+) -> None:
+    start_service()
+    publishing = publish_message(tasks.publish_another, "second")
+    asking = publish_message(tasks.ask_reactor)
+    awaiting = publish_message(tasks.coroutine, 41)
+
+    second = run(publishing).output
+    assert second is not None
+    assert run(MessageLog.objects.get(pk=second)).output == "did second"
+    assert ledger() == ["second"]
+    assert run(asking).output == "in the reactor: True"
+    assert run(awaiting).output == "41"
+
+
+def test_a_rolled_back_transaction_publishes_nothing(
+    start_service: StartService, ledger: Ledger
+) -> None:
+    start_service()
+    with pytest.raises(RuntimeError, match="changed my mind"), transaction.atomic():
+        publish_message(tasks.effect, "never")
+        raise RuntimeError("changed my mind")
+    with transaction.atomic():
+        kept = publish_message(tasks.effect, "kept")
+        with pytest.raises(RuntimeError), transaction.atomic():
+            publish_message(tasks.effect, "inner")
+            raise RuntimeError
+    run(kept)
+    assert MessageLog.objects.count() == 1
+    assert ledger() == ["kept"]
+
+
+def test_a_task_whose_transaction_commits_seven_seconds_later_runs_then(
+    start_service: StartService, broker: Broker, ledger: Ledger
+) -> None:
+    service = start_service()
+    with transaction.atomic():
+        late = publish_message(tasks.effect, "late")
+        with pytest.raises(AssertionError):
+            wait_until(ledger, 7.0)
+    assert run(late).status == MessageLog.COMPLETED
+    assert ledger() == ["late"]
+
+    # A django-carrot publisher sends before it commits: the row may come seconds later.
+    row = create_message(tasks.effect, task_args=["later"]).row
+    broker.send(
+        "default",
+        b'{"args": ["later"]}',
+        message_id=str(row.pk),
+        headers={"type": row.task},
+        type="django-carrot message",
+    )
+    with pytest.raises(AssertionError):
+        wait_until(lambda: len(ledger()) > 1, 7.0)
+    # In between, others are not held up.
+    quick = publish_message(tasks.effect, "quick")
+    assert run(quick).queue_wait < timedelta(seconds=2)  # type: ignore[operator]
+    row.confirmed_at = row.publish_time = quick.publish_time
+    row.save(force_insert=True)
+    assert run(row).status == MessageLog.COMPLETED
+    assert ledger() == ["late", "quick", "later"]
+    assert service.stop() == 0
+
+
+def test_foreign_broken_and_hostile_messages_are_kept_and_hold_up_nobody(
+    start_service: StartService, broker: Broker, tmp_path: Path
+) -> None:
+    service = start_service()
+    marker = tmp_path / "marker"
+    foreign = {
+        "no properties": (b"hello", {}),
+        "no UUID": (b"{}", {"message_id": "42", "headers": {"type": "tests.project.tasks.noop"}}),
+        "not our id": (b"{}", {"message_id": str(uuid4()), "headers": {"type": "os.system"}}),
+        "binary": (b"\x00\xff\xfe", {"message_id": str(uuid4()), "app_id": "carrot-twisted"}),
+        "attack": (
+            json.dumps({"args": [f"touch {marker}"]}).encode(),
+            {"message_id": "x" * 200, "headers": {"type": "os.system"}},
+        ),
+    }
+    for body, properties in foreign.values():
+        broker.send("default", body, **properties)
+    good = publish_message(tasks.echo)
+    assert run(good).queue_wait < timedelta(seconds=3)  # type: ignore[operator]
+
+    wait_until(lambda: broker.depth("default.dead") == len(foreign), 20)
+    kept = [broker.get("default.dead") for _ in foreign]
+    assert sorted(body for _, body in kept) == sorted(body for body, _ in foreign.values())
+    for properties, _body in kept:
+        assert properties.headers["x-carrot-queue"] == "default"
+        assert "message_id" in properties.headers["x-carrot-reason"]
+    assert not marker.exists()
+    assert service.stop() == 0
+    assert broker.depth("default") == 0
+
+
+def test_messages_that_contradict_their_row_fail_it_with_the_reason(
+    start_service: StartService, broker: Broker, tmp_path: Path
+) -> None:
+    start_service()
+    path = "tests.project.tasks.echo"
+    cases = {
+        "os.system": (b"{}", {"type": "os.system"}),
+        "no header": (b"{}", None),
+        "not JSON": (b"\xff", {"type": path}),
+        "JSON object": (b"[1]", {"type": path}),
+    }
+    for expected, (body, headers) in cases.items():
+        row = create_message(path).row
+        row.save(force_insert=True)
+        broker.send("default", body, message_id=str(row.pk), headers=headers)
+        failed = run(row)
+        assert failed.status == MessageLog.FAILED
+        assert expected in (failed.exception or "")
+    unknown = create_message(path).row
+    unknown.task = "tests.project.tasks.gone"
+    unknown.save(force_insert=True)
+    broker.send("default", b"{}", message_id=str(unknown.pk), headers={"type": unknown.task})
+    assert "Unknown task" in (run(unknown).exception or "")
+
+    forged = create_message(path, task_args=["the row's"]).row
+    forged.save(force_insert=True)
+    for _ in range(3):
+        broker.send(
+            "default",
+            b'{"args": ["the message\'s"]}',
+            message_id=str(forged.pk),
+            headers={"type": path},
+        )
+    done = run(forged)
+    assert json.loads(done.output or "")["args"] == ["the row's"]
+    assert done.attempts == 1
+
+
+def test_kill_9_in_the_middle_of_200_tasks_loses_none(
+    start_service: StartService, ledger: Ledger
+) -> None:
+    rows = publish_many(
+        [create_message(tasks.effect, task_args=[str(n), 0.02]) for n in range(200)]
+    )
+    assert publisher.flush(10)
+    service = start_service()
+    for killed_after in (30, 100):
+        wait_until(lambda after=killed_after: len(ledger()) >= after)  # type: ignore[misc]
+        service.kill()
+        service = start_service()
+    done = finished(rows, 60)
+
+    assert {row.status for row in done} == {MessageLog.COMPLETED}
+    effects = Counter(ledger())
+    assert set(effects) == {str(n) for n in range(200)}
+    # A task runs again only where a worker was lost under it.
+    for number, row in enumerate(done):
+        assert effects[str(number)] <= row.attempts
+        assert row.attempts <= 1 + row.crashes
+    assert sum(row.crashes for row in done) <= 2 * 4 + 2 * 40
+    assert service.stop() == 0
+    assert not Worker.objects.exists()
+
+
+def test_a_task_that_kills_its_worker_fails_after_some_workers(
+    start_service: StartService,
+) -> None:
+    deadly = publish_message(tasks.die)
+    harmless = publish_message(tasks.echo)
+    for _ in range(5):
+        service = start_service(wait=False)
+        service.ends(60)
+        assert service.process.returncode == -signal.SIGKILL
+    start_service()
+    done = run(deadly)
+    assert done.status == MessageLog.FAILED
+    assert done.exception == "worker lost 5 times"
+    assert done.crashes == 5
+    assert run(harmless).status == MessageLog.COMPLETED
+
+
+def test_a_message_that_arrives_twice_runs_once(
+    start_service: StartService, broker: Broker, ledger: Ledger
+) -> None:
+    row = publish_message(tasks.effect, "once", 0.5)
+    assert publisher.flush(10)
+    properties, body = broker.get("default")
+    for _ in range(3):
+        broker.channel.basic_publish("", "default", body, properties)
+    service = start_service()
+    run(row)
+    broker.channel.basic_publish("", "default", body, properties)
+    wait_until(lambda: broker.depth("default") == 0)
+    assert service.stop() == 0
+    assert ledger() == ["once"]
+    assert broker.depth("default") == 0
+    assert broker.depth("default.dead") == 0
+
+
+def test_a_queue_that_is_deleted_under_load_loses_no_task(
+    start_service: StartService, broker: Broker, ledger: Ledger
+) -> None:
+    service = start_service(CARROT_TEST_CONCURRENCY="2")
+    rows = publish_many(
+        [create_message(tasks.effect, task_args=[str(n), 0.02]) for n in range(100)]
+    )
+    wait_until(lambda: len(ledger()) > 10)
+    broker.channel.queue_delete("default")
+    service.wait_for("cancelled the consumer")
+    # What was in the queue is gone with it. The relay rings again for rows that were confirmed
+    # long ago; here the time is short, so they are made old.
+    MessageLog.objects.filter(confirmed_at__isnull=False).update(
+        confirmed_at=rows[0].publish_time - timedelta(hours=1)
+    )
+    done = finished(rows, 90)
+    assert {row.status for row in done} == {MessageLog.COMPLETED}
+    assert Counter(ledger()) == Counter({str(n): 1 for n in range(100)})
+
+
+def test_an_existing_queue_with_other_arguments_is_used_as_it_is(
+    start_service: StartService, broker: Broker
+) -> None:
+    broker.channel.queue_declare("default", durable=True, arguments={"x-max-priority": 255})
+    service = start_service()
+    assert "queue 'default' exists with other arguments" in service.log
+    assert run(publish_message(tasks.echo)).status == MessageLog.COMPLETED
+
+
+def test_only_the_chosen_queues_are_consumed(start_service: StartService, broker: Broker) -> None:
+    service = start_service("--queue=default")
+    here = publish_message(tasks.echo)
+    elsewhere = publish_message(tasks.echo, queue="other")
+    run(here)
+    assert publisher.flush(10)
+    assert broker.depth("other") == 1
+    elsewhere.refresh_from_db()
+    assert elsewhere.status == MessageLog.PUBLISHED
+    assert "Consuming queue other" not in service.log
+
+
+def test_a_database_session_that_is_killed_costs_no_task(
+    start_service: StartService, ledger: Ledger
+) -> None:
+    if connection.vendor != "postgresql":
+        pytest.skip("SQLite has no sessions")
+    service = start_service()
+    own = publish_message(tasks.session_killed)
+    rows = [publish_message(tasks.effect, str(n), 0.01) for n in range(200)]
+    for _ in range(5):
+        wait_until(lambda: True)
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+    done = finished([own, *rows], 60)
+    assert {row.status for row in done} == {MessageLog.COMPLETED}
+    assert done[0].output == "alive"
+    assert set(ledger()) == {str(n) for n in range(200)}
+    assert service.stop() == 0

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``twistd carrot`` as a process, and waiting for what it does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sysconfig
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+TWISTD = Path(sysconfig.get_path("scripts"), "twistd")
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 30.0, what: str = "") -> None:
+    """Wait for something to become true.
+
+    Raises:
+        AssertionError: it did not in time.
+    """
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds:g} s: {what or condition}"
+        time.sleep(0.02)
+
+
+class ServiceProcess:
+    """One ``twistd -n carrot`` with its log in a file.
+
+    Args:
+        folder: for log and pid file; made here.
+        options: after ``carrot``.
+        environment: added to this process's.
+        settings: module of the Django settings.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        options: Sequence[str],
+        environment: Mapping[str, str],
+        settings: str = "tests.settings",
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.log_path = folder / "log"
+        command = [str(TWISTD), "-n", f"--pidfile={folder / 'pid'}", "carrot"]
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command, f"--settings={settings}", *options],
+                cwd=REPOSITORY,
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def log(self) -> str:
+        """All that it has printed."""
+        return self.log_path.read_text()
+
+    def wait_for(self, text: str, seconds: float = 30.0) -> None:
+        """Wait until the log holds a text; fails at once if the process ends."""
+
+        def there() -> bool:
+            if text in self.log:
+                return True
+            assert self.process.poll() is None, f"the service has ended:\n{self.log}"
+            return False
+
+        wait_until(there, seconds, f"{text!r} in the log:\n{self.log}")
+
+    def signal(self, number: int = signal.SIGTERM) -> None:
+        """Send a signal."""
+        self.process.send_signal(number)
+
+    def ends(self, seconds: float = 30.0) -> int:
+        """Wait for the end; the exit status."""
+        return self.process.wait(seconds)
+
+    def stop(self, seconds: float = 40.0) -> int:
+        """SIGTERM, and the exit status."""
+        self.signal()
+        return self.ends(seconds)
+
+    def kill(self) -> None:
+        """kill -9, if it still runs."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tools that tests and example stand on: what can be told without starting a server."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import pytest
+
+from devtools import environment, folders, machine, ports, postgresql, process, rabbitmq, servers
+from devtools.steps import StepFailed
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with a bare Python."""
+    monkeypatch.setattr(servers, "find_scripts", lambda: None)
+    monkeypatch.setattr(servers, "find_programs", lambda: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+
+
+@pytest.mark.usefixtures("nothing_installed")
+class TestMissingPackages:
+    def test_all_are_named(self) -> None:
+        venv, *others = servers.find_missing()
+        assert re.fullmatch(r"python3\.\d+-venv", venv)
+        assert others == ["rabbitmq-server", "postgresql"]
+
+    def test_servers_that_are_not_needed_are_not_asked_for(self) -> None:
+        missing = servers.find_missing(rabbitmq=False, postgresql=False)
+        assert len(missing) == 1
+
+    def test_without_apt_the_message_names_the_packages_and_the_way_around(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setattr("shutil.which", lambda program: None)
+        with pytest.raises(StepFailed, match=r"rabbitmq-server postgresql(.|\n)*CARROT_BROKER_URL"):
+            machine.prepare_machine(rabbitmq=True, postgresql=True, log=tmp_path / "log")
+
+    def test_without_root_and_sudo_the_message_is_a_command_for_the_administrator(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setattr("os.geteuid", lambda: 1000)
+        monkeypatch.setattr("shutil.which", {"apt-get": "/usr/bin/apt-get"}.get)
+        with pytest.raises(
+            StepFailed, match=r"apt-get install --yes .* rabbitmq-server postgresql"
+        ):
+            machine.prepare_machine(rabbitmq=True, postgresql=True, log=tmp_path / "log")
+
+
+def test_a_complete_machine_needs_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(machine, "find_missing", lambda **_: [])
+    monkeypatch.setattr(machine, "run_quietly", lambda *_, **__: pytest.fail("ran something"))
+    machine.prepare_machine(rabbitmq=True, postgresql=True, log=tmp_path / "log")
+
+
+def test_a_port_in_use_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ports, "CANDIDATES", [20_001, 20_002])
+    monkeypatch.setattr(ports, "is_free", lambda port: port == 20_002)
+    assert ports.free_port() == 20_002
+
+
+def test_where_no_port_is_free_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ports, "is_free", lambda port: False)
+    with pytest.raises(OSError, match="no free port"):
+        ports.free_port()
+
+
+def test_no_client_can_be_given_the_port_of_a_stopped_server() -> None:
+    """Linux gives outgoing connections ports from 32768 on; one could connect to itself."""
+    assert max(ports.CANDIDATES) < 32_768
+
+
+@pytest.mark.parametrize(
+    ("kind", "scheme"), [(rabbitmq.RabbitMQ, "amqp"), (postgresql.PostgreSQL, "postgres")]
+)
+class TestUrl:
+    @pytest.fixture(autouse=True)
+    def _stay_who_we_are(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("os.geteuid", lambda: 1000)
+
+    def test_names_user_password_port_and_space(
+        self, kind: type[servers.RabbitMQ | servers.PostgreSQL], scheme: str, tmp_path: Path
+    ) -> None:
+        url = urlsplit(kind(tmp_path / "server", port=12345).url)
+        assert (url.scheme, url.hostname, url.port) == (scheme, "127.0.0.1", 12345)
+        assert (url.username, url.path) == ("carrot", "/carrot")
+        assert url.password is not None
+        assert len(url.password) == 32
+
+    def test_is_the_same_for_a_later_server_on_the_folder(
+        self, kind: type[servers.RabbitMQ | servers.PostgreSQL], scheme: str, tmp_path: Path
+    ) -> None:
+        first, second = (kind(tmp_path / "server", port=12345) for _ in range(2))
+        assert first.url == second.url
+        assert first.url != kind(tmp_path / "other", port=12345).url
+
+    def test_keeps_the_password_to_its_owner(
+        self, kind: type[servers.RabbitMQ | servers.PostgreSQL], scheme: str, tmp_path: Path
+    ) -> None:
+        server = kind(tmp_path / "server")
+        assert server.url
+        files = [path for path in server.folder.rglob("*") if path.is_file()]
+        assert {path.stat().st_mode & 0o077 for path in files} == {0}
+
+
+def test_a_temporary_folder_can_be_passed_through_and_is_deleted() -> None:
+    with folders.temporary_folder() as folder:
+        (folder / "file").touch()
+        assert folder.stat().st_mode & 0o777 == 0o711
+    assert not folder.exists()
+
+
+def test_the_tail_of_a_log_is_its_last_lines(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("one\ntwo\nthree\n")
+    assert process.tail(log, 2) == "    two\n    three"
+    assert "no log" in process.tail(tmp_path / "none")
+
+
+def test_programs_of_the_environment_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin")
+    variables = environment.environment_variables(MORE="1")
+    assert variables["PATH"] == f"{environment.VENV / 'bin'}:/usr/bin"
+    assert variables["MORE"] == "1"
