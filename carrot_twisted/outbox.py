@@ -14,7 +14,6 @@ from datetime import timedelta
 from uuid import UUID
 
 import pika
-from django.db.models import Q
 from django.db.models.functions import Now
 
 from carrot_twisted import conf, statements, topology, wire
@@ -105,14 +104,15 @@ def take_unsent(queues: Sequence[str], limit: int, using: str) -> list[MessageLo
     return list(MessageLog.objects.using(using).unsent().filter(pk__in=candidates, token=token))
 
 
-def ring_again(queue: str, quiet: float, limit: int, using: str) -> int:
+def ring_again(queue: str, *, age: float, quiet: float, limit: int, using: str) -> int:
     """Put rows back into the outbox whose message was confirmed but never came.
 
-    For a queue that the broker says is empty: its message was lost with a deleted or purged
-    queue, or a broker's disk. A second message does no harm, the row runs once.
+    It was lost with a deleted or purged queue, or with a broker's disk. A second message does no
+    harm where the first one is still there: the row runs once.
 
     Args:
-        queue: name of the empty queue.
+        queue: name of the queue.
+        age: leave rows alone that were published less than this many seconds ago.
         quiet: leave rows alone that were confirmed less than this many seconds ago.
         limit: at most this many rows.
         using: database alias.
@@ -121,9 +121,10 @@ def ring_again(queue: str, quiet: float, limit: int, using: str) -> int:
         How many rows were put back.
     """
     lost = MessageLog.objects.using(using).filter(
-        Q(confirmed_at__lt=Now() - timedelta(seconds=quiet)),
         status=MessageLog.PUBLISHED,
         queue=queue,
+        publish_time__lt=Now() - timedelta(seconds=age),
+        confirmed_at__lt=Now() - timedelta(seconds=quiet),
     )
     ids: list[UUID] = list(lost.order_by("publish_time").values_list("pk", flat=True)[:limit])
     if not ids:

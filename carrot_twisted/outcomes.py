@@ -42,6 +42,7 @@ class Verdict(Enum):
     FINAL = "the row has come to its end: acknowledge, do not run"
     ELSEWHERE = "another living worker runs it: acknowledge, the database has custody"
     MISSING = "no such row (yet)"
+    SUSPECT = "workers were lost under it: claim it again when nothing else runs here"
     LOST = "too many workers were lost under it: it is FAILED now, acknowledge"
 
 

@@ -45,9 +45,15 @@ class Claimant:
     lease: float
     """Seconds without heartbeat after which another worker counts as dead."""
     max_crashes: int
+    alone: bool
+    """Whether nothing else runs here, so that rows may be claimed that cost workers before."""
     judges: bool
     """Whether leases may be judged: not before this worker has kept its own for a full lease.
     After an outage of the database everybody's lease looks dead."""
+
+#: From so many lost workers on, a row runs alone: its neighbours shall not be lost, and blamed,
+#: with it.
+SUSPECT_CRASHES = 2
 
 
 def new_token() -> int:
@@ -71,7 +77,8 @@ def claim(
         using: database alias.
     """
     result: dict[UUID, Claimed | Verdict] = dict.fromkeys(ids, Verdict.MISSING)
-    for row in statements.claim_rows(_TABLE, ids, token, claimant.worker, using):
+    crashes = claimant.max_crashes if claimant.alone else SUSPECT_CRASHES
+    for row in statements.claim_rows(_TABLE, ids, token, claimant.worker, crashes, using):
         result[row[0]] = _claimed(row, token)
     others = [pk for pk, verdict in result.items() if verdict is Verdict.MISSING]
     if others:
@@ -91,8 +98,9 @@ def _judge(
     rows = MessageLog.objects.using(using).filter(pk__in=ids)
     for row in rows.values_list("status", "token", "worker", *statements.CLAIMED):
         status, row_token, worker, pk = row[:4]
-        if status != MessageLog.IN_PROGRESS:
-            # PUBLISHED: released between the two statements, and so in the outbox again.
+        if status == MessageLog.PUBLISHED:
+            result[pk] = Verdict.SUSPECT
+        elif status != MessageLog.IN_PROGRESS:
             result[pk] = Verdict.FINAL
         elif row_token == token:
             # The first attempt at this batch was committed, but its answer was lost.
@@ -128,6 +136,9 @@ def _take_over(
     lost = logs.filter(pk=pk, status=MessageLog.IN_PROGRESS, token=lost_token)
     if _fail_after(lost, claimant.max_crashes):
         return Verdict.LOST
+    suspects = lost.filter(crashes__gte=SUSPECT_CRASHES - 1)
+    if suspects.update(status=MessageLog.PUBLISHED, token=None, crashes=F("crashes") + 1):
+        return Verdict.SUSPECT
     changed = lost.update(
         worker=claimant.worker,
         token=token,

@@ -158,11 +158,19 @@ CLAIMED = ("uuid", "task", "task_args", "content", "queue", "attempts")
 
 
 def claim_rows(
-    table: str, ids: Sequence[UUID], token: int, worker: str, using: str
+    table: str, ids: Sequence[UUID], token: int, worker: str, crashes: int, using: str
 ) -> list[tuple[Any, ...]]:
     """Take those of the rows that are PUBLISHED; returns the CLAIMED columns of each.
 
     PostgreSQL and SQLite return what an UPDATE changed, which saves a query.
+
+    Args:
+        table: of the MessageLogs.
+        ids: primary keys.
+        token: of this batch.
+        worker: name of who claims.
+        crashes: leave rows alone under which so many workers were lost.
+        using: database alias.
     """
     connection = connections[using]
     keys: list[Any]
@@ -174,10 +182,10 @@ def claim_rows(
     sql = (
         f"UPDATE {table} SET status = 'IN_PROGRESS', worker = %s, token = %s, "
         f"attempts = attempts + 1, start_time = {now} WHERE {matching} AND status = 'PUBLISHED' "
-        f"RETURNING {', '.join(CLAIMED)}"
+        f"AND crashes < %s RETURNING {', '.join(CLAIMED)}"
     )
     with connection.cursor() as cursor:
-        cursor.execute(sql, [worker, token, *keys])
+        cursor.execute(sql, [worker, token, *keys, crashes])
         rows = cursor.fetchall()
     if connection.features.has_native_uuid_field:
         return list(rows)

@@ -97,17 +97,27 @@ class Dispatcher:
         self._jobs: dict[UUID, Job] = {}
         #: How many of the jobs wait for their row: they must not keep others from running.
         self._missing = 0
+        #: Jobs that wait until nothing else runs in this process.
+        self._suspects: deque[Job] = deque()
+        #: Claim nothing: a suspect runs, or is about to.
+        self._held = False
         self._pump_due = False
         self._paused = False
         self._stopping = False
         self.finished = 0
         """Tasks that came to an end here."""
         self.on_settled: Callable[[], None] = lambda: None
+        self.on_suspect: Callable[[], None] = lambda: None
 
     @property
     def running(self) -> int:
         """Messages that are claimed, or about to be."""
-        return len(self._jobs)
+        return len(self._jobs) - self._missing - len(self._suspects)
+
+    @property
+    def suspects(self) -> int:
+        """Messages whose row has cost workers, waiting to run alone."""
+        return len(self._suspects)
 
     def start(self) -> None:
         """Start the worker threads."""
@@ -127,6 +137,8 @@ class Dispatcher:
         """Claim nothing for now and give back what waits. Running tasks go on."""
         self._paused = True
         self._return_waiting()
+        while self._suspects:
+            self._requeue(self._suspects.popleft())
 
     def resume(self) -> None:
         """Claim again."""
@@ -149,7 +161,9 @@ class Dispatcher:
         if self._stopping or self._paused:
             self._return_waiting()
             return
-        room = self.pace.claimed - len(self._jobs) + self._missing
+        if self._held:
+            return
+        room = self.pace.claimed - self.running
         batch: dict[UUID, Job] = {}
         while self._waiting and room > 0:
             delivery = self._waiting.popleft()
@@ -176,11 +190,27 @@ class Dispatcher:
         else:
             job.deliveries.append(delivery)
 
-    def _claim(self, batch: dict[UUID, Job]) -> None:
+    def hold(self) -> None:
+        """Claim nothing more, keep what waits; running tasks go on."""
+        self._held = True
+
+    def unhold(self) -> None:
+        """Claim again."""
+        self._held = False
+        self._pump()
+
+    def claim_suspect(self) -> None:
+        """Claim one suspect; the caller knows that nothing else runs in this process."""
+        job = self._suspects.popleft()
+        self._claim({job.uuid: job}, alone=True)
+
+    def _claim(self, batch: dict[UUID, Job], alone: bool = False) -> None:
         def answer(verdicts: dict[UUID, Claimed | Verdict]) -> None:
             self._claimed(batch, verdicts)
 
-        self._writer.submit(Claim(ids=list(batch), token=records.new_token(), answer=answer))
+        self._writer.submit(
+            Claim(ids=list(batch), token=records.new_token(), alone=alone, answer=answer)
+        )
 
     def _claimed(self, batch: dict[UUID, Job], verdicts: dict[UUID, Claimed | Verdict]) -> None:
         """On the writer's thread: what may run goes to the worker threads without a detour."""
@@ -197,7 +227,9 @@ class Dispatcher:
 
     def _not_claimed(self, others: Sequence[tuple[Job, Verdict]]) -> None:
         for job, verdict in others:
-            if verdict is not Verdict.MISSING:
+            if verdict is Verdict.SUSPECT and not self._stopping:
+                self._suspects.append(job)
+            elif verdict not in (Verdict.MISSING, Verdict.SUSPECT):
                 self._settle(job)
             elif self._stopping:
                 self._requeue(job)
@@ -205,6 +237,7 @@ class Dispatcher:
                 self._wait_for_row(job)
         self._flush([job for job, _ in others])
         self._pump()
+        self.on_suspect()
 
     def _wait_for_row(self, job: Job) -> None:
         own = job.deliveries[0].properties.app_id == wire.APP_ID
@@ -272,6 +305,7 @@ class Dispatcher:
             self.pace.measured(seconds / len(jobs), size / len(jobs))
             self._pump()
         self.on_settled()
+        self.on_suspect()
 
     def _settle(self, job: Job) -> None:
         if self._jobs.get(job.uuid) is not job:
@@ -314,6 +348,8 @@ class Dispatcher:
         """Give back what has not begun: messages to the broker, claimed rows to the outbox."""
         self._stopping = True
         self._return_waiting()
+        while self._suspects:
+            self._requeue(self._suspects.popleft())
         for job in self._pool.recall():
             self._record(job, Result(kind=Kind.RELEASED))
         self._pool.stop()

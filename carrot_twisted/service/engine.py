@@ -30,6 +30,7 @@ from carrot_twisted.service.dispatcher import Dispatcher
 from carrot_twisted.service.log_writer import LogWriter
 from carrot_twisted.service.posting import ReactorPublisher
 from carrot_twisted.service.protocol import CarrotProtocol
+from carrot_twisted.service.quarantine import Quarantine
 from carrot_twisted.service.relay import Relay
 from carrot_twisted.service.subscription import Subscription
 from carrot_twisted.virtual_host import VirtualHost
@@ -142,8 +143,9 @@ class Engine:
             )
             for queue in queues
         ]
+        Quarantine(self._dispatchers)
         self._subscriptions = [
-            Subscription(queue, dispatcher, reactor)
+            Subscription(queue, dispatcher, self._relay.queue_lost, reactor)
             for queue, dispatcher in zip(queues, self._dispatchers, strict=True)
         ]
         self._consuming = [
@@ -310,12 +312,13 @@ class Engine:
         if self._lease_since is None:
             self._lease_since = self._reactor.seconds()
 
-    def _claimant(self) -> Claimant:
+    def _claimant(self, alone: bool = False) -> Claimant:
         since = self._lease_since
         return Claimant(
             worker=self.worker.name,
             lease=self._settings.lease,
             max_crashes=self._settings.max_crashes,
+            alone=alone,
             judges=since is not None and self._reactor.seconds() - since > self._settings.lease,
         )
 

@@ -43,6 +43,7 @@ class Claim:
 
     ids: list[UUID]
     token: int
+    alone: bool
     answer: Callable[[dict[UUID, Claimed | Verdict]], None]
 
 
@@ -77,7 +78,7 @@ class LogWriter:
     """The service's only way to the database, outside of the tasks themselves.
 
     Args:
-        claimant: in whose name rows are claimed, asked before each batch.
+        claimant: in whose name rows are claimed; asked with whether nothing else runs.
         using: database alias.
         reactor: Twisted's reactor.
         on_away: called in the reactor when the database stops answering, with the reason.
@@ -86,7 +87,7 @@ class LogWriter:
 
     def __init__(
         self,
-        claimant: Callable[[], Claimant],
+        claimant: Callable[[bool], Claimant],
         using: str,
         reactor: Any,
         on_away: Callable[[str], None],
@@ -200,8 +201,8 @@ class LogWriter:
                         n=len(runs) - changed,
                         all=len(runs),
                     )
-            claimant = self._claimant()
             for op in claims:
+                claimant = self._claimant(op.alone)
                 answers.append(records.claim(op.ids, op.token, claimant, self._using))
             if confirmed:
                 outbox.note_confirmed(confirmed, self._using)

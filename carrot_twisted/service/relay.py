@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from pika.exceptions import AMQPError
 from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 from txaio.tx import make_logger
@@ -31,6 +32,10 @@ REAP_INTERVAL = 3.0
 RING_INTERVAL = 30.0
 #: Seconds that a confirmed row may wait although its queue is empty.
 QUIET = 60.0
+#: Seconds after which every publisher has noted the confirms that it has.
+NOTED_AFTER = 3.0
+#: Rows that are rung for again at once.
+RING_BATCH = 10_000
 
 
 class Relay:
@@ -60,6 +65,7 @@ class Relay:
         self._publisher = publisher
         self._claimant = claimant
         self._using = using
+        self._reactor = reactor
         self._loops = {
             interval: LoopingCall(self._guarded, work)
             for interval, work in (
@@ -111,28 +117,47 @@ class Relay:
         if count:
             _log.warn("{n} tasks of workers that died are published again", n=count)
 
+    def queue_lost(self, queue: QueueSettings) -> None:
+        """A queue was deleted and is there again: ring for all rows that may have been in it.
+
+        Twice, for publishers note a confirm up to a second after the broker gave it.
+        """
+        lost = self._reactor.seconds()
+
+        def ring() -> None:
+            age = self._reactor.seconds() - lost
+            self._guarded(lambda: self._ring_again(queue, age=age, quiet=0.0))
+
+        ring()
+        self._reactor.callLater(NOTED_AFTER, ring)
+
     async def _ring(self) -> None:
         """Rows whose message was confirmed and is gone: ring again, if their queue is empty."""
         for queue in self._queues:
             protocol = self._publisher.protocols.get(queue.host)
-            if protocol is None or self._writer.away:
+            if protocol is None:
                 continue
             channel = await protocol.channel()
             try:
                 frame = await channel.queue_declare(queue.name, passive=True)
-            except Exception:
-                # No such queue: the consumer declares it, and the next look finds it empty.
+            except AMQPError:
+                # No such queue: a consumer or publisher declares it, then the next look counts.
                 continue
-            await channel.close()
-            if frame.method.message_count:
-                continue
-            name = queue.name
-            count = await self._writer.call(
-                lambda name=name: outbox.ring_again(name, QUIET, BATCH, self._using)
+            channel.close()
+            if frame.method.message_count == 0:
+                await self._ring_again(queue, age=QUIET, quiet=QUIET)
+
+    async def _ring_again(self, queue: QueueSettings, *, age: float, quiet: float) -> None:
+        if self._writer.away:
+            return
+        count = await self._writer.call(
+            lambda: outbox.ring_again(
+                queue.name, age=age, quiet=quiet, limit=RING_BATCH, using=self._using
             )
-            if count:
-                _log.warn(
-                    "{n} messages of queue {queue} never came; they are sent again",
-                    n=count,
-                    queue=name,
-                )
+        )
+        if count:
+            _log.warn(
+                "{n} messages of queue {queue} never came; they are sent again",
+                n=count,
+                queue=queue.name,
+            )

@@ -7,6 +7,7 @@ The wanted state (``consume`` or not, which prefetch) and the present one are co
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from pika.exceptions import AMQPError
@@ -35,10 +36,19 @@ class Subscription:
     Args:
         queue: its settings.
         dispatcher: takes the deliveries.
+        on_queue_lost: called when the queue is there again after it had been deleted.
         reactor: Twisted's reactor.
     """
 
-    def __init__(self, queue: QueueSettings, dispatcher: Dispatcher, reactor: Any) -> None:
+    def __init__(
+        self,
+        queue: QueueSettings,
+        dispatcher: Dispatcher,
+        on_queue_lost: Callable[[QueueSettings], None],
+        reactor: Any,
+    ) -> None:
+        self._on_queue_lost = on_queue_lost
+        self._cancelled = False
         self._queue = queue
         self._dispatcher = dispatcher
         self._reactor = reactor
@@ -143,6 +153,9 @@ class Subscription:
             await channel.basic_qos(prefetch_count=wanted_prefetch)
             frame = await channel.consume(self._queue.name, self._on_message)
             self._tag = frame.method.consumer_tag
+            if self._cancelled:
+                self._cancelled = False
+                self._on_queue_lost(self._queue)
             if not self._prefetch:
                 _log.info(
                     "Consuming queue {queue} with {n} threads",
@@ -170,6 +183,7 @@ class Subscription:
         """The queue was deleted, or its node went away. The channel stays open."""
         _log.warn("The broker cancelled the consumer of {queue}", queue=self._queue.name)
         self._tag = None
+        self._cancelled = True
         channel = self._channel
         if channel is not None and channel.is_open:
             # A new channel comes with new declarations; messages of the old one return to the
