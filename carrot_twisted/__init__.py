@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Task queue and message consumer for Django on RabbitMQ, run by Twisted."""
 
+from __future__ import annotations
+
 __version__ = "0.1.0"

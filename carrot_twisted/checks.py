@@ -7,9 +7,8 @@ project's code (E007, E008) or its other settings (W001).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
@@ -17,6 +16,9 @@ from django.utils.module_loading import import_string
 
 from carrot_twisted import conf
 from carrot_twisted.exceptions import CarrotConfigException
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @register(Tags.compatibility)

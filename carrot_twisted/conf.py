@@ -127,9 +127,7 @@ class _Reader:
     problems: list[Problem] = field(default_factory=list)
 
     def problem(self, number: int, message: str, hint: str) -> None:
-        self.problems.append(
-            Problem(id=f"carrot_twisted.E{number:03}", message=message, hint=hint)
-        )
+        self.problems.append(Problem(id=f"carrot_twisted.E{number:03}", message=message, hint=hint))
 
     def unknown_keys(self, given: Mapping[str, Any], known: Mapping[str, Any], where: str) -> None:
         for key in given:
@@ -157,7 +155,7 @@ class _Reader:
                 return VirtualHost(url=value)
             if isinstance(value, Mapping):
                 return VirtualHost(**value)
-            raise ValueError("it must be a URL or a dictionary")  # noqa: TRY301
+            raise ValueError("it must be a URL or a dictionary")
         except (ValueError, TypeError, AttributeError) as error:
             # A TypeError names the unknown key of the dictionary, never its values.
             self.problem(
@@ -189,9 +187,7 @@ class _Reader:
             default = QUEUE_DEFAULTS[key]
             return self.checked(got[key], default, f"{where}: {key!r}", wanted, test)
 
-        prefetch = checked(
-            "prefetch", "'auto' or a whole number from 1 to 65535", _is_prefetch
-        )
+        prefetch = checked("prefetch", "'auto' or a whole number from 1 to 65535", _is_prefetch)
         return QueueSettings(
             name=name,
             host=(

@@ -3,17 +3,20 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.utils.module_loading import import_string
 
 from carrot_twisted.exceptions import CarrotConfigException
-from carrot_twisted.execution import FailureCallback, Run
 from carrot_twisted.models import MessageLog
 from carrot_twisted.objects import DefaultMessageSerializer
-from carrot_twisted.virtual_host import VirtualHost
+
+if TYPE_CHECKING:
+    import logging
+    from collections.abc import Callable, Mapping
+
+    from carrot_twisted.execution import FailureCallback, Run
+    from carrot_twisted.virtual_host import VirtualHost
 
 
 class Consumer:

@@ -8,17 +8,18 @@ owns the connection.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 
-from carrot_twisted.topology import Step
-
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from pika.channel import Channel
     from pika.connection import Connection
+
+    from carrot_twisted.topology import Step
 
 #: Reply code of RabbitMQ for a declaration whose arguments differ from what exists.
 PRECONDITION_FAILED = 406
@@ -88,9 +89,7 @@ class _Declaration:
             return
         if isinstance(reason, ChannelClosedByBroker) and self._steps:
             self._refusals.append(
-                Refusal(
-                    step=self._steps.pop(0), code=reason.reply_code, text=reason.reply_text
-                )
+                Refusal(step=self._steps.pop(0), code=reason.reply_code, text=reason.reply_text)
             )
             self.open()
         else:

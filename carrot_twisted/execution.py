@@ -8,14 +8,14 @@ dropped, so that the next task on this thread gets a clean one.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass
-from typing import Any
-from uuid import UUID
+from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import async_to_sync
 from django.db import connections, reset_queries
@@ -23,6 +23,9 @@ from django.db import connections, reset_queries
 from carrot_twisted import objects, outcomes, signals, task_logging, wire
 from carrot_twisted.exceptions import PoisonMessage
 from carrot_twisted.outcomes import Kind, Result
+
+if TYPE_CHECKING:
+    from uuid import UUID
 
 
 @dataclass(slots=True, kw_only=True)
@@ -190,7 +193,6 @@ def _drop(connection: Any) -> None:
     # Not connection.close(): inside a leaked atomic() that keeps the wrapper broken on purpose.
     del connections[alias]
     if raw is not None:
-        try:
+        # It is being thrown away; whether it still can be closed does not matter.
+        with contextlib.suppress(Exception):
             raw.close()
-        except Exception:  # noqa: S110 - it is being thrown away
-            pass

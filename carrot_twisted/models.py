@@ -11,20 +11,24 @@ from __future__ import annotations
 import ast
 import json
 import os
+import random
 import time
 import uuid
-from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.db import models, router, transaction
 from django.db.models import Q
-from django.db.models.expressions import CombinedExpression
 from django.db.models.functions import Now
 
 from carrot_twisted import conf, signals, statements, wire
 from carrot_twisted.exceptions import CarrotConfigException
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from django.db.models.expressions import CombinedExpression
 
 #: Rows per INSERT statement of ``enqueue``.
 INSERT_BATCH = 2000
@@ -50,6 +54,11 @@ def message_id() -> uuid.UUID:
     )
 
 
+def new_token() -> int:
+    """Tells one batch of messages, or of runs, from all others."""
+    return random.getrandbits(62)
+
+
 class MessageLogQuerySet(models.QuerySet["MessageLog"]):
     """The questions that are asked of the rows, and the way into the outbox."""
 
@@ -60,6 +69,9 @@ class MessageLogQuerySet(models.QuerySet["MessageLog"]):
             rows: unsaved rows, PUBLISHED. All are inserted or none.
         """
         using = self._db or router.db_for_write(self.model)
+        token = new_token()
+        for row in rows:
+            row.token = token
         if len(rows) == 1:
             rows[0].save(force_insert=True, using=using)
         else:
@@ -139,7 +151,9 @@ class MessageLog(models.Model):
         max_length=100, blank=True, default="", help_text="Name of the last worker that took it."
     )
     token = models.BigIntegerField(
-        null=True, editable=False, help_text="Fences a run: only its holder may finish the row."
+        null=True,
+        editable=False,
+        help_text="Of the last message or run: only its holder may say what became of it.",
     )
     confirmed_at = models.DateTimeField(
         null=True, editable=False, help_text="When the broker took the message; empty: unsent."
@@ -265,4 +279,3 @@ class Worker(models.Model):
 
     def __str__(self) -> str:
         return self.name
-

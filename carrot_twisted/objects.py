@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from carrot_twisted import conf, wire
 from carrot_twisted.exceptions import InvalidMessage, PoisonMessage
 from carrot_twisted.models import MessageLog
 from carrot_twisted.virtual_host import VirtualHost
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
 
 __all__ = [
     "BaseMessageSerializer",
@@ -46,9 +48,7 @@ def resolve_task(path: str) -> Callable[..., Any]:
         raise ImportError(f"Unable to find the module: {module_name} ({error})") from error
     task = getattr(module, name, None)
     if not callable(task):
-        raise AttributeError(
-            f"Unable to find a function called {name} in the module {module_name}"
-        )
+        raise AttributeError(f"Unable to find a function called {name} in the module {module_name}")
     _resolved[path] = task
     return task  # type: ignore[no-any-return]
 
@@ -238,12 +238,12 @@ def _checked_priority(priority: int, queue: conf.QueueSettings) -> int:
         raise InvalidMessage(f"A priority is a whole number, not {priority!r}.")
     if not 0 <= priority <= wire.MAX_PRIORITY:
         raise InvalidMessage(f"A priority is from 0 to {wire.MAX_PRIORITY}, not {priority}.")
-    if priority and "x-max-priority" not in queue.queue_arguments:
-        if queue.name not in _warned_queues:
-            _warned_queues.add(queue.name)
-            _logger.warning(
-                "Queue %r has no x-max-priority: priorities have no effect. Add "
-                "{'x-max-priority': 10} to its queue_arguments in CARROT['queues'].",
-                queue.name,
-            )
+    unheeded = priority and "x-max-priority" not in queue.queue_arguments
+    if unheeded and queue.name not in _warned_queues:
+        _warned_queues.add(queue.name)
+        _logger.warning(
+            "Queue %r has no x-max-priority: priorities have no effect. Add "
+            "{'x-max-priority': 10} to its queue_arguments in CARROT['queues'].",
+            queue.name,
+        )
     return priority

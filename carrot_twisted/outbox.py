@@ -7,20 +7,27 @@ alone, so a relay in another process sends byte for byte what the publisher woul
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import pika
 from django.db.models.functions import Now
 
 from carrot_twisted import conf, statements, topology, wire
-from carrot_twisted.models import GRACE, MessageLog, due_in
-from carrot_twisted.topology import Step
-from carrot_twisted.virtual_host import VirtualHost
+from carrot_twisted.models import GRACE, MessageLog, due_in, new_token
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from django.db.models import QuerySet
+
+    from carrot_twisted.topology import Step
+    from carrot_twisted.virtual_host import VirtualHost
+
+#: Rows that are put back into the outbox at once.
+RING_BATCH = 5000
 #: Seconds until a relay tries a row again that the broker did not confirm to it.
 RELAY_RETRY = 30.0
 
@@ -30,6 +37,8 @@ class Post:
     """One message on its way to the broker."""
 
     message_id: str
+    token: int | None
+    """Of the row when this was made; None for a message without a row."""
     exchange: str
     routing_key: str
     body: bytes
@@ -52,6 +61,7 @@ def posts(rows: Iterable[MessageLog]) -> dict[VirtualHost, list[Post]]:
         result.setdefault(queue.host, []).append(
             Post(
                 message_id=message_id,
+                token=row.token,
                 exchange=row.exchange,
                 routing_key=row.routing_key or row.queue,
                 body=wire.body(row.task_args, row.content),
@@ -64,10 +74,10 @@ def posts(rows: Iterable[MessageLog]) -> dict[VirtualHost, list[Post]]:
     return result
 
 
-def note_confirmed(message_ids: Sequence[str], using: str) -> None:
+def note_confirmed(posts: Sequence[Post], using: str) -> None:
     """The broker holds these messages. Rows that a worker has taken meanwhile need no note."""
-    table = MessageLog._meta.db_table
-    statements.confirm_rows(table, [UUID(key) for key in message_ids], using)
+    keys = [(UUID(post.message_id), post.token) for post in posts if post.token is not None]
+    statements.confirm_rows(MessageLog._meta.db_table, keys, using)
 
 
 def note_errors(errors: Mapping[str, str], using: str, delay: float = RELAY_RETRY) -> None:
@@ -93,9 +103,11 @@ def take_unsent(queues: Sequence[str], limit: int, using: str) -> list[MessageLo
     Several relays share the work: a row that was taken is left alone by all for RELAY_RETRY
     seconds, or until it is confirmed. Should the taker die meanwhile, another one follows.
     """
-    token = random.getrandbits(62)
-    waiting = MessageLog.objects.using(using).unsent().filter(
-        queue__in=queues, relay_at__lte=Now() - timedelta(seconds=GRACE)
+    token = new_token()
+    waiting = (
+        MessageLog.objects.using(using)
+        .unsent()
+        .filter(queue__in=queues, relay_at__lte=Now() - timedelta(seconds=GRACE))
     )
     candidates = list(waiting.order_by("relay_at").values_list("pk", flat=True)[:limit])
     if not candidates:
@@ -104,30 +116,44 @@ def take_unsent(queues: Sequence[str], limit: int, using: str) -> list[MessageLo
     return list(MessageLog.objects.using(using).unsent().filter(pk__in=candidates, token=token))
 
 
-def ring_again(queue: str, *, age: float, quiet: float, limit: int, using: str) -> int:
-    """Put rows back into the outbox whose message was confirmed but never came.
+def ring_again(queue: str, quiet: float, using: str) -> int:
+    """Put rows back into the outbox whose message was confirmed but did not come.
 
-    It was lost with a deleted or purged queue, or with a broker's disk. A second message does no
-    harm where the first one is still there: the row runs once.
+    For a queue that the broker says is empty: the message was lost with a purged queue, or with a
+    broker's disk. A second message does no harm where the first is still there: the row runs once.
 
     Args:
         queue: name of the queue.
-        age: leave rows alone that were published less than this many seconds ago.
         quiet: leave rows alone that were confirmed less than this many seconds ago.
-        limit: at most this many rows.
         using: database alias.
 
     Returns:
-        How many rows were put back.
+        How many rows were put back; RING_BATCH at most.
     """
     lost = MessageLog.objects.using(using).filter(
         status=MessageLog.PUBLISHED,
         queue=queue,
-        publish_time__lt=Now() - timedelta(seconds=age),
         confirmed_at__lt=Now() - timedelta(seconds=quiet),
     )
-    ids: list[UUID] = list(lost.order_by("publish_time").values_list("pk", flat=True)[:limit])
+    return _unsend(lost)
+
+
+def queue_lost(queue: str, using: str) -> int:
+    """Put all waiting rows of a queue back into the outbox that has lost its messages.
+
+    Also those whose publisher has not noted the confirm yet: their token goes, so it will not.
+
+    Returns:
+        How many rows were put back; RING_BATCH at most: call it again then.
+    """
+    lost = MessageLog.objects.using(using).filter(
+        status=MessageLog.PUBLISHED, queue=queue, token__isnull=False
+    )
+    return _unsend(lost)
+
+
+def _unsend(rows: QuerySet[MessageLog]) -> int:
+    ids = list(rows.order_by("publish_time").values_list("pk", flat=True)[:RING_BATCH])
     if not ids:
         return 0
-    return lost.filter(pk__in=ids).update(confirmed_at=None, relay_at=due_in(0))
-
+    return rows.filter(pk__in=ids).update(confirmed_at=None, token=None, relay_at=due_in(0))

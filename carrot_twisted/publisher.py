@@ -17,19 +17,20 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from django.db import DatabaseError, InterfaceError, close_old_connections
 from pika.adapters.select_connection import IOLoop, SelectConnection
 
 from carrot_twisted import outbox, signals
-from carrot_twisted.models import MessageLog
 from carrot_twisted.publishing import PublishingSession
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pika.connection import Connection
 
+    from carrot_twisted.models import MessageLog
     from carrot_twisted.outbox import Post
     from carrot_twisted.virtual_host import VirtualHost
 
@@ -184,7 +185,7 @@ class ThreadPublisher:
         self._awake = False
         self._links: dict[VirtualHost, _Link] = {}
         self._using: dict[str, str] = {}
-        self._confirmed: dict[str, list[str]] = {}
+        self._confirmed: dict[str, list[Post]] = {}
         self._errors: dict[str, dict[str, str]] = {}
         self._noting = False
         self._waiters: list[threading.Event] = []
@@ -223,7 +224,7 @@ class ThreadPublisher:
         if using is None:
             return
         if error is None:
-            self._confirmed.setdefault(using, []).append(post.message_id)
+            self._confirmed.setdefault(using, []).append(post)
         else:
             self._errors.setdefault(using, {})[post.message_id] = error
         if not self._noting:
@@ -277,8 +278,8 @@ class ThreadPublisher:
         confirmed, self._confirmed = self._confirmed, {}
         errors, self._errors = self._errors, {}
         try:
-            for using, message_ids in confirmed.items():
-                outbox.note_confirmed(message_ids, using)
+            for using, posts in confirmed.items():
+                outbox.note_confirmed(posts, using)
             for using, texts in errors.items():
                 outbox.note_errors(texts, using, delay=0)
         except (DatabaseError, InterfaceError) as error:
@@ -357,4 +358,3 @@ def _on_rows_committed(*, rows: Sequence[MessageLog], using: str, **_: Any) -> N
 signals.rows_committed.connect(_on_rows_committed, dispatch_uid="carrot_twisted.publisher")
 os.register_at_fork(after_in_child=_after_fork)
 atexit.register(_at_exit)
-

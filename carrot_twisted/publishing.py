@@ -57,9 +57,7 @@ class PublishingSession:
         idle: called when the last post has been settled.
     """
 
-    def __init__(
-        self, connection: Connection, settled: Settled, idle: Callable[[], None]
-    ) -> None:
+    def __init__(self, connection: Connection, settled: Settled, idle: Callable[[], None]) -> None:
         self._connection = connection
         self._settled = settled
         self._idle = idle

@@ -7,12 +7,9 @@ because the connection broke in its commit finds its work done, and does no harm
 
 from __future__ import annotations
 
-import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
-from uuid import UUID
+from typing import TYPE_CHECKING, Any
 
 from django.db.models import BooleanField, Case, F, Value, When
 from django.db.models.functions import Now
@@ -20,6 +17,10 @@ from django.db.models.functions import Now
 from carrot_twisted import processes, statements
 from carrot_twisted.models import MessageLog, Worker, due_in
 from carrot_twisted.outcomes import Kind, Result, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from uuid import UUID
 
 _TABLE = MessageLog._meta.db_table
 
@@ -51,14 +52,10 @@ class Claimant:
     """Whether leases may be judged: not before this worker has kept its own for a full lease.
     After an outage of the database everybody's lease looks dead."""
 
+
 #: From so many lost workers on, a row runs alone: its neighbours shall not be lost, and blamed,
 #: with it.
 SUSPECT_CRASHES = 2
-
-
-def new_token() -> int:
-    """Fences one batch of runs."""
-    return random.getrandbits(62)
 
 
 def claim(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from django.dispatch import Signal
 
-#: Rows were committed and wait for the broker. ``rows``: the MessageLogs, ``using``: database alias.
+#: Rows were committed and wait for the broker. ``rows``: MessageLogs, ``using``: database alias.
 rows_committed = Signal()
 #: A task's function is about to be called. ``sender``: dotted path, ``run``: execution.Run.
 task_started = Signal()

@@ -10,13 +10,15 @@ Table and column names are constants of this package; every value is a parameter
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from django.db import connections, transaction
 from django.utils import timezone
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 #: Columns of a new row that differ from row to row, with PostgreSQL's type for them.
 _INSERTED = {
@@ -29,6 +31,7 @@ _INSERTED = {
     "routing_key": "text",
     "priority": "smallint",
     "retry_of": "uuid",
+    "token": "bigint",
     "publish_time": "timestamptz",
     "relay_at": "timestamptz",
 }
@@ -192,19 +195,25 @@ def claim_rows(
     return [(UUID(row[0]), *row[1:]) for row in rows]
 
 
-def confirm_rows(table: str, ids: Sequence[UUID], using: str) -> None:
-    """Note that the broker holds these rows' messages; rows that run already need no note."""
+def confirm_rows(table: str, keys: Sequence[tuple[UUID, int]], using: str) -> None:
+    """Note that the broker holds these messages, each known by its row and its token.
+
+    A row that was claimed since then has another token, and needs no note.
+    """
     connection = connections[using]
     condition = "status = 'PUBLISHED' AND confirmed_at IS NULL"
     if _is_postgresql(connection):
         sql = (
-            f"UPDATE {table} SET confirmed_at = statement_timestamp(), publish_error = '' "
-            f"WHERE uuid = ANY(%s) AND {condition}"
+            f"UPDATE {table} AS m SET confirmed_at = statement_timestamp(), publish_error = '' "
+            f"FROM {_arrays(_KEY)} WHERE m.uuid = v.uuid AND m.token = v.token AND {condition}"
         )
         with connection.cursor() as cursor:
-            cursor.execute(sql, [list(ids)])
+            cursor.execute(sql, _columns(keys))
     else:
-        sql = f"UPDATE {table} SET confirmed_at = %s, publish_error = '' WHERE uuid = %s AND "
+        sql = (
+            f"UPDATE {table} SET confirmed_at = %s, publish_error = '' "
+            f"WHERE uuid = %s AND token = %s AND {condition}"
+        )
         now = _now(connection)
         with transaction.atomic(using=using):
-            _execute_each(connection, sql + condition, [(now, key) for key in ids])
+            _execute_each(connection, sql, [(now, *key) for key in keys])

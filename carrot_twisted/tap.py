@@ -255,5 +255,3 @@ def makeService(options: Options) -> CarrotService:
         folder=os.getcwd(),
         nodaemon=bool(parent is None or parent["nodaemon"]),
     )
-
-

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from carrot_twisted.conf import QueueSettings
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from carrot_twisted.conf import QueueSettings
 
 DEAD_SUFFIX = ".dead"
 

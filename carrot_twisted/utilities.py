@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from carrot_twisted import conf
 from carrot_twisted.exceptions import InvalidMessage
 from carrot_twisted.models import MessageLog
 from carrot_twisted.objects import Message, resolve_task
-from carrot_twisted.virtual_host import VirtualHost
+
+if TYPE_CHECKING:
+    from carrot_twisted.virtual_host import VirtualHost
 
 Task = str | Callable[..., Any]
 

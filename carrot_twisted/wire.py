@@ -10,10 +10,12 @@ before they were sent.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from carrot_twisted.exceptions import InvalidMessage, PoisonMessage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 TYPE_HEADER = "type"
 MESSAGE_TYPE = "django-carrot message"

@@ -9,9 +9,7 @@ that is not installed skips its tests at a developer's desk, and fails them wher
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pika
 import pytest
@@ -22,6 +20,10 @@ from carrot_twisted import conf, publisher
 from devtools.servers import PostgreSQL, RabbitMQ, ServerError, temporary_folder
 from tests.processes import ServiceProcess
 from tests.settings import CARROT, database
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 QUEUES = [str(queue["name"]) for queue in CARROT["queues"]]
 
@@ -66,9 +68,7 @@ def postgres() -> Iterator[PostgreSQL]:
 
 
 @pytest.fixture(scope="session")
-def database_url(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> str:
+def database_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     """URL of the database that the test run uses, before "test_" is put before its name."""
     kind = os.environ.get("CARROT_TEST_DATABASE", "sqlite")
     if kind == "sqlite":

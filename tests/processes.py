@@ -8,8 +8,11 @@ import signal
 import subprocess
 import sysconfig
 import time
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TWISTD = Path(sysconfig.get_path("scripts"), "twistd")

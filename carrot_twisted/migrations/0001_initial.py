@@ -6,58 +6,198 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
-    dependencies = [
-    ]
+    dependencies = []
 
     operations = [
         migrations.CreateModel(
-            name='Worker',
+            name="Worker",
             fields=[
-                ('name', models.CharField(max_length=100, primary_key=True, serialize=False)),
-                ('host', models.CharField(max_length=200)),
-                ('pid', models.PositiveIntegerField()),
-                ('machine', models.CharField(blank=True, help_text="Boot and process namespace: workers that share it can see each other's pids.", max_length=200)),
-                ('process_start', models.CharField(blank=True, help_text='Tells this process from a later one with its pid.', max_length=40)),
-                ('version', models.CharField(max_length=40)),
-                ('queues', models.TextField(help_text='Names of its queues, one a line.')),
-                ('started_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
-                ('heartbeat_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
+                ("name", models.CharField(max_length=100, primary_key=True, serialize=False)),
+                ("host", models.CharField(max_length=200)),
+                ("pid", models.PositiveIntegerField()),
+                (
+                    "machine",
+                    models.CharField(
+                        blank=True,
+                        help_text="Boot and process namespace: workers that share it can see each other's pids.",
+                        max_length=200,
+                    ),
+                ),
+                (
+                    "process_start",
+                    models.CharField(
+                        blank=True,
+                        help_text="Tells this process from a later one with its pid.",
+                        max_length=40,
+                    ),
+                ),
+                ("version", models.CharField(max_length=40)),
+                ("queues", models.TextField(help_text="Names of its queues, one a line.")),
+                (
+                    "started_at",
+                    models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
+                ),
+                (
+                    "heartbeat_at",
+                    models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
+                ),
             ],
         ),
         migrations.CreateModel(
-            name='MessageLog',
+            name="MessageLog",
             fields=[
-                ('uuid', models.UUIDField(default=carrot_twisted.models.message_id, editable=False, primary_key=True, serialize=False)),
-                ('status', models.CharField(choices=[('PUBLISHED', 'Published'), ('IN_PROGRESS', 'In progress'), ('FAILED', 'Failed'), ('COMPLETED', 'Completed'), ('CANCELLED', 'Cancelled')], default='PUBLISHED', max_length=11)),
-                ('task', models.CharField(help_text='Dotted path of the function.', max_length=200)),
-                ('task_args', models.TextField(default='[]', help_text='A JSON list.', verbose_name='Task positional arguments')),
-                ('content', models.TextField(default='{}', help_text='A JSON object.', verbose_name='Task keyword arguments')),
-                ('exchange', models.CharField(blank=True, default='', max_length=255)),
-                ('queue', models.CharField(max_length=255)),
-                ('routing_key', models.CharField(blank=True, default='', max_length=255)),
-                ('priority', models.PositiveSmallIntegerField(default=0)),
-                ('publish_time', models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), editable=False)),
-                ('start_time', models.DateTimeField(help_text='Start of the last attempt.', null=True)),
-                ('completion_time', models.DateTimeField(null=True)),
-                ('failure_time', models.DateTimeField(null=True)),
-                ('output', models.TextField(help_text='What the function returned.', null=True)),
-                ('exception', models.TextField(null=True)),
-                ('traceback', models.TextField(null=True)),
-                ('log', models.TextField(help_text='Log lines of the last attempt.', null=True)),
-                ('attempts', models.PositiveIntegerField(default=0, help_text='How often it was started.')),
-                ('crashes', models.PositiveIntegerField(default=0, help_text='How many workers were lost while they ran it.')),
-                ('worker', models.CharField(blank=True, default='', help_text='Name of the last worker that took it.', max_length=100)),
-                ('token', models.BigIntegerField(editable=False, help_text='Fences a run: only its holder may finish the row.', null=True)),
-                ('confirmed_at', models.DateTimeField(editable=False, help_text='When the broker took the message; empty: unsent.', null=True)),
-                ('relay_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), editable=False, help_text='GRACE seconds after this, a relay sends it.')),
-                ('publish_error', models.TextField(blank=True, default='', help_text='Why the broker did not take the message, if so.')),
-                ('retry_of', models.UUIDField(editable=False, help_text='The row requeued as this.', null=True)),
+                (
+                    "uuid",
+                    models.UUIDField(
+                        default=carrot_twisted.models.message_id,
+                        editable=False,
+                        primary_key=True,
+                        serialize=False,
+                    ),
+                ),
+                (
+                    "status",
+                    models.CharField(
+                        choices=[
+                            ("PUBLISHED", "Published"),
+                            ("IN_PROGRESS", "In progress"),
+                            ("FAILED", "Failed"),
+                            ("COMPLETED", "Completed"),
+                            ("CANCELLED", "Cancelled"),
+                        ],
+                        default="PUBLISHED",
+                        max_length=11,
+                    ),
+                ),
+                (
+                    "task",
+                    models.CharField(help_text="Dotted path of the function.", max_length=200),
+                ),
+                (
+                    "task_args",
+                    models.TextField(
+                        default="[]",
+                        help_text="A JSON list.",
+                        verbose_name="Task positional arguments",
+                    ),
+                ),
+                (
+                    "content",
+                    models.TextField(
+                        default="{}",
+                        help_text="A JSON object.",
+                        verbose_name="Task keyword arguments",
+                    ),
+                ),
+                ("exchange", models.CharField(blank=True, default="", max_length=255)),
+                ("queue", models.CharField(max_length=255)),
+                ("routing_key", models.CharField(blank=True, default="", max_length=255)),
+                ("priority", models.PositiveSmallIntegerField(default=0)),
+                (
+                    "publish_time",
+                    models.DateTimeField(
+                        db_default=django.db.models.functions.datetime.Now(), editable=False
+                    ),
+                ),
+                (
+                    "start_time",
+                    models.DateTimeField(help_text="Start of the last attempt.", null=True),
+                ),
+                ("completion_time", models.DateTimeField(null=True)),
+                ("failure_time", models.DateTimeField(null=True)),
+                ("output", models.TextField(help_text="What the function returned.", null=True)),
+                ("exception", models.TextField(null=True)),
+                ("traceback", models.TextField(null=True)),
+                ("log", models.TextField(help_text="Log lines of the last attempt.", null=True)),
+                (
+                    "attempts",
+                    models.PositiveIntegerField(default=0, help_text="How often it was started."),
+                ),
+                (
+                    "crashes",
+                    models.PositiveIntegerField(
+                        default=0, help_text="How many workers were lost while they ran it."
+                    ),
+                ),
+                (
+                    "worker",
+                    models.CharField(
+                        blank=True,
+                        default="",
+                        help_text="Name of the last worker that took it.",
+                        max_length=100,
+                    ),
+                ),
+                (
+                    "token",
+                    models.BigIntegerField(
+                        editable=False,
+                        help_text="Fences a run: only its holder may finish the row.",
+                        null=True,
+                    ),
+                ),
+                (
+                    "confirmed_at",
+                    models.DateTimeField(
+                        editable=False,
+                        help_text="When the broker took the message; empty: unsent.",
+                        null=True,
+                    ),
+                ),
+                (
+                    "relay_at",
+                    models.DateTimeField(
+                        db_default=django.db.models.functions.datetime.Now(),
+                        editable=False,
+                        help_text="GRACE seconds after this, a relay sends it.",
+                    ),
+                ),
+                (
+                    "publish_error",
+                    models.TextField(
+                        blank=True,
+                        default="",
+                        help_text="Why the broker did not take the message, if so.",
+                    ),
+                ),
+                (
+                    "retry_of",
+                    models.UUIDField(
+                        editable=False, help_text="The row requeued as this.", null=True
+                    ),
+                ),
             ],
             options={
-                'indexes': [models.Index(models.F('queue'), models.F('publish_time'), condition=models.Q(('status__in', ('PUBLISHED', 'IN_PROGRESS'))), name='carrot_waiting'), models.Index(models.F('relay_at'), condition=models.Q(('confirmed_at__isnull', True), ('status', 'PUBLISHED')), name='carrot_unsent'), models.Index(models.F('worker'), condition=models.Q(('status', 'IN_PROGRESS')), name='carrot_running'), models.Index(models.F('failure_time'), condition=models.Q(('status', 'FAILED')), name='carrot_failed'), models.Index(models.F('completion_time'), condition=models.Q(('status', 'COMPLETED')), name='carrot_completed')],
+                "indexes": [
+                    models.Index(
+                        models.F("queue"),
+                        models.F("publish_time"),
+                        condition=models.Q(("status__in", ("PUBLISHED", "IN_PROGRESS"))),
+                        name="carrot_waiting",
+                    ),
+                    models.Index(
+                        models.F("relay_at"),
+                        condition=models.Q(("confirmed_at__isnull", True), ("status", "PUBLISHED")),
+                        name="carrot_unsent",
+                    ),
+                    models.Index(
+                        models.F("worker"),
+                        condition=models.Q(("status", "IN_PROGRESS")),
+                        name="carrot_running",
+                    ),
+                    models.Index(
+                        models.F("failure_time"),
+                        condition=models.Q(("status", "FAILED")),
+                        name="carrot_failed",
+                    ),
+                    models.Index(
+                        models.F("completion_time"),
+                        condition=models.Q(("status", "COMPLETED")),
+                        name="carrot_completed",
+                    ),
+                ],
             },
         ),
     ]

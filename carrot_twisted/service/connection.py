@@ -8,8 +8,7 @@ automat's NoTransition when ``prepareConnection`` fails, as an AMQP handshake do
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pika.exceptions import (
     AuthenticationError,
@@ -23,7 +22,11 @@ from twisted.internet.task import deferLater
 from txaio.tx import make_logger
 
 from carrot_twisted.service.protocol import CarrotProtocol
-from carrot_twisted.virtual_host import VirtualHost
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from carrot_twisted.virtual_host import VirtualHost
 
 _log = make_logger()
 
@@ -118,7 +121,7 @@ class BrokerConnection:
                 await self._serve(protocol, server)
             if self._stopping:
                 break
-            delay = backoff(max(1, attempt), refused, random.random())
+            delay = backoff(max(1, attempt), refused, random.random())  # noqa: S311 - no secret
             self._waiting = deferLater(self._reactor, delay)
             try:
                 await self._waiting

@@ -16,21 +16,24 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from txaio.tx import make_logger
 
-from carrot_twisted import execution, records, wire
-from carrot_twisted.conf import QueueSettings
-from carrot_twisted.consumer import Consumer
+from carrot_twisted import execution, wire
 from carrot_twisted.execution import Limits, Run
+from carrot_twisted.models import new_token
 from carrot_twisted.outcomes import Kind, Result, Verdict
 from carrot_twisted.records import Claimed, Finished
 from carrot_twisted.service.delivery import Delivery
 from carrot_twisted.service.log_writer import Claim, Finish, LogWriter
 from carrot_twisted.service.pool import WorkerPool
 from carrot_twisted.service.prefetch import Pace
+
+if TYPE_CHECKING:
+    from carrot_twisted.conf import QueueSettings
+    from carrot_twisted.consumer import Consumer
 
 _log = make_logger()
 
@@ -208,9 +211,7 @@ class Dispatcher:
         def answer(verdicts: dict[UUID, Claimed | Verdict]) -> None:
             self._claimed(batch, verdicts)
 
-        self._writer.submit(
-            Claim(ids=list(batch), token=records.new_token(), alone=alone, answer=answer)
-        )
+        self._writer.submit(Claim(ids=list(batch), token=new_token(), alone=alone, answer=answer))
 
     def _claimed(self, batch: dict[UUID, Job], verdicts: dict[UUID, Claimed | Verdict]) -> None:
         """On the writer's thread: what may run goes to the worker threads without a detour."""

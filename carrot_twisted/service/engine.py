@@ -8,9 +8,8 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.db import connections, router
 from twisted.internet.defer import CancelledError, Deferred
@@ -18,22 +17,26 @@ from twisted.internet.task import LoopingCall, deferLater
 from txaio.tx import make_logger
 
 from carrot_twisted import __version__, processes, publisher, records, task_logging
-from carrot_twisted.conf import CarrotSettings, QueueSettings
 from carrot_twisted.consumer import make_consumer
 from carrot_twisted.exceptions import CarrotConfigException
 from carrot_twisted.execution import Limits
 from carrot_twisted.models import MessageLog, Worker
 from carrot_twisted.records import Claimant
 from carrot_twisted.service.connection import BrokerConnection
-from carrot_twisted.service.delivery import Delivery
 from carrot_twisted.service.dispatcher import Dispatcher
 from carrot_twisted.service.log_writer import LogWriter
 from carrot_twisted.service.posting import ReactorPublisher
-from carrot_twisted.service.protocol import CarrotProtocol
 from carrot_twisted.service.quarantine import Quarantine
 from carrot_twisted.service.relay import Relay
 from carrot_twisted.service.subscription import Subscription
-from carrot_twisted.virtual_host import VirtualHost
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from carrot_twisted.conf import CarrotSettings, QueueSettings
+    from carrot_twisted.service.delivery import Delivery
+    from carrot_twisted.service.protocol import CarrotProtocol
+    from carrot_twisted.virtual_host import VirtualHost
 
 _log = make_logger()
 
@@ -215,9 +218,7 @@ class Engine:
         clean = await self._drain(self._shutdown_timeout)
         if not clean:
             released = sum(d.release_running() for d in self._dispatchers)
-            _log.warn(
-                "{n} tasks did not end in time; they will run again elsewhere", n=released
-            )
+            _log.warn("{n} tasks did not end in time; they will run again elsewhere", n=released)
             await self._drain(LAST_WRITES, hurried=True)
         self._stop_loops()
         await self._leave()
@@ -303,9 +304,9 @@ class Engine:
             if not self._writer.away:
                 _log.failure("No heartbeat", failure=failure)
 
-        return self._writer.call(
-            lambda: records.heartbeat(self.worker, self._using)
-        ).addCallbacks(self._clock_is, late)
+        return self._writer.call(lambda: records.heartbeat(self.worker, self._using)).addCallbacks(
+            self._clock_is, late
+        )
 
     def _clock_is(self, database_time: float) -> None:
         self._writer.clock_offset = database_time - time.time()
@@ -368,5 +369,3 @@ def _this_worker(queues: Sequence[QueueSettings]) -> Worker:
         version=__version__,
         queues="\n".join(queue.name for queue in queues),
     )
-
-

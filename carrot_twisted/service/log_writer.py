@@ -11,11 +11,9 @@ it does is repeatable (see ``records``). Meanwhile nothing new is claimed: the s
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Any
-from uuid import UUID
+from typing import TYPE_CHECKING, Any
 
 from django.db import DatabaseError, InterfaceError, connections, transaction
 from twisted.internet.defer import Deferred
@@ -27,6 +25,12 @@ from carrot_twisted import outbox, outcomes, records
 from carrot_twisted.outcomes import Kind, Result, Verdict
 from carrot_twisted.records import Claimant, Claimed, Finished
 from carrot_twisted.service.pool import DaemonThreadPool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from uuid import UUID
+
+    from carrot_twisted.outbox import Post
 
 _log = make_logger()
 
@@ -60,7 +64,7 @@ class Finish:
 class Confirmed:
     """Note that the broker holds these messages."""
 
-    message_ids: list[str]
+    posts: list[Post]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -189,7 +193,7 @@ class LogWriter:
         """One transaction for everything but the calls; then those who wait are told."""
         finishes = [op for op in batch if isinstance(op, Finish)]
         claims = [op for op in batch if isinstance(op, Claim)]
-        confirmed = [m for op in batch if isinstance(op, Confirmed) for m in op.message_ids]
+        confirmed = [post for op in batch if isinstance(op, Confirmed) for post in op.posts]
         answers = []
         with transaction.atomic(using=self._using):
             if finishes:

@@ -9,14 +9,16 @@ daemons, so that a stuck task cannot keep the process from ending.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from queue import Empty, SimpleQueue
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from django.db import connections
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.threadpool import ThreadPool
 from txaio.tx import make_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _log = make_logger()
 

@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pika
 from txaio.tx import make_logger
 
 from carrot_twisted import outbox, topology, wire
-from carrot_twisted.models import MessageLog
 from carrot_twisted.outbox import Post
 from carrot_twisted.publishing import PublishingSession
 from carrot_twisted.service.connection import BrokerConnection
-from carrot_twisted.service.delivery import Delivery
 from carrot_twisted.service.log_writer import Confirmed, LogWriter
-from carrot_twisted.service.protocol import CarrotProtocol
-from carrot_twisted.virtual_host import VirtualHost
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from carrot_twisted.models import MessageLog
+    from carrot_twisted.service.delivery import Delivery
+    from carrot_twisted.service.protocol import CarrotProtocol
+    from carrot_twisted.virtual_host import VirtualHost
 
 _log = make_logger()
 
@@ -74,7 +77,7 @@ class ReactorPublisher:
         self._lock = threading.Lock()
         self._inbox: list[Sequence[MessageLog]] = []
         self._waiting: dict[Post, Callable[[str | None], None] | None] = {}
-        self._confirmed: list[str] = []
+        self._confirmed: list[Post] = []
         self._errors: dict[str, str] = {}
         self._note_due = False
         self._flushers: list[threading.Event] = []
@@ -122,15 +125,13 @@ class ReactorPublisher:
         }
         headers |= {REASON_HEADER: reason, QUEUE_HEADER: queue}
         copy = pika.BasicProperties(
-            **{
-                name: getattr(properties, name)
-                for name in _COPIED
-            },
+            **{name: getattr(properties, name) for name in _COPIED},
             headers=headers,
             delivery_mode=wire.PERSISTENT,
         )
         post = Post(
             message_id=str(properties.message_id),
+            token=None,
             exchange="",
             routing_key=topology.dead_letter_queue(queue),
             body=delivery.body,
@@ -212,7 +213,7 @@ class ReactorPublisher:
         if callback is not None:
             callback(error)
         elif error is None:
-            self._confirmed.append(post.message_id)
+            self._confirmed.append(post)
         else:
             self._errors[post.message_id] = error
         if not self._note_due:
@@ -223,7 +224,7 @@ class ReactorPublisher:
         self._note_due = False
         if self._confirmed:
             confirmed, self._confirmed = self._confirmed, []
-            self._writer.submit(Confirmed(message_ids=confirmed))
+            self._writer.submit(Confirmed(posts=confirmed))
         if self._errors:
             errors, self._errors = self._errors, {}
             delay = outbox.RELAY_RETRY if self._sessions else LOST_RETRY

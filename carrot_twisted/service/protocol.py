@@ -17,9 +17,8 @@ The adapter is deprecated in pika 1.5 and leaves in 2.0; everything else here wo
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pika
 from pika.adapters.twisted_connection import (
     TwistedChannel,
     TwistedProtocolConnection,
@@ -30,6 +29,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.python.failure import Failure
 from txaio.tx import make_logger
+
+if TYPE_CHECKING:
+    import pika
 
 _log = make_logger()
 
@@ -90,9 +92,7 @@ class CarrotChannel(TwistedChannel):
             except Exception:
                 _log.failure("A delivery from {queue} could not be taken in", queue=queue)
 
-        return self._wrap_channel_method("basic_consume")(
-            queue=queue, on_message_callback=guarded
-        )
+        return self._wrap_channel_method("basic_consume")(queue=queue, on_message_callback=guarded)
 
     def cancel(self, consumer_tag: str) -> Deferred[Any]:
         """Stop a consumer. What was delivered stays ours to acknowledge or return."""

@@ -8,9 +8,12 @@ tasks end, and then runs one suspect after another.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from carrot_twisted.service.dispatcher import Dispatcher
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from carrot_twisted.service.dispatcher import Dispatcher
 
 
 class Quarantine:

@@ -6,8 +6,8 @@ Every service runs one. They share the work by conditional updates, so none has 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from pika.exceptions import AMQPError
 from twisted.internet.defer import Deferred
@@ -15,10 +15,14 @@ from twisted.internet.task import LoopingCall
 from txaio.tx import make_logger
 
 from carrot_twisted import outbox, records
-from carrot_twisted.conf import QueueSettings
-from carrot_twisted.records import Claimant
-from carrot_twisted.service.log_writer import LogWriter
-from carrot_twisted.service.posting import ReactorPublisher
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from carrot_twisted.conf import QueueSettings
+    from carrot_twisted.records import Claimant
+    from carrot_twisted.service.log_writer import LogWriter
+    from carrot_twisted.service.posting import ReactorPublisher
 
 _log = make_logger()
 
@@ -32,10 +36,6 @@ REAP_INTERVAL = 3.0
 RING_INTERVAL = 30.0
 #: Seconds that a confirmed row may wait although its queue is empty.
 QUIET = 60.0
-#: Seconds after which every publisher has noted the confirms that it has.
-NOTED_AFTER = 3.0
-#: Rows that are rung for again at once.
-RING_BATCH = 10_000
 
 
 class Relay:
@@ -65,7 +65,6 @@ class Relay:
         self._publisher = publisher
         self._claimant = claimant
         self._using = using
-        self._reactor = reactor
         self._loops = {
             interval: LoopingCall(self._guarded, work)
             for interval, work in (
@@ -100,9 +99,7 @@ class Relay:
     async def _relay(self) -> None:
         queues = [q.name for q in self._queues if self._publisher.can_publish(q.host)]
         while queues and not self._writer.away:
-            rows = await self._writer.call(
-                lambda: outbox.take_unsent(queues, BATCH, self._using)
-            )
+            rows = await self._writer.call(lambda: outbox.take_unsent(queues, BATCH, self._using))
             if rows:
                 _log.info("Sending {n} messages that were left in the outbox", n=len(rows))
                 self._publisher.publish_rows(rows)
@@ -118,46 +115,39 @@ class Relay:
             _log.warn("{n} tasks of workers that died are published again", n=count)
 
     def queue_lost(self, queue: QueueSettings) -> None:
-        """A queue was deleted and is there again: ring for all rows that may have been in it.
-
-        Twice, for publishers note a confirm up to a second after the broker gave it.
-        """
-        lost = self._reactor.seconds()
-
-        def ring() -> None:
-            age = self._reactor.seconds() - lost
-            self._guarded(lambda: self._ring_again(queue, age=age, quiet=0.0))
-
-        ring()
-        self._reactor.callLater(NOTED_AFTER, ring)
+        """A queue was deleted and is there again: its rows need new messages."""
+        name, using = queue.name, self._using
+        self._guarded(partial(self._put_back, name, partial(outbox.queue_lost, name, using)))
 
     async def _ring(self) -> None:
         """Rows whose message was confirmed and is gone: ring again, if their queue is empty."""
         for queue in self._queues:
-            protocol = self._publisher.protocols.get(queue.host)
-            if protocol is None:
-                continue
-            channel = await protocol.channel()
-            try:
-                frame = await channel.queue_declare(queue.name, passive=True)
-            except AMQPError:
-                # No such queue: a consumer or publisher declares it, then the next look counts.
-                continue
-            channel.close()
-            if frame.method.message_count == 0:
-                await self._ring_again(queue, age=QUIET, quiet=QUIET)
+            if await self._is_empty(queue):
+                ring = partial(outbox.ring_again, queue.name, QUIET, self._using)
+                await self._put_back(queue.name, ring)
 
-    async def _ring_again(self, queue: QueueSettings, *, age: float, quiet: float) -> None:
-        if self._writer.away:
-            return
-        count = await self._writer.call(
-            lambda: outbox.ring_again(
-                queue.name, age=age, quiet=quiet, limit=RING_BATCH, using=self._using
-            )
-        )
-        if count:
+    async def _is_empty(self, queue: QueueSettings) -> bool:
+        protocol = self._publisher.protocols.get(queue.host)
+        if protocol is None:
+            return False
+        channel = await protocol.channel()
+        try:
+            frame = await channel.queue_declare(queue.name, passive=True)
+        except AMQPError:
+            # No such queue: a consumer or publisher declares it, then the next look counts.
+            return False
+        channel.close()
+        return bool(frame.method.message_count == 0)
+
+    async def _put_back(self, queue: str, batch: Callable[[], int]) -> None:
+        """Put rows back into the outbox, batch by batch."""
+        total, count = 0, outbox.RING_BATCH
+        while count == outbox.RING_BATCH and not self._writer.away:
+            count = await self._writer.call(batch)
+            total += count
+        if total:
             _log.warn(
-                "{n} messages of queue {queue} never came; they are sent again",
-                n=count,
-                queue=queue.name,
+                "{n} messages of queue {queue} did not come; they are sent again",
+                n=total,
+                queue=queue,
             )

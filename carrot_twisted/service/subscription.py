@@ -7,8 +7,7 @@ The wanted state (``consume`` or not, which prefetch) and the present one are co
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pika.exceptions import AMQPError
 from twisted.internet.defer import Deferred, DeferredLock
@@ -16,12 +15,16 @@ from twisted.internet.task import deferLater
 from txaio.tx import make_logger
 
 from carrot_twisted import declaring, topology
-from carrot_twisted.conf import QueueSettings
-from carrot_twisted.declaring import Refusal
 from carrot_twisted.service.delivery import Delivery, Settler
-from carrot_twisted.service.dispatcher import Dispatcher
 from carrot_twisted.service.prefetch import worth_changing
-from carrot_twisted.service.protocol import CarrotChannel, CarrotProtocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from carrot_twisted.conf import QueueSettings
+    from carrot_twisted.declaring import Refusal
+    from carrot_twisted.service.dispatcher import Dispatcher
+    from carrot_twisted.service.protocol import CarrotChannel, CarrotProtocol
 
 _log = make_logger()
 
@@ -131,9 +134,7 @@ class Subscription:
                 _log.warn("{text}", text=text)
 
     def _adjust_soon(self) -> Deferred[None]:
-        adjusted: Deferred[None] = self._lock.run(
-            lambda: Deferred.fromCoroutine(self._adjust())
-        )
+        adjusted: Deferred[None] = self._lock.run(lambda: Deferred.fromCoroutine(self._adjust()))
         return adjusted.addErrback(self._broken)
 
     async def _adjust(self) -> None:
@@ -191,9 +192,7 @@ class Subscription:
             channel.close()
 
     def _follow_pace(self) -> None:
-        if self._tag is not None and worth_changing(
-            self._prefetch, self._dispatcher.pace.prefetch
-        ):
+        if self._tag is not None and worth_changing(self._prefetch, self._dispatcher.pace.prefetch):
             self._adjust_soon()
 
     def _broken(self, failure: Any) -> None:
