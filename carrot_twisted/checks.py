@@ -75,7 +75,7 @@ def _databases() -> Iterator[CheckMessage]:
     for alias, database in settings.DATABASES.items():
         if not str(database.get("ENGINE", "")).endswith(".sqlite3"):
             continue
-        options = database.get("OPTIONS", {})
+        options: Any = database.get("OPTIONS") or {}
         if options.get("transaction_mode") != "IMMEDIATE":
             yield Warning(
                 f"SQLite database {alias!r} does not take its write lock at the start of a "

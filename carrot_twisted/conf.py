@@ -166,8 +166,8 @@ class _Reader:
             )
             return VirtualHost()
 
-    def queue(self, value: Any, default_broker: VirtualHost, number: int) -> QueueSettings | None:
-        where = f"CARROT['queues'][{number}]"
+    def queue(self, value: Any, default_broker: VirtualHost, position: int) -> QueueSettings | None:
+        where = f"CARROT['queues'][{position}]"
         if not isinstance(value, Mapping):
             self.problem(4, f"{where} is not a dictionary.", "Write {'name': 'default', …}.")
             return None
@@ -221,8 +221,8 @@ class _Reader:
         default_broker = self.broker(got["default_broker"], "CARROT['default_broker']")
         queues: dict[str, QueueSettings] = {}
         listed = checked("queues", "a list of dictionaries", _is_list) or [{"name": DEFAULT_QUEUE}]
-        for number, value in enumerate(listed):
-            queue = self.queue(value, default_broker, number)
+        for position, value in enumerate(listed):
+            queue = self.queue(value, default_broker, position)
             if queue is not None and queue.name in queues:
                 self.problem(
                     5,
@@ -231,24 +231,29 @@ class _Reader:
                 )
             elif queue is not None:
                 queues[queue.name] = queue
+
+        def number(key: str) -> int:
+            return int(checked(key, "a whole number above 0", lambda v: _is_int(v) and v > 0))
+
+        def seconds(key: str) -> float:
+            return float(checked(key, "a number of seconds above 0", _is_seconds))
+
+        modules = checked(
+            "task_modules",
+            "a list of module names",
+            lambda v: _is_list(v) and all(_is_path(m) for m in v),
+        )
         return CarrotSettings(
             default_broker=default_broker,
             queues=queues,
-            task_modules=tuple(
-                checked(
-                    "task_modules",
-                    "a list of module names",
-                    lambda v: _is_list(v) and all(_is_path(m) for m in v),
-                )
-            ),
-            **{
-                key: checked(key, "a whole number above 0", lambda v: _is_int(v) and v > 0)
-                for key in ("max_message_size", "max_result_size", "max_log_size", "max_crashes")
-            },
-            **{
-                key: float(checked(key, "a number of seconds above 0", _is_seconds))
-                for key in ("shutdown_timeout", "ack_deadline", "lease")
-            },
+            task_modules=tuple(modules),
+            max_message_size=number("max_message_size"),
+            max_result_size=number("max_result_size"),
+            max_log_size=number("max_log_size"),
+            max_crashes=number("max_crashes"),
+            shutdown_timeout=seconds("shutdown_timeout"),
+            ack_deadline=seconds("ack_deadline"),
+            lease=seconds("lease"),
         )
 
 

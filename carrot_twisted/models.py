@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from django.db.models.expressions import CombinedExpression
 
+#: Longest dotted path of a task.
+MAX_TASK = 200
 #: Rows per INSERT statement of ``enqueue``.
 INSERT_BATCH = 2000
 #: A new row is its publisher's business for so many seconds, then any relay's.
@@ -68,7 +70,8 @@ class MessageLogQuerySet(models.QuerySet["MessageLog"]):
         Args:
             rows: unsaved rows, PUBLISHED. All are inserted or none.
         """
-        using = self._db or router.db_for_write(self.model)
+        # As save() does: an alias chosen with using(), or else the routers' choice for writing.
+        using: str = self._db or router.db_for_write(self.model)  # type: ignore[attr-defined]
         token = new_token()
         for row in rows:
             row.token = token
@@ -121,7 +124,7 @@ class MessageLog(models.Model):
 
     uuid = models.UUIDField(primary_key=True, default=message_id, editable=False)
     status = models.CharField(max_length=11, choices=STATUS_CHOICES, default=PUBLISHED)
-    task = models.CharField(max_length=200, help_text="Dotted path of the function.")
+    task = models.CharField(max_length=MAX_TASK, help_text="Dotted path of the function.")
     task_args = models.TextField(
         default=wire.NO_ARGS, verbose_name="Task positional arguments", help_text="A JSON list."
     )

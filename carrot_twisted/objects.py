@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from carrot_twisted import conf, wire
 from carrot_twisted.exceptions import InvalidMessage, PoisonMessage
-from carrot_twisted.models import MessageLog
+from carrot_twisted.models import MAX_TASK, MessageLog
 from carrot_twisted.virtual_host import VirtualHost
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ class Message:
             else wire.NO_KWARGS
         )
         for what, text, limit in (
-            ("task path", task, MessageLog._meta.get_field("task").max_length),
+            ("task path", task, MAX_TASK),
             ("exchange", self.exchange, conf.MAX_NAME_BYTES),
             ("routing key", self.routing_key, conf.MAX_NAME_BYTES),
         ):

@@ -36,7 +36,7 @@ _INSERTED = {
     "relay_at": "timestamptz",
 }
 #: Columns of a new row that are the same in each.
-_NEW = {
+_NEW: dict[str, Any] = {
     "status": "PUBLISHED",
     "attempts": 0,
     "crashes": 0,

@@ -16,7 +16,8 @@ import pytest
 from django.conf import settings as django_settings
 from django.db import connections
 
-from carrot_twisted import conf, publisher
+from carrot_twisted import publisher
+from carrot_twisted.virtual_host import VirtualHost
 from devtools.servers import PostgreSQL, RabbitMQ, ServerError, temporary_folder
 from tests.processes import ServiceProcess
 from tests.settings import CARROT, database
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-QUEUES = [str(queue["name"]) for queue in CARROT["queues"]]
+QUEUES = ["default", "other"]
 
 
 def _missing(error: Exception) -> NoReturn:
@@ -156,7 +157,7 @@ def ledger(tmp_path: Path) -> Callable[[], list[str]]:
 
 def delete_queues(url: str) -> None:
     """Delete the tests' queues and exchanges."""
-    connection = pika.BlockingConnection(conf.VirtualHost(url).parameters())
+    connection = pika.BlockingConnection(VirtualHost(url).parameters())
     channel = connection.channel()
     for name in QUEUES:
         for queue in (name, f"{name}.dead"):
@@ -169,7 +170,7 @@ class Broker:
     """A plain AMQP client for the tests: looks and sends past the product."""
 
     def __init__(self, url: str) -> None:
-        self.connection = conf.VirtualHost(url).blocking_connection
+        self.connection = VirtualHost(url).blocking_connection
         self.channel = self.connection.channel()
 
     def depth(self, queue: str) -> int:

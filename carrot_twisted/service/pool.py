@@ -29,7 +29,8 @@ class DaemonThreadPool(ThreadPool):
     """Twisted's pool, whose threads do not hold up the end of the process."""
 
     @staticmethod
-    def threadFactory(*args: Any, **kwargs: Any) -> threading.Thread:
+    def threadFactory(*args: Any, **kwargs: Any) -> threading.Thread:  # type: ignore[override]
+        """Twisted's hook; it names the class Thread itself, typed as such."""
         return threading.Thread(*args, daemon=True, **kwargs)
 
 

@@ -46,8 +46,11 @@ OnMessage = Callable[[Any, Any, Any, bytes], None]
 class _Connection(_TwistedConnectionAdapter):
     """The adapter's connection, with an end that comes and a reason that stays."""
 
+    _transport: Any
+    _error: Exception | None
+
     def _adapter_disconnect_stream(self) -> None:
-        transport: Any = self._transport
+        transport = self._transport
         if transport is None:
             return
         transport.loseConnection()
@@ -59,7 +62,7 @@ class _Connection(_TwistedConnectionAdapter):
         self._reactor.callLater(FAREWELL, abort)
 
     def _adapter_emit_data(self, data: bytes) -> None:
-        transport: Any = self._transport
+        transport = self._transport
         if transport is not None:
             transport.write(data)
 
@@ -92,11 +95,13 @@ class CarrotChannel(TwistedChannel):
             except Exception:
                 _log.failure("A delivery from {queue} could not be taken in", queue=queue)
 
-        return self._wrap_channel_method("basic_consume")(queue=queue, on_message_callback=guarded)
+        consume: Callable[..., Deferred[Any]] = self._wrap_channel_method("basic_consume")
+        return consume(queue=queue, on_message_callback=guarded)
 
     def cancel(self, consumer_tag: str) -> Deferred[Any]:
         """Stop a consumer. What was delivered stays ours to acknowledge or return."""
-        return self._wrap_channel_method("basic_cancel")(consumer_tag=consumer_tag)
+        cancel: Callable[..., Deferred[Any]] = self._wrap_channel_method("basic_cancel")
+        return cancel(consumer_tag=consumer_tag)
 
 
 class CarrotProtocol(TwistedProtocolConnection):
@@ -105,6 +110,8 @@ class CarrotProtocol(TwistedProtocolConnection):
     ``ready`` fires when the handshake is done, or fails with the broker's reason. ``closed``, from
     then on, fires with the reason of the close.
     """
+
+    ready: Deferred[Any] | None
 
     def __init__(self, parameters: pika.ConnectionParameters, reactor: Any) -> None:
         super().__init__(parameters, custom_reactor=reactor)

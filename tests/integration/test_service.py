@@ -8,7 +8,7 @@ import signal
 from collections import Counter
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
@@ -179,7 +179,7 @@ def test_foreign_broken_and_hostile_messages_are_kept_and_hold_up_nobody(
 ) -> None:
     service = start_service()
     marker = tmp_path / "marker"
-    foreign = {
+    foreign: dict[str, tuple[bytes, dict[str, Any]]] = {
         "no properties": (b"hello", {}),
         "no UUID": (b"{}", {"message_id": "42", "headers": {"type": "tests.project.tasks.noop"}}),
         "not our id": (b"{}", {"message_id": str(uuid4()), "headers": {"type": "os.system"}}),

@@ -78,23 +78,22 @@ def publish_another(key: str) -> str:
 
 def ask_reactor() -> str:
     """Call the reactor from the worker thread and wait for its answer."""
-    from twisted.internet import reactor
+    from twisted.internet import reactor as module
     from twisted.internet.task import deferLater
     from twisted.internet.threads import blockingCallFromThread
 
+    reactor: Any = module
+
     def answer() -> Any:
-        return deferLater(
-            reactor,  # type: ignore[arg-type]
-            0.01,
-            lambda: threading.current_thread() is threading.main_thread(),
-        )
+        in_main = threading.current_thread() is threading.main_thread()
+        return deferLater(reactor, 0.01, lambda: in_main)
 
     return f"in the reactor: {blockingCallFromThread(reactor, answer)}"
 
 
 async def coroutine(value: int) -> int:
     """An ``async def`` task that uses Django's async ORM."""
-    return value + await MessageLog.objects.filter(pk=None).acount()
+    return value + await MessageLog.objects.filter(task="no such task").acount()
 
 
 def leak_transaction() -> None:
