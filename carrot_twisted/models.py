@@ -18,11 +18,12 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from django.core.validators import MinValueValidator
 from django.db import models, router, transaction
 from django.db.models import Q
 from django.db.models.functions import Now
 
-from carrot_twisted import conf, signals, statements, wire
+from carrot_twisted import conf, signals, statements, triggers, wire
 from carrot_twisted.exceptions import CarrotConfigException
 
 if TYPE_CHECKING:
@@ -256,6 +257,68 @@ class MessageLog(models.Model):
             MessageLog.objects.using(using).enqueue([again])
             self.delete(using=using)
         return again
+
+
+class ScheduledTask(models.Model):
+    """A task that is published at intervals. Names of fields are django-carrot's.
+
+    Edits take effect at once: the service reads the due rows every second. The grid of slots
+    starts one interval after the service first sees the row, and stays when the service restarts.
+    """
+
+    INTERVAL_CHOICES = tuple((name, name.capitalize()) for name in triggers.SECONDS)
+
+    task_name = models.CharField(max_length=MAX_TASK, unique=True)
+    task = models.CharField(max_length=MAX_TASK, help_text="Dotted path of the function.")
+    interval_type = models.CharField(max_length=7, choices=INTERVAL_CHOICES, default="seconds")
+    interval_count = models.PositiveIntegerField(default=1, validators=[MinValueValidator(1)])
+    exchange = models.CharField(max_length=255, blank=True, default="")
+    routing_key = models.CharField(max_length=255, blank=True, default="")
+    queue = models.CharField(max_length=255, default=conf.DEFAULT_QUEUE)
+    task_args = models.TextField(blank=True, default=wire.NO_ARGS, help_text="A JSON list.")
+    content = models.TextField(blank=True, default=wire.NO_KWARGS, help_text="A JSON object.")
+    active = models.BooleanField(default=True)
+    next_run_time = models.DateTimeField(null=True, blank=True)
+    last_run_time = models.DateTimeField(null=True, editable=False)
+
+    class Meta:
+        indexes: ClassVar = [
+            models.Index("next_run_time", name="carrot_due", condition=Q(active=True)),
+        ]
+        constraints: ClassVar = [
+            models.CheckConstraint(
+                condition=Q(interval_count__gte=1), name="carrot_interval_count_at_least_1"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.task_name
+
+    @property
+    def interval(self) -> timedelta:
+        """Time between two slots."""
+        return timedelta(seconds=self.interval_count * self.multiplier)
+
+    @property
+    def multiplier(self) -> int:
+        """Seconds of one unit of the interval."""
+        return triggers.SECONDS[self.interval_type]
+
+    @property
+    def interval_display(self) -> str:
+        """For people: "Every 5 seconds", "Every 1 hour"."""
+        unit = self.interval_type
+        return f"Every {self.interval_count} {unit if self.interval_count > 1 else unit[:-1]}"
+
+    @property
+    def positional_arguments(self) -> tuple[Any, ...]:
+        """The positional arguments."""
+        return tuple(json.loads(self.task_args or wire.NO_ARGS))
+
+    @property
+    def keyword_arguments(self) -> dict[str, Any]:
+        """The keyword arguments."""
+        return dict(json.loads(self.content or wire.NO_KWARGS))
 
 
 class Worker(models.Model):

@@ -251,6 +251,7 @@ def makeService(options: Options) -> CarrotService:
             "queues": tuple(options["queues"]),
             "concurrency": options["concurrency"],
             "shutdown_timeout": options["shutdown-timeout"],
+            "scheduler": not options["no-scheduler"],
         },
         folder=os.getcwd(),
         nodaemon=bool(parent is None or parent["nodaemon"]),

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from carrot_twisted import conf
+from carrot_twisted import conf, triggers
 from carrot_twisted.exceptions import InvalidMessage
-from carrot_twisted.models import MessageLog
+from carrot_twisted.models import MessageLog, ScheduledTask
 from carrot_twisted.objects import Message, resolve_task
 
 if TYPE_CHECKING:
@@ -128,3 +128,53 @@ def publish_many(messages: Iterable[Message]) -> list[MessageLog]:
     if rows:
         MessageLog.objects.enqueue(rows)
     return rows
+
+
+def create_scheduled_task(
+    task: Task,
+    interval: Mapping[str, int],
+    task_name: str | None = None,
+    queue: str | None = None,
+    **kwargs: Any,
+) -> ScheduledTask:
+    """Publish a task again and again, at an interval.
+
+    Args:
+        task: the function, or its dotted path.
+        interval: one of ``{"seconds": n}``, ``{"minutes": n}``, ``{"hours": n}``, ``{"days": n}``.
+        task_name: unique name of the schedule; the task's path if not given.
+        queue: name of a configured queue, "default" if not given.
+        kwargs: keyword arguments of the task.
+
+    Returns:
+        The schedule, active; it first runs one interval from now.
+
+    Raises:
+        InvalidMessage: the interval or the arguments make no sense, or the name is taken.
+        CarrotConfigException, ImportError, AttributeError: see ``create_message``.
+    """
+    message = create_message(task, queue, task_kwargs=kwargs)
+    known = ", ".join(triggers.SECONDS)
+    units = list(interval)
+    if len(units) != 1 or units[0] not in triggers.SECONDS:
+        raise InvalidMessage(f"An interval is a dictionary with one of {known}, not {interval!r}.")
+    interval_type, count = units[0], interval[units[0]]
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise InvalidMessage(f"An interval has a whole number, 1 or more, not {count!r}.")
+    name = task_name or message.task
+    schedule, created = ScheduledTask.objects.get_or_create(
+        task_name=name,
+        defaults={
+            "task": message.task,
+            "interval_type": interval_type,
+            "interval_count": count,
+            "queue": message.queue,
+            "content": message.kwargs_json,
+        },
+    )
+    if not created:
+        raise InvalidMessage(
+            f"There is a schedule named {name!r} already: give this one another task_name, or "
+            "change that one."
+        )
+    return schedule

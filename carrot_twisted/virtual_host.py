@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pika
 
 AMQP_PORT = 5672
@@ -28,7 +30,8 @@ class VirtualHost:
         url: ``amqp://user:password@host:port/vhost``, or ``amqps://`` for TLS. Several servers
             of a cluster are separated by commas: ``amqp://u:p@one:5672,two:5672/vhost``. Parts
             left out of the URL are taken from the other arguments.
-        host: host name, or several separated by commas, each with an optional ``:port``.
+        host: host name, or several as a list or separated by commas, each with an optional
+            ``:port``.
         name: name of the virtual host, percent-encoded as in a URL (``%2f`` is ``/``).
         port: port of those hosts that name none; default 5672, or 5671 with TLS.
         username: RabbitMQ user.
@@ -42,14 +45,14 @@ class VirtualHost:
     def __init__(
         self,
         url: str | None = None,
-        host: str = "localhost",
+        host: str | Sequence[str] = "localhost",
         name: str = "%2f",
         port: int | None = None,
         username: str = "guest",
         password: str = "guest",  # noqa: S107 - RabbitMQ's own public default
         secure: bool = False,
     ) -> None:
-        netloc = host
+        netloc = host if isinstance(host, str) else ",".join(host)
         if url is not None:
             scheme, separator, rest = url.partition("://")
             if not separator or scheme not in ("amqp", "amqps"):

@@ -29,6 +29,22 @@ if TYPE_CHECKING:
 QUEUES = ["default", "other"]
 
 
+def kind_of_database() -> str:
+    """The kind of database of this run."""
+    return os.environ.get("CARROT_TEST_DATABASE", "sqlite")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what makes sense with the other database only."""
+    others = [
+        item
+        for item in items
+        if (only := item.get_closest_marker("only")) and only.args[0] != kind_of_database()
+    ]
+    items[:] = [item for item in items if item not in others]
+    config.hook.pytest_deselected(items=others)
+
+
 def _missing(error: Exception) -> NoReturn:
     if os.environ.get("CI"):
         pytest.fail(f"In CI every server must be there: {error}")
@@ -71,8 +87,7 @@ def postgres() -> Iterator[PostgreSQL]:
 @pytest.fixture(scope="session")
 def database_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     """URL of the database that the test run uses, before "test_" is put before its name."""
-    kind = os.environ.get("CARROT_TEST_DATABASE", "sqlite")
-    if kind == "sqlite":
+    if kind_of_database() == "sqlite":
         return f"sqlite://{tmp_path_factory.mktemp('sqlite') / 'carrot.sqlite3'}"
     given = os.environ.get("CARROT_DATABASE_URL")
     return given or str(request.getfixturevalue("postgres").url)

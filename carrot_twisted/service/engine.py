@@ -22,6 +22,7 @@ from carrot_twisted.exceptions import CarrotConfigException
 from carrot_twisted.execution import Limits
 from carrot_twisted.models import MessageLog, Worker
 from carrot_twisted.records import Claimant
+from carrot_twisted.scheduler import Scheduler
 from carrot_twisted.service.connection import BrokerConnection
 from carrot_twisted.service.dispatcher import Dispatcher
 from carrot_twisted.service.log_writer import LogWriter
@@ -60,6 +61,8 @@ class ServiceOptions:
     """Instead of each queue's own."""
     shutdown_timeout: float | None = None
     """Instead of the setting."""
+    scheduler: bool = True
+    """Publish scheduled tasks, too."""
 
 
 def chosen_queues(settings: CarrotSettings, options: ServiceOptions) -> list[QueueSettings]:
@@ -123,6 +126,9 @@ class Engine:
             claimant=self._claimant,
             using=self._using,
             reactor=reactor,
+        )
+        self._scheduler = (
+            Scheduler(self._writer, self._using, reactor) if options.scheduler else None
         )
         limits = Limits(result=settings.max_result_size, log=settings.max_log_size)
         self._dispatchers = [
@@ -188,6 +194,8 @@ class Engine:
         for connection in self._consuming:
             connection.start()
         self._relay.start()
+        if self._scheduler is not None:
+            self._scheduler.start()
         self._heartbeat.start(self._settings.lease / BEATS_PER_LEASE, now=False)
         self._custody.start(min(CUSTODY_INTERVAL, self._settings.ack_deadline / 4), now=False)
 
@@ -207,6 +215,8 @@ class Engine:
         self._stopping = True
         if self._start_wait is not None:
             self._start_wait.cancel()
+        if self._scheduler is not None:
+            self._scheduler.stop()
         self._relay.stop()
         for subscription in self._subscriptions:
             # Not awaited: a broker that is away must not hold up the stop.

@@ -340,11 +340,10 @@ def test_only_the_chosen_queues_are_consumed(start_service: StartService, broker
     assert "Consuming queue other" not in service.log
 
 
+@pytest.mark.only("postgres")
 def test_a_database_session_that_is_killed_costs_no_task(
     start_service: StartService, ledger: Ledger
 ) -> None:
-    if connection.vendor != "postgresql":
-        pytest.skip("SQLite has no sessions")
     service = start_service()
     own = publish_message(tasks.session_killed)
     rows = [publish_message(tasks.effect, str(n), 0.01) for n in range(200)]
