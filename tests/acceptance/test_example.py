@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.conftest import delete_queues
+from tests.processes import REPOSITORY, TWISTD
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 EXAMPLE = REPOSITORY / "example"
-TWISTD = Path(sysconfig.get_path("scripts"), "twistd")
 STDLIB = Path(sysconfig.get_path("stdlib"))
 SECONDS = 60
 
@@ -95,13 +96,20 @@ class Project:
         return {json.loads(row["task_args"])[0]: row for row in rows}
 
 
+@pytest.fixture
+def empty_broker_url(broker_url: str) -> str:
+    """A broker without messages of other tests, whose rows are in another database."""
+    delete_queues(broker_url)
+    return broker_url
+
+
 def words(source: bytes) -> list[str]:
     """The tokens of a file. A definition has one "def" or "class", an import one "import"."""
     return [token.string for token in tokenize.tokenize(io.BytesIO(source).readline)]
 
 
-def test_it_indexes_the_standard_library(broker: Any, tmp_path: Path) -> None:
-    project = Project(tmp_path, broker.url, STDLIB)
+def test_it_indexes_the_standard_library(empty_broker_url: str, tmp_path: Path) -> None:
+    project = Project(tmp_path, empty_broker_url, STDLIB)
     migrated = project.manage("migrate")
     assert migrated.returncode == 0, migrated.stderr
 
@@ -161,9 +169,9 @@ def source_root(tmp_path: Path) -> Path:
 
 
 def test_what_is_not_valid_python_fails_with_its_traceback(
-    broker: Any, tmp_path: Path, source_root: Path
+    empty_broker_url: str, tmp_path: Path, source_root: Path
 ) -> None:
-    project = Project(tmp_path, broker.url, source_root)
+    project = Project(tmp_path, empty_broker_url, source_root)
     project.manage("migrate")
 
     with project.service():

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What runs inside a site's own process: fills the queue, times publishing, watches the rows.
+
+Each step is a process of its own (`python -m benchmarks.site_carrot.probe watch 2000`) whose
+last line of output is its result as JSON. A site says how its system does each thing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import django
+from django.core.management import call_command
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+READY = "ready"
+#: Published before the clock starts: connections, imports and caches belong to a process's start.
+WARM_UP = 20
+#: Publishing is timed in turns, so that a slow second of the machine hits both contestants.
+TURNS = 10
+#: The watcher gives up when no row became final for so long.
+SECONDS_WITHOUT_PROGRESS = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """What the database says when all is done."""
+
+    total: int
+    confirmed: int
+    """Of how many it is noted that the broker has the message."""
+    succeeded: int
+    first_start: float | None
+    """Seconds since the epoch."""
+    repeats: int | None
+    """Starts of a task beyond its first one; None where the system does not count them."""
+
+
+class Site(ABC):
+    """One system under test, inside its Django project."""
+
+    inserts_rows: ClassVar[bool] = False
+    """Whether a published task has a row before it is run."""
+
+    @abstractmethod
+    def publish(self, task: str) -> None:
+        """Publish one task, as a view would."""
+
+    @abstractmethod
+    def publish_all(self, task: str, count: int) -> None:
+        """Publish a backlog by the fastest way that the system has; return when it is confirmed."""
+
+    @abstractmethod
+    def settle(self) -> None:
+        """Return when the broker has everything that was published."""
+
+    @abstractmethod
+    def count_final(self) -> int:
+        """Return how many tasks have ended, whatever their end."""
+
+    @abstractmethod
+    def rows(self) -> Rows:
+        """Return what the rows say."""
+
+    def insert_row(self) -> None:
+        """Insert a bare row with its own commit, where publishing inserts one."""
+        raise NotImplementedError
+
+
+def main(site: Callable[[], Site]) -> None:
+    """Run the step that the command line names and print its result."""
+    django.setup()
+    step, *arguments = sys.argv[1:]
+    steps: dict[str, Callable[..., dict[str, Any]]] = {
+        "prepare": prepare,
+        "publish": publish,
+        "publish_many": publish_many,
+        "fill": fill,
+        "watch": watch,
+    }
+    print(json.dumps(steps[step](site(), *arguments)), flush=True)
+
+
+def prepare(_site: Site) -> dict[str, Any]:
+    """Make the tables."""
+    call_command("migrate", verbosity=0)
+    return {}
+
+
+def publish(site: Site, task: str, count: str) -> dict[str, Any]:
+    """Time the caller of single publishes, in turns with bare inserts of a row."""
+    empty_tables()
+    per_turn = max(1, int(count) // TURNS)
+    contestants: dict[str, Callable[[], None]] = {"publish": lambda: site.publish(task)}
+    if site.inserts_rows:
+        contestants["bare_insert"] = site.insert_row
+    caller_seconds = dict.fromkeys(contestants, 0.0)
+    for call in contestants.values():
+        timed(call, WARM_UP)
+    site.settle()
+    seconds = cpu = 0.0
+    for turn in range(TURNS):
+        # Who goes first changes from turn to turn.
+        for name in sorted(contestants, reverse=bool(turn % 2)):
+            begin, cpu_before = time.perf_counter(), time.process_time()
+            caller_seconds[name] += timed(contestants[name], per_turn)
+            # Confirms come in behind the caller's back: inserts do not pay for them, the rate of
+            # publishing does.
+            site.settle()
+            if name == "publish":
+                seconds += time.perf_counter() - begin
+                cpu += time.process_time() - cpu_before
+    return {
+        **published(site, per_turn * TURNS + WARM_UP),
+        "values": {
+            "tasks": per_turn * TURNS,
+            "seconds": seconds,
+            "caller_seconds": caller_seconds["publish"],
+            "bare_insert_seconds": caller_seconds.get("bare_insert"),
+            "cpu": cpu,
+        },
+    }
+
+
+def publish_many(site: Site, task: str, count: str) -> dict[str, Any]:
+    """Time a backlog from the first message made to the last one confirmed."""
+    empty_tables()
+    site.publish_all(task, 1)
+    begin, cpu = time.perf_counter(), time.process_time()
+    site.publish_all(task, int(count))
+    seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
+    return {
+        **published(site, int(count) + 1),
+        "values": {"tasks": int(count), "seconds": seconds, "cpu": cpu},
+    }
+
+
+def fill(site: Site, task: str, count: str) -> dict[str, Any]:
+    """Publish a backlog, for a service to drain."""
+    empty_tables()
+    site.publish_all(task, int(count))
+    return {**published(site, int(count)), "values": {}}
+
+
+def published(site: Site, messages: int) -> dict[str, int]:
+    """Return what must be in the broker now, and what must be and is confirmed by the rows."""
+    confirmed = messages if site.inserts_rows else 0
+    return {
+        "messages": messages,
+        "expected_rows": confirmed,
+        "rows": site.rows().confirmed,
+    }
+
+
+def watch(site: Site, count: str) -> dict[str, Any]:
+    """Wait until that many tasks are final; tell when that was, and what the rows say."""
+    expected = int(count)
+    print(READY, flush=True)
+    begin = progress = time.monotonic()
+    first_seen = 0.0
+    final = 0
+    parent = os.getppid()
+    while final < expected and time.monotonic() - progress < SECONDS_WITHOUT_PROGRESS:
+        if os.getppid() != parent:
+            raise SystemExit("Nobody waits for this any more.")
+        time.sleep(pause(final, expected, time.monotonic() - (first_seen or begin)))
+        now_final = site.count_final()
+        if now_final > final:
+            progress = time.monotonic()
+            first_seen = first_seen or progress
+        final = now_final
+    end = time.time()
+    rows = site.rows()
+    return {
+        "final": final,
+        "end": end,
+        "rows": rows.total,
+        "succeeded": rows.succeeded,
+        "first_start": rows.first_start,
+        "repeats": rows.repeats,
+    }
+
+
+def pause(final: int, expected: int, elapsed: float) -> float:
+    """Return how long to leave the database alone: half of what the rest will take.
+
+    So a count costs nothing while much is left, and the end is seen within 10 ms.
+    """
+    if not final:
+        return 0.1
+    rest = elapsed / final * (expected - final)
+    return min(0.5, max(0.01, rest / 2))
+
+
+def timed(call: Callable[[], None], times: int) -> float:
+    begin = time.perf_counter()
+    for _ in range(times):
+        call()
+    return time.perf_counter() - begin
+
+
+def empty_tables() -> None:
+    """Begin as the first round did."""
+    call_command("flush", verbosity=0, interactive=False)

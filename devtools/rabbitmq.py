@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A private RabbitMQ node, beside any that already runs, under any user."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import signal
+import subprocess
+import time
+from functools import cached_property
+from pathlib import Path
+
+from devtools.ports import answers, free_port
+from devtools.process import Process, ServerError
+from devtools.server import Server, clean_environment
+
+# Debian's /usr/sbin/rabbitmq-server insists on the user rabbitmq and its folders: the real script
+# comes first.
+PLACES = (
+    "/usr/lib/rabbitmq/bin",
+    "/opt/homebrew/opt/rabbitmq/sbin",
+    "/usr/local/opt/rabbitmq/sbin",
+    "/opt/rabbitmq/sbin",
+)
+
+# The limits are for small machines and full disks: an alarm would block every publisher.
+CONFIGURATION = """\
+default_vhost = {name}
+default_user = {name}
+default_pass = {password}
+default_user_tags.administrator = true
+default_permissions.configure = .*
+default_permissions.read = .*
+default_permissions.write = .*
+disk_free_limit.absolute = 10MB
+vm_memory_high_watermark.relative = 0.6
+"""
+
+
+def find_scripts() -> Path | None:
+    """Return the folder that holds rabbitmq-server and rabbitmqctl."""
+    on_path = shutil.which("rabbitmq-server")
+    places = [*map(Path, PLACES), *([Path(on_path).parent] if on_path else [])]
+    return next((place for place in places if (place / "rabbitmq-server").exists()), None)
+
+
+class RabbitMQ(Server):
+    """A node with a user, a random password and a virtual host of its own.
+
+    It also has its own port mapper (epmd), so that it neither depends on one that another node
+    started nor leaves one behind.
+
+    Args:
+        configuration: further lines of rabbitmq.conf.
+    """
+
+    label = "RabbitMQ"
+    name = "carrot"  # of the user and of the virtual host
+
+    def __init__(self, folder: Path, *, port: int | None = None, configuration: str = "") -> None:
+        super().__init__(folder, port=port)
+        self._configuration = configuration
+        self._epmd: Process | None = None
+        self._epmd_port = free_port()
+        self._distribution_port = free_port()
+
+    @property
+    def url(self) -> str:
+        return f"amqp://{self.name}:{self._password}@127.0.0.1:{self.port}/{self.name}"
+
+    def ctl(self, *arguments: str) -> str:
+        """Run rabbitmqctl against this node and return what it prints."""
+        result = subprocess.run(
+            [str(self._scripts / "rabbitmqctl"), "--quiet", *arguments],
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        if result.returncode:
+            raise ServerError(f"rabbitmqctl {arguments[0]}: {result.stdout}{result.stderr}")
+        return result.stdout
+
+    def stop(self) -> None:
+        """End the node cleanly; durable queues and persistent messages stay."""
+        self._stop_with(signal.SIGTERM)
+        self._end_epmd()
+
+    def kill(self) -> None:
+        """kill -9 of the whole node."""
+        super().kill()
+        self._end_epmd()
+
+    @cached_property
+    def _scripts(self) -> Path:
+        scripts = find_scripts()
+        if scripts is None:
+            raise ServerError(
+                "RabbitMQ is not installed: install the package rabbitmq-server, "
+                "or name a running server in CARROT_BROKER_URL"
+            )
+        return scripts
+
+    @cached_property
+    def _password(self) -> str:
+        """The password of the first run in this folder: the node keeps it in its database."""
+        file = self.folder / "password"
+        if not file.exists():
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            file.touch(mode=0o600)
+            file.write_text(secrets.token_hex(16))
+        return file.read_text()
+
+    @cached_property
+    def _environment(self) -> dict[str, str]:
+        """Every place that a node would otherwise look for in /etc, /var or the home folder."""
+        folder = self.folder
+        return clean_environment(folder) | {
+            "RABBITMQ_NODENAME": f"{self.name}@localhost",  # unique by the port mapper of its own
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_DIST_PORT": str(self._distribution_port),
+            "RABBITMQ_CONF_ENV_FILE": str(folder / "rabbitmq-env.conf"),
+            "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(folder / "advanced.config"),
+            "RABBITMQ_GENERATED_CONFIG_DIR": str(folder / "generated"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
+            "RABBITMQ_MNESIA_BASE": str(folder / "data"),
+            "RABBITMQ_LOG_BASE": str(folder),
+            "RABBITMQ_LOGS": "-",  # standard output, where a failed start is told too
+            "RABBITMQ_PID_FILE": str(folder / "server.pid"),
+            # Without input the script would stay in between and keep the signals from the node.
+            "RABBITMQ_ALLOW_INPUT": "true",
+            "RABBITMQ_SERVER_START_ARGS": "-noinput",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+            "ERL_EPMD_PORT": str(self._epmd_port),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_CRASH_DUMP_SECONDS": "0",
+        }
+
+    def _ready(self) -> bool:
+        return answers(self.port, b"AMQP\x00\x00\x09\x01")
+
+    def _launch(self) -> Process:
+        command = [str(self._scripts / "rabbitmq-server")]
+        configuration = self.folder / "rabbitmq.conf"
+        configuration.touch(mode=0o600)
+        configuration.write_text(
+            CONFIGURATION.format(name=self.name, password=self._password) + self._configuration
+        )
+        (self.folder / "enabled_plugins").write_text("[].\n")
+        self._start_epmd()
+        return Process(command, folder=self.folder, log=self.log, environment=self._environment)
+
+    def _start_epmd(self) -> None:
+        """Have the port mapper answer before the node looks for it and starts a daemon."""
+        self._epmd = Process(
+            ["epmd", "-address", "127.0.0.1", "-port", str(self._epmd_port)],
+            folder=self.folder,
+            log=self.log,
+            environment=self._environment,
+        )
+        deadline = time.monotonic() + 10
+        while not answers(self._epmd_port):
+            if not self._epmd.running or time.monotonic() > deadline:
+                raise ServerError(f"epmd did not come up on port {self._epmd_port}: {self.log}")
+            time.sleep(0.02)
+
+    def _end_epmd(self) -> None:
+        if self._epmd:
+            self._epmd.kill()

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metadata of the package. Tools are configured in pyproject.toml."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+
+def read_version() -> str:
+    """Return the version without importing the package, whose dependencies may be missing."""
+    source = (HERE / "carrot_twisted" / "__init__.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "(.+)"$', source, re.MULTILINE)
+    if match is None:
+        raise SystemExit('carrot_twisted/__init__.py holds no line `__version__ = "..."`')
+    return match.group(1)
+
+
+setup(
+    name="carrot-twisted",
+    version=read_version(),
+    description="Task queue and message consumer for Django on RabbitMQ, run by Twisted",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    # The dot makes an editable install a plain path entry. Twisted looks for plugins in folders
+    # of sys.path and would not see those that an import hook makes up.
+    package_dir={"": "."},
+    packages=[
+        *find_packages(".", include=["carrot_twisted", "carrot_twisted.*"]),
+        "twisted.plugins",
+    ],
+    # No __init__.py below twisted/: it would overwrite Twisted's own.
+    package_data={"carrot_twisted": ["py.typed", "templates/**/*", "static/**/*"]},
+    include_package_data=False,
+    install_requires=[
+        # 5.2 is the oldest release that still gets fixes; each newer one is tested before it is
+        # let in. 6.0 and later need Python 3.12, which pip sees to.
+        "Django>=5.2,<6.2",
+        # The service. With TLS, because a broker outside this machine is reached by amqps://.
+        "twisted[tls]>=24.3",
+        # AMQP. 1.4.3 repairs heartbeats; 2.0 drops the adapter for Twisted.
+        "pika>=1.4.3,<2",
+        # Users' own hooks may return plain values, Deferreds or coroutines.
+        "txaio>=23.1.1",
+    ],
+    extras_require={
+        # The driver with its C library: no compiler, no libpq-dev.
+        "postgres": ["psycopg[binary]>=3.2"],
+        "test": [
+            "build",  # the wheel that the acceptance tests install ...
+            "setuptools>=77",  # ... without fetching a build environment
+            "django-stubs>=5.2",
+            "hypothesis",
+            "mypy",
+            "mypy-zope",
+            "pytest>=8.4",
+            "pytest-django>=4.11",
+            "pytest-twisted>=1.14.3",
+            "ruff",
+        ],
+        "benchmark": ["celery>=5.5", "django-celery-results>=2.6"],  # whom we compare with
+    },
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Environment :: No Input/Output (Daemon)",
+        "Environment :: Web Environment",
+        "Framework :: Django",
+        "Framework :: Django :: 5.2",
+        "Framework :: Django :: 6.0",
+        "Framework :: Django :: 6.1",
+        "Framework :: Twisted",
+        "Intended Audience :: Developers",
+        "Operating System :: POSIX",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Programming Language :: Python :: 3.14",
+        "Topic :: System :: Distributed Computing",
+        "Typing :: Typed",
+    ],
+)
