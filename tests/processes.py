@@ -38,6 +38,7 @@ class ServiceProcess:
         options: after ``carrot``.
         environment: added to this process's.
         settings: module of the Django settings.
+        cwd: folder to start it in, the project's.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class ServiceProcess:
         options: Sequence[str],
         environment: Mapping[str, str],
         settings: str = "tests.settings",
+        cwd: Path = REPOSITORY,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.log_path = folder / "log"
@@ -53,7 +55,7 @@ class ServiceProcess:
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 [*command, f"--settings={settings}", *options],
-                cwd=REPOSITORY,
+                cwd=cwd,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
