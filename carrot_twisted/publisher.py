@@ -155,7 +155,7 @@ class _Link:
             "No connection to the broker %s (%s). Tasks are kept in the database; a running "
             "service sends them.",
             self._host.label,
-            reason,
+            str(reason) or repr(reason),
         )
         self._connection = self._session = None
         self._not_before = time.monotonic() + RECONNECT
@@ -191,6 +191,11 @@ class ThreadPublisher:
         self._waiters: list[threading.Event] = []
         self._thread = threading.Thread(target=self._run, name="carrot-publisher", daemon=True)
         self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs; an error that nobody foresaw may have ended it."""
+        return self._thread.is_alive()
 
     # Called from any thread.
 
@@ -306,7 +311,8 @@ def current() -> Publisher:
     """This process's publisher; made on first use."""
     global _publisher, _owner_pid
     with _lock:
-        if _publisher is None or _owner_pid != os.getpid():
+        dead = isinstance(_publisher, ThreadPublisher) and not _publisher.alive
+        if _publisher is None or _owner_pid != os.getpid() or dead:
             _inherited.append(_publisher)
             _publisher = ThreadPublisher()
             _owner_pid = os.getpid()

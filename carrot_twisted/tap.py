@@ -149,7 +149,9 @@ class CarrotService(Service):
 
         try:
             checks.require()
-            return Engine(conf.current(), self._engine_options(), self._reactor, self._fatal)
+            return Engine(
+                conf.current(), self._engine_options(), self._reactor, self._fatal, self._crash
+            )
         except CarrotConfigException as error:
             raise _Misconfigured(str(error)) from error
 

@@ -132,7 +132,7 @@ def publish_many(messages: Iterable[Message]) -> list[MessageLog]:
 
 def create_scheduled_task(
     task: Task,
-    interval: Mapping[str, int],
+    interval: Mapping[str, Any],
     task_name: str | None = None,
     queue: str | None = None,
     **kwargs: Any,
@@ -155,10 +155,10 @@ def create_scheduled_task(
     """
     message = create_message(task, queue, task_kwargs=kwargs)
     known = ", ".join(triggers.SECONDS)
-    units = list(interval)
-    if len(units) != 1 or units[0] not in triggers.SECONDS:
+    interval_type = next(iter(interval)) if len(interval) == 1 else ""
+    if interval_type not in triggers.SECONDS:
         raise InvalidMessage(f"An interval is a dictionary with one of {known}, not {interval!r}.")
-    interval_type, count = units[0], interval[units[0]]
+    count = interval[interval_type]
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise InvalidMessage(f"An interval has a whole number, 1 or more, not {count!r}.")
     name = task_name or message.task

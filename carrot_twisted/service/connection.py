@@ -21,7 +21,7 @@ from twisted.internet.protocol import Factory
 from twisted.internet.task import deferLater
 from txaio.tx import make_logger
 
-from carrot_twisted.service.protocol import CarrotProtocol
+from carrot_twisted.service.protocol import FAREWELL, CarrotProtocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,10 +92,15 @@ class BrokerConnection:
         self._stopping = True
         if self._waiting is not None:
             self._waiting.cancel()
+        abort = None
         if self._protocol is not None:
             self._protocol.close()
+            # A broker that does not answer must not hold up the stop.
+            abort = self._reactor.callLater(FAREWELL, self._protocol.abort)
         if self._running is not None:
             await self._running
+        if abort is not None and abort.active():
+            abort.cancel()
 
     async def _run(self) -> None:
         attempt = 0

@@ -146,6 +146,7 @@ class Dispatcher:
     def resume(self) -> None:
         """Claim again."""
         self._paused = False
+        self.on_suspect()
         self._pump()
 
     def forget_closed(self) -> None:
@@ -265,6 +266,10 @@ class Dispatcher:
         """On a worker thread."""
         run = job.run
         assert run is not None
+        if self._stopping:
+            # It was being claimed while the stop began.
+            self._record(job, Result(kind=Kind.RELEASED))
+            return
         result = execution.execute(run, self._limits, self._consumer.failure_hook())
         self._record(job, result)
 
@@ -292,13 +297,7 @@ class Dispatcher:
             assert result is not None
             seconds += result.ended - result.started
             size += len(job.deliveries[0].body)
-            if result.kind is Kind.RELEASED:
-                _log.warn(
-                    "Task {task} ({uuid}) runs again later, the database was in the way: {error}",
-                    task=job.run.task if job.run else "?",
-                    uuid=job.uuid,
-                    error=result.exception,
-                )
+            self._tell(job, result)
             self._settle(job)
         self.finished += len(jobs)
         self._flush(jobs)
@@ -307,6 +306,16 @@ class Dispatcher:
             self._pump()
         self.on_settled()
         self.on_suspect()
+
+    def _tell(self, job: Job, result: Result) -> None:
+        """Say in the service's log what did not go well; the row has the details."""
+        if result.exception is None:
+            return
+        text = "Task {task} ({uuid}) failed: {error}"
+        if result.kind is Kind.RELEASED:
+            text = "Task {task} ({uuid}) runs again later, the database was in its way: {error}"
+        error = result.exception.partition("\n")[0][:200]
+        _log.warn(text, task=job.run.task if job.run else "?", uuid=job.uuid, error=error)
 
     def _settle(self, job: Job) -> None:
         if self._jobs.get(job.uuid) is not job:
@@ -353,6 +362,9 @@ class Dispatcher:
             self._requeue(self._suspects.popleft())
         for job in self._pool.recall():
             self._record(job, Result(kind=Kind.RELEASED))
+
+    def stop_threads(self) -> None:
+        """Let the threads end that are free."""
         self._pool.stop()
 
     def release_running(self) -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.db import connections, router
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.task import LoopingCall, deferLater
 from txaio.tx import make_logger
 
@@ -33,6 +34,8 @@ from carrot_twisted.service.subscription import Subscription
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from twisted.python.failure import Failure
 
     from carrot_twisted.conf import CarrotSettings, QueueSettings
     from carrot_twisted.service.delivery import Delivery
@@ -89,7 +92,8 @@ class Engine:
         settings: checked settings.
         options: of the command line.
         reactor: Twisted's reactor.
-        on_fatal: called with a text when the service cannot work at all.
+        on_fatal: called with a text when the service cannot work with this configuration.
+        on_crash: called with an error that the service cannot live with.
 
     Raises:
         CarrotConfigException: a queue or consumer class that does not exist.
@@ -101,6 +105,7 @@ class Engine:
         options: ServiceOptions,
         reactor: Any,
         on_fatal: Callable[[str], None],
+        on_crash: Callable[[Failure], None],
     ) -> None:
         self._settings = settings
         self._reactor = reactor
@@ -115,7 +120,12 @@ class Engine:
         queues = chosen_queues(settings, options)
         self.worker = _this_worker(queues)
         self._writer = LogWriter(
-            self._claimant, self._using, reactor, self._database_away, self._database_back
+            self._claimant,
+            self._using,
+            reactor,
+            on_away=self._database_away,
+            on_back=self._database_back,
+            on_broken=on_crash,
         )
         hosts = list(dict.fromkeys(queue.host for queue in settings.queues.values()))
         self._publisher = ReactorPublisher(hosts, self._writer, self._using, reactor)
@@ -238,9 +248,20 @@ class Engine:
         publisher.install(None)
         if self._writer.away:
             self._writer.give_up()
-        self._reactor.callLater(LAST_WRITES, self._writer.give_up)
-        await self._writer.stop()
-        return clean
+        for dispatcher in self._dispatchers:
+            dispatcher.stop_threads()
+        return await self._end_writer() and clean
+
+    async def _end_writer(self) -> bool:
+        """Write what is left; False if the database does not answer in time."""
+        stopped = self._writer.stop().addTimeout(LAST_WRITES, self._reactor)
+        try:
+            await stopped
+        except DeferredTimeoutError:
+            self._writer.give_up()
+            _log.error("The database did not answer; what is unwritten will run again")
+            return False
+        return True
 
     async def _drain(self, timeout: float, hurried: bool = False) -> bool:
         """Wait until no task is under way, at most ``timeout`` seconds."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from django.db import DatabaseError, InterfaceError, connections, transaction
+from django.db import DatabaseError, InterfaceError, connections, reset_queries, transaction
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
@@ -87,6 +87,8 @@ class LogWriter:
         reactor: Twisted's reactor.
         on_away: called in the reactor when the database stops answering, with the reason.
         on_back: called in the reactor when it answers again.
+        on_broken: called in the reactor with an error that is no database's. The batch is not
+            written; ending the process lets others run its tasks.
     """
 
     def __init__(
@@ -96,12 +98,14 @@ class LogWriter:
         reactor: Any,
         on_away: Callable[[str], None],
         on_back: Callable[[], None],
+        on_broken: Callable[[Failure], None],
     ) -> None:
         self._claimant = claimant
         self._using = using
         self._reactor = reactor
         self._on_away = on_away
         self._on_back = on_back
+        self._on_broken = on_broken
         self._inbox: SimpleQueue[Operation | None] = SimpleQueue()
         self._thread = DaemonThreadPool(minthreads=0, maxthreads=1, name="carrot-log-writer")
         self._given_up = threading.Event()
@@ -155,9 +159,9 @@ class LogWriter:
             try:
                 self._process(batch)
             except Exception:
-                # The thread must not end. What was not written runs again after the lease.
-                _log.failure("A batch of {n} records could not be written", n=len(batch))
                 connections[self._using].close()
+                self._reactor.callFromThread(self._on_broken, Failure())
+            reset_queries()
         connections.close_all()
 
     def _process(self, batch: Sequence[Operation]) -> None:

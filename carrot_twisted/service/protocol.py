@@ -131,6 +131,12 @@ class CarrotProtocol(TwistedProtocolConnection):
         """pika's connection, for code that is shared with other adapters."""
         return self._impl
 
+    def abort(self) -> None:
+        """End the connection without a farewell."""
+        transport: Any = self.transport
+        if transport is not None:
+            transport.abortConnection()
+
     def channel(self, channel_number: int | None = None) -> Deferred[CarrotChannel]:
         """Open a channel."""
         opened: Deferred[Any] = Deferred()
@@ -150,9 +156,7 @@ class CarrotProtocol(TwistedProtocolConnection):
             ready.errback(error_message or StreamLostError("the connection failed"))
 
     def _on_silence(self, value: Any, timeout: float) -> Any:
-        transport: Any = self.transport
-        if transport is not None:
-            transport.abortConnection()
+        self.abort()
         return Failure(StreamLostError(f"no AMQP handshake within {timeout:g} seconds"))
 
 
