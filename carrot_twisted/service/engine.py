@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from django.db import connections, router
+from django.db.migrations.executor import MigrationExecutor
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.task import LoopingCall, deferLater
@@ -301,10 +302,11 @@ class Engine:
         """Make this worker known; False if that is pointless or the service is stopping."""
 
         def register() -> float:
-            tables = connections[self._using].introspection.table_names()
-            if Worker._meta.db_table not in tables:
+            executor = MigrationExecutor(connections[self._using])
+            app = Worker._meta.app_label
+            if executor.migration_plan(executor.loader.graph.leaf_nodes(app)):
                 raise CarrotConfigException(
-                    f"Database {self._using!r} has no tables of carrot_twisted. "
+                    f"Database {self._using!r} lacks tables or columns of carrot_twisted. "
                     "Run: python manage.py migrate"
                 )
             records.register(self.worker, self._using)

@@ -240,7 +240,7 @@ class LogWriter:
             result = Failure()
             if isinstance(error, DatabaseError | InterfaceError):
                 connections[self._using].close()
-                if _is_outage(error):
+                if outcomes.blames_database(error):
                     self._set_away(error)
         self._reactor.callFromThread(_fire, call.result, result)
 
