@@ -175,11 +175,14 @@ class CarrotService(Service):
     def _on_signal(self, number: int, _frame: Any) -> None:
         self._signals += 1
         first = self._signals == 1
-        self._reactor.callFromThread(self._stop_reactor if first else self._hurry)
+        self._reactor.callFromThread(self._stop_on_request if first else self._hurry)
+
+    def _stop_on_request(self) -> None:
+        _log.info("Stopping on request; a second signal ends at once")
+        self._stop_reactor()
 
     def _stop_reactor(self) -> None:
         if self._reactor.running:
-            _log.info("Stopping on request; a second signal ends at once")
             self._reactor.stop()
 
     def _hurry(self) -> None:

@@ -114,6 +114,7 @@ class Engine:
         self._using = router.db_for_write(MessageLog)
         self._shutdown_timeout = options.shutdown_timeout or settings.shutdown_timeout
         self._lease_since: float | None = None
+        self._registered = False
         self._stopping = False
         self._start_wait: Deferred[Any] | None = None
         self._deadline: Deferred[Any] | None = None
@@ -279,7 +280,7 @@ class Engine:
 
     async def _leave(self) -> None:
         """Forget this worker, if nothing is in progress under its name."""
-        if self._writer.away:
+        if self._writer.away or not self._registered:
             return
         name, using = self.worker.name, self._using
         left = MessageLog.objects.using(using).filter(worker=name, status=MessageLog.IN_PROGRESS)
@@ -315,6 +316,7 @@ class Engine:
         while not self._stopping:
             try:
                 self._clock_is(await self._writer.call(register))
+                self._registered = True
             except CarrotConfigException as error:
                 self._on_fatal(str(error))
                 return False
