@@ -46,7 +46,7 @@ def _task_modules(value: conf.CarrotSettings) -> Iterator[CheckMessage]:
     for name in value.task_modules:
         try:
             import_module(name)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             yield Error(
                 f"CARROT['task_modules'] names {name!r}, which cannot be imported: "
                 f"{type(error).__name__}: {error}.",
@@ -61,14 +61,22 @@ def _consumer_classes(value: conf.CarrotSettings) -> Iterator[CheckMessage]:
             # Not imported here: a web process has no use for it.
             continue
         try:
-            import_string(queue.consumer_class)
-        except Exception as error:
+            problem = _no_consumer(import_string(queue.consumer_class))
+        except (Exception, SystemExit) as error:
+            problem = f"cannot be imported: {error}"
+        if problem:
             yield Error(
-                f"Queue {queue.name!r}: 'consumer_class' {queue.consumer_class!r} cannot be "
-                f"imported: {error}.",
+                f"Queue {queue.name!r}: 'consumer_class' {queue.consumer_class!r} {problem}.",
                 hint="Give the dotted path of a subclass of carrot_twisted.consumer.Consumer.",
                 id="carrot_twisted.E008",
             )
+
+
+def _no_consumer(factory: Any) -> str:
+    # By name: a subclass has imported that module; to import it here for all others would bring
+    # the service's side into every web process.
+    bases = [f"{base.__module__}.{base.__qualname__}" for base in getattr(factory, "__mro__", ())]
+    return "" if conf.QUEUE_DEFAULTS["consumer_class"] in bases else "is no Consumer"
 
 
 def _databases() -> Iterator[CheckMessage]:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -61,6 +62,17 @@ QUEUE_DEFAULTS: dict[str, Any] = {
     "prefetch": "auto",
 }
 
+#: Keys of "exchange_arguments": those of pika's exchange_declare.
+EXCHANGE_KEYS = ("exchange_type", "durable", "auto_delete", "internal", "arguments")
+_BROKER_TYPES: dict[str, Any] = {
+    "url": (str, type(None)),
+    "host": (str, list, tuple),
+    "name": str,
+    "port": (int, type(None)),
+    "username": str,
+    "password": str,
+    "secure": bool,
+}
 #: AMQP's "short string": the limit of every name on the wire, in bytes.
 MAX_NAME_BYTES = 255
 
@@ -144,7 +156,7 @@ class _Reader:
     ) -> Any:
         if test(value):
             return value
-        self.problem(6, f"{where} is {value!r}.", f"It must be {wanted}.")
+        self.problem(6, f"{where} is {_shown(value)}.", f"It must be {wanted}.")
         return default
 
     def broker(self, value: Any, where: str) -> VirtualHost:
@@ -154,6 +166,7 @@ class _Reader:
             if isinstance(value, str):
                 return VirtualHost(url=value)
             if isinstance(value, Mapping):
+                _check_broker(value)
                 return VirtualHost(**value)
             raise ValueError("it must be a URL or a dictionary")
         except (ValueError, TypeError, AttributeError) as error:
@@ -202,7 +215,13 @@ class _Reader:
             durable=checked("durable", "True or False", _is_bool),
             queue_arguments=dict(checked("queue_arguments", "a dictionary", _is_arguments) or {}),
             exchange_arguments=dict(
-                checked("exchange_arguments", "a dictionary", _is_arguments) or {}
+                checked(
+                    "exchange_arguments",
+                    f"a dictionary with some of {', '.join(EXCHANGE_KEYS)}; what RabbitMQ calls "
+                    "arguments, such as alternate-exchange, goes into the last of these",
+                    _is_exchange_arguments,
+                )
+                or {}
             ),
             consumer_class=checked("consumer_class", "a dotted path", _is_path),
             prefetch=None if prefetch == "auto" else prefetch,
@@ -270,7 +289,7 @@ def _is_list(value: Any) -> bool:
 
 
 def _is_seconds(value: Any) -> bool:
-    return (_is_int(value) or isinstance(value, float)) and value > 0
+    return (_is_int(value) or isinstance(value, float)) and 0 < value < math.inf
 
 
 def _is_prefetch(value: Any) -> bool:
@@ -279,6 +298,26 @@ def _is_prefetch(value: Any) -> bool:
 
 def _is_arguments(value: Any) -> bool:
     return value is None or (isinstance(value, Mapping) and all(isinstance(k, str) for k in value))
+
+
+def _is_exchange_arguments(value: Any) -> bool:
+    return _is_arguments(value) and set(value or ()) <= set(EXCHANGE_KEYS)
+
+
+def _check_broker(value: Mapping[str, Any]) -> None:
+    """Types of a broker's dictionary; the text never holds a value."""
+    for key, kinds in _BROKER_TYPES.items():
+        if key in value and (
+            not isinstance(value[key], kinds) or (key == "port" and isinstance(value[key], bool))
+        ):
+            raise ValueError(f"{key} is of type {type(value[key]).__name__}")
+
+
+def _shown(value: Any) -> str:
+    """A value in an error; a broker's URL in the wrong place must not show its password."""
+    simple = isinstance(value, bool | int | float | str | None)
+    text = repr(value)
+    return text if simple and "://" not in text else f"of type {type(value).__name__}"
 
 
 def _is_path(value: Any) -> bool:

@@ -79,7 +79,7 @@ class Consumer:
             name = getattr(callback, "__name__", repr(callback))
             try:
                 callback(log, error)
-            except Exception as failure:
+            except BaseException as failure:
                 self.logger.error("Failure callback %s failed due to an error: %s", name, failure)
             else:
                 self.logger.info("Failure callback %s succeeded", name)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,8 @@ from carrot_twisted.outcomes import Kind, Result
 
 if TYPE_CHECKING:
     from uuid import UUID
+
+    from django.dispatch import Signal
 
 
 @dataclass(slots=True, kw_only=True)
@@ -51,6 +54,8 @@ class Limits:
     result: int
     log: int
 
+
+_logger = logging.getLogger("carrot_twisted.execution")
 
 FailureCallback = Callable[[Run, BaseException], None]
 
@@ -87,9 +92,18 @@ def execute(run: Run, limits: Limits, on_failure: FailureCallback | None = None)
             ended=ended,
             delay=outcomes.release_delay(run.attempt) if kind is Kind.RELEASED else 0.0,
         )
-    if signals.task_finished.has_listeners(run.task):
-        signals.task_finished.send_robust(sender=run.task, run=run, result=result)
+    _tell(signals.task_finished, run, result=result)
     return result
+
+
+def _tell(signal: Signal, run: Run, **facts: Any) -> None:
+    """Send a signal; nothing that a receiver does stops a task."""
+    if signal.has_listeners(run.task):
+        try:
+            signal.send_robust(sender=run.task, run=run, **facts)
+        except BaseException:
+            # send_robust catches exceptions, but not SystemExit and its like.
+            _logger.exception("A receiver of a signal of %s ended itself", run.task)
 
 
 def _call(
@@ -99,22 +113,32 @@ def _call(
     _clean_connections()
     try:
         task, args, kwargs = _prepare(run)
-        if signals.task_started.has_listeners(run.task):
-            signals.task_started.send_robust(sender=run.task, run=run)
+        _tell(signals.task_started, run)
         value = task(*args, **kwargs)
         if inspect.iscoroutine(value):
             value = async_to_sync(_awaited)(value)
     except BaseException as error:
-        if outcomes.blames_database(error):
+        if _blames_database(error):
             return Kind.RELEASED, None, error
         if on_failure is not None:
-            on_failure(run, error)
+            try:
+                on_failure(run, error)
+            except BaseException:
+                _logger.exception("The failure callbacks of %s failed", run.task)
         return Kind.FAILED, None, error
     else:
         return Kind.COMPLETED, value, None
     finally:
         _clean_connections()
         reset_queries()
+
+
+def _blames_database(error: BaseException) -> bool:
+    try:
+        return outcomes.blames_database(error)
+    except BaseException:
+        # An exception class of the project's may raise from its own attributes.
+        return False
 
 
 async def _awaited(value: Any) -> Any:

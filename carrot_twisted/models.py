@@ -24,7 +24,7 @@ from django.db.models import Q
 from django.db.models.functions import Now
 
 from carrot_twisted import conf, signals, statements, triggers, wire
-from carrot_twisted.exceptions import CarrotConfigException
+from carrot_twisted.exceptions import CarrotConfigException, InvalidMessage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -301,8 +301,18 @@ class ScheduledTask(models.Model):
 
     @property
     def multiplier(self) -> int:
-        """Seconds of one unit of the interval."""
-        return triggers.SECONDS[self.interval_type]
+        """Seconds of one unit of the interval.
+
+        Raises:
+            InvalidMessage: no such interval type; other programs may have written the row.
+        """
+        try:
+            return triggers.SECONDS[self.interval_type]
+        except KeyError:
+            known = ", ".join(triggers.SECONDS)
+            raise InvalidMessage(
+                f"interval_type is {self.interval_type!r}; it must be one of {known}."
+            ) from None
 
     @property
     def interval_display(self) -> str:
@@ -313,12 +323,12 @@ class ScheduledTask(models.Model):
     @property
     def positional_arguments(self) -> tuple[Any, ...]:
         """The positional arguments."""
-        return tuple(json.loads(self.task_args or wire.NO_ARGS))
+        return tuple(wire.stored_list(self.task_args))
 
     @property
     def keyword_arguments(self) -> dict[str, Any]:
         """The keyword arguments."""
-        return dict(json.loads(self.content or wire.NO_KWARGS))
+        return wire.stored_object(self.content)
 
 
 class Worker(models.Model):

@@ -40,7 +40,7 @@ def resolve_task(path: str) -> Callable[..., Any]:
     except KeyError:
         pass
     module_name, _, name = path.rpartition(".")
-    if not module_name:
+    if not module_name or not all(part.isidentifier() for part in path.split(".")):
         raise ImportError(f"Unable to find the module: {path!r} is not of the form module.function")
     try:
         module = import_module(module_name)

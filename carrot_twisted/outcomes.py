@@ -29,7 +29,8 @@ class Result:
     output: str | None = None
     exception: str | None = None
     traceback: str | None = None
-    log: str = ""
+    log: str | None = ""
+    """None: the database refused the texts of this run."""
     started: float = 0.0
     """Seconds since the epoch, on this host's clock."""
     ended: float = 0.0

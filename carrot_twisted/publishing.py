@@ -67,10 +67,11 @@ class PublishingSession:
         self._next_tag = 1
         self._in_flight: dict[int, Post] = {}
         self._bytes = 0
-        self._returned: dict[str, str] = {}
+        #: Reasons of returned messages, until their confirms come. Messages may share an id.
+        self._returned: dict[tuple[str, str, str], list[str]] = {}
         self._known_exchanges = {""}
-        #: Posts that wait for a declaration, by the identity of its steps.
-        self._declaring: dict[int, list[Post]] = {}
+        #: Posts that wait for a declaration, by the identity of its steps or the exchange's name.
+        self._declaring: dict[int | str, list[Post]] = {}
         self._blocked = False
         connection.add_on_connection_blocked_callback(self._on_blocked)
         connection.add_on_connection_unblocked_callback(self._on_unblocked)
@@ -138,7 +139,8 @@ class PublishingSession:
         properties: pika.BasicProperties,
         _body: bytes,
     ) -> None:
-        self._returned[str(properties.message_id)] = method.reply_text or "unroutable"
+        key = (str(properties.message_id), method.exchange, method.routing_key)
+        self._returned.setdefault(key, []).append(method.reply_text or "unroutable")
 
     def _on_confirm(self, frame: Method[Any]) -> None:
         tag: int = frame.method.delivery_tag
@@ -157,7 +159,7 @@ class PublishingSession:
             if post is None:
                 continue
             self._bytes -= len(post.body)
-            reason = self._returned.pop(post.message_id, None)
+            reason = self._reason_of_return(post)
             if not acked:
                 self._settled(post, "the broker refused it (basic.nack)")
             elif reason is None:
@@ -168,6 +170,16 @@ class PublishingSession:
                 self._declare_for(post)
         self._pump()
         self._tell_if_idle()
+
+    def _reason_of_return(self, post: Post) -> str | None:
+        key = (post.message_id, post.exchange, post.routing_key)
+        reasons = self._returned.get(key)
+        if reasons is None:
+            return None
+        reason = reasons.pop()
+        if not reasons:
+            del self._returned[key]
+        return reason
 
     def _declare_for(self, post: Post) -> None:
         """The broker knows no queue for this post: declare its topology, publish again."""
@@ -180,30 +192,31 @@ class PublishingSession:
 
     def _look_for_exchange(self, post: Post) -> None:
         """Publishing to an exchange that is not there would close the channel for all others."""
-        if any(
-            s.method == "exchange_declare" and s.arguments["exchange"] == post.exchange
-            for s in post.steps
-        ):
-            self._known_exchanges.add(post.exchange)
-            self._declare_for(post)
+        exchange = post.exchange
+        waiting = self._declaring.setdefault(exchange, [])
+        waiting.append(post)
+        if len(waiting) > 1:
             return
-        step = Step(
+        ours = any(
+            step.method == "exchange_declare" and step.arguments["exchange"] == exchange
+            for step in post.steps
+        )
+        passive = Step(
             method="exchange_declare",
-            name=f"exchange {post.exchange!r}",
-            arguments={"exchange": post.exchange, "passive": True},
+            name=f"exchange {exchange!r}",
+            arguments={"exchange": exchange, "passive": True},
         )
 
         def looked(refusals: list[Refusal]) -> None:
-            if not refusals:
-                self._known_exchanges.add(post.exchange)
-            self._on_declared(id(step), refusals)
+            if not _fatal(refusals):
+                self._known_exchanges.add(exchange)
+            self._on_declared(exchange, refusals)
 
-        self._declaring[id(step)] = [post]
-        declare(self._connection, [step], looked)
+        declare(self._connection, post.steps if ours else [passive], looked)
 
-    def _on_declared(self, key: int, refusals: Sequence[Refusal]) -> None:
+    def _on_declared(self, key: int | str, refusals: Sequence[Refusal]) -> None:
         posts = self._declaring.pop(key)
-        fatal = [r for r in refusals if not r.exists_differently]
+        fatal = _fatal(refusals)
         if fatal:
             for post in posts:
                 self._settled(post, f"{fatal[0].step.name}: {fatal[0].text}")
@@ -241,3 +254,8 @@ class PublishingSession:
     def _tell_if_idle(self) -> None:
         if not self.busy:
             self._idle()
+
+
+def _fatal(refusals: Sequence[Refusal]) -> list[Refusal]:
+    """Refusals after which a message cannot be sent."""
+    return [refusal for refusal in refusals if not refusal.exists_differently]

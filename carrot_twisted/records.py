@@ -56,6 +56,7 @@ class Claimant:
 #: From so many lost workers on, a row runs alone: its neighbours shall not be lost, and blamed,
 #: with it.
 SUSPECT_CRASHES = 2
+ANY_NUMBER = 2**31 - 1
 
 
 def claim(
@@ -74,7 +75,7 @@ def claim(
         using: database alias.
     """
     result: dict[UUID, Claimed | Verdict] = dict.fromkeys(ids, Verdict.MISSING)
-    crashes = claimant.max_crashes if claimant.alone else SUSPECT_CRASHES
+    crashes = ANY_NUMBER if claimant.alone else SUSPECT_CRASHES
     for row in statements.claim_rows(_TABLE, ids, token, claimant.worker, crashes, using):
         result[row[0]] = _claimed(row, token)
     others = [pk for pk, verdict in result.items() if verdict is Verdict.MISSING]

@@ -63,7 +63,7 @@ FinishValues = tuple[
     str | None,
     str | None,
     str | None,
-    str,
+    str | None,
 ]
 
 

@@ -69,9 +69,15 @@ class VirtualHost:
                     "password as %3F, %23 and %2F"
                 )
             credentials, at, netloc = authority.rpartition("@")
+            if "@" in path or "/" in path:
+                raise ValueError(
+                    "a broker URL has one '/' before the virtual host's name; write '@' and '/' "
+                    "in a password or name as %40 and %2F"
+                )
             if at:
-                user, _, word = credentials.partition(":")
-                username, password = unquote(user), unquote(word)
+                user, colon, word = credentials.partition(":")
+                username = unquote(user)
+                password = unquote(word) if colon else password
             name = path or name
         self.secure = secure
         default_port = port or (AMQPS_PORT if secure else AMQP_PORT)
@@ -85,7 +91,9 @@ class VirtualHost:
     @property
     def label(self) -> str:
         """``host:port/vhost`` without credentials: fit for logs and pages."""
-        servers = ",".join(f"{host}:{port}" for host, port in self.servers)
+        servers = ",".join(
+            f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.servers
+        )
         return f"{servers}/{quote(self.name, safe='')}"
 
     def parameters(self, server: tuple[str, int] | None = None) -> pika.ConnectionParameters:

@@ -23,10 +23,12 @@ APP_ID = "carrot-twisted"
 CONTENT_TYPE = "application/json"
 PERSISTENT = 2
 MAX_PRIORITY = 255
+#: Lists and objects inside each other. Python's parsers give up somewhere near 1,000, less what the
+#: caller's own stack takes.
+MAX_DEPTH = 200
 #: What an empty tuple and an empty dictionary look like in a row.
 NO_ARGS = "[]"
 NO_KWARGS = "{}"
-#: Nobody passes arguments deeper than this; Python's parser has a limit, and so have we.
 _ADVICE = "pass JSON values only: None, booleans, numbers, text, lists, dictionaries with text keys"
 
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
@@ -52,12 +54,37 @@ def exact_json(value: Any, what: str) -> str:
         text = _encode_ascii(value)
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidMessage(f"The {what} cannot be sent as JSON ({error}): {_ADVICE}.") from None
+    if text.count("[") + text.count("{") > MAX_DEPTH:
+        _check_depth(text, what)
     if json.loads(text) != value:
         raise InvalidMessage(
             f"The {what} would arrive changed (a tuple as a list, a key that is no text as a "
             f"text): {_ADVICE}."
         )
     return text
+
+
+def _check_depth(text: str, what: str) -> None:
+    depth = deepest = 0
+    in_text = False
+    skip = False
+    for character in text:
+        if skip:
+            skip = False
+        elif in_text:
+            skip = character == "\\"
+            in_text = character != '"'
+        elif character == '"':
+            in_text = True
+        elif character in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in "]}":
+            depth -= 1
+    if deepest > MAX_DEPTH:
+        raise InvalidMessage(
+            f"The {what} are nested {deepest} levels deep; at most {MAX_DEPTH} can be sent."
+        )
 
 
 def body(args_json: str, kwargs_json: str) -> bytes:
@@ -114,3 +141,34 @@ def row_arguments(args_json: str, kwargs_json: str) -> tuple[Sequence[Any], Mapp
     args = json.loads(args_json) if args_json != NO_ARGS else ()
     kwargs = json.loads(kwargs_json) if kwargs_json != NO_KWARGS else {}
     return args, kwargs
+
+
+def stored_list(text: str) -> list[Any]:
+    """Positional arguments that a person or another program wrote into a row.
+
+    Raises:
+        InvalidMessage: the text is no JSON list.
+    """
+    value = _stored(text or NO_ARGS)
+    if not isinstance(value, list):
+        raise InvalidMessage(f"Positional arguments are a JSON list, not {text[:100]!r}.")
+    return value
+
+
+def stored_object(text: str) -> dict[str, Any]:
+    """Keyword arguments that a person or another program wrote into a row.
+
+    Raises:
+        InvalidMessage: the text is no JSON object.
+    """
+    value = _stored(text or NO_KWARGS)
+    if not isinstance(value, dict):
+        raise InvalidMessage(f"Keyword arguments are a JSON object, not {text[:100]!r}.")
+    return value
+
+
+def _stored(text: str) -> Any:
+    try:
+        return _decode(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidMessage(f"These arguments are not JSON ({error}): {text[:100]!r}.") from None

@@ -175,9 +175,7 @@ class Dispatcher:
                 continue
             key = _message_id(delivery)
             if key is None:
-                self._dead_letter(
-                    delivery, "the message has no message_id of a MessageLog (a UUID)"
-                )
+                self._bury(delivery, "the message has no message_id of a MessageLog (a UUID)")
             elif key in self._jobs:
                 self._adopt(self._jobs[key], delivery)
             else:
@@ -251,11 +249,18 @@ class Dispatcher:
         else:
             del self._jobs[job.uuid]
             for delivery in job.deliveries:
-                self._dead_letter(delivery, "no MessageLog has this message_id")
+                self._bury(delivery, "no MessageLog has this message_id")
+
+    def _bury(self, delivery: Delivery, reason: str) -> None:
+        try:
+            self._dead_letter(delivery, reason)
+        except Exception:
+            # It stays unacknowledged; its neighbours must not pay for it.
+            _log.failure("A message that cannot run could not be put aside")
 
     def _claim_again(self, job: Job) -> None:
         self._missing -= 1
-        if self._stopping or self._paused:
+        if self._stopping or self._paused or self._held:
             self._requeue(job)
         else:
             self._claim({job.uuid: job})

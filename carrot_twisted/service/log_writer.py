@@ -180,8 +180,7 @@ class LogWriter:
             except (DatabaseError, InterfaceError) as error:
                 connections[self._using].close()
                 if not _is_outage(error):
-                    self._write_one_by_one(batch)
-                    return True
+                    return self._persist_without(error, batch)
                 if delay:
                     # A second failure: not just one connection that was cut.
                     self._set_away(error)
@@ -219,16 +218,15 @@ class LogWriter:
         if finishes:
             self._reactor.callFromThread(_tell_written, finishes)
 
-    def _write_one_by_one(self, batch: Sequence[Operation]) -> None:
-        """Some row of the batch is refused for its content: find it, and write it without that."""
-        for operation in batch:
-            try:
-                self._write([operation])
-            except (DatabaseError, InterfaceError) as error:
-                connections[self._using].close()
-                _log.error("The database refuses a record: {error}", error=error)
-                if isinstance(operation, Finish):
-                    self._write([_without_texts(operation, error)])
+    def _persist_without(self, error: Exception, batch: Sequence[Operation]) -> bool:
+        """Something in the batch is refused for its content: find it, write it without that."""
+        if len(batch) > 1:
+            return all(self._persist([operation]) for operation in batch)
+        (operation,) = batch
+        if isinstance(operation, Finish) and operation.finished.result.log is not None:
+            _log.error("The database refuses the result of a task: {error}", error=error)
+            return self._persist([_without_texts(operation, error)])
+        raise error
 
     def _run_call(self, call: Call) -> None:
         result: Any
@@ -295,6 +293,7 @@ def _without_texts(operation: Finish, error: Exception) -> Finish:
                 output=note if result.kind is Kind.COMPLETED else None,
                 exception=note if result.kind is not Kind.COMPLETED else None,
                 started=result.started,
+                log=None,
                 ended=result.ended,
                 delay=result.delay,
             ),

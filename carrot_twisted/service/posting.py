@@ -122,6 +122,7 @@ class ReactorPublisher:
             for key, value in (properties.headers or {}).items()
             # Copied, RabbitMQ before 4.0 would take these for a cycle and drop the message.
             if not key.startswith(("x-death", "x-first-death", "x-last-death"))
+            and _can_be_sent(key, value)
         }
         headers |= {REASON_HEADER: reason, QUEUE_HEADER: queue}
         copy = pika.BasicProperties(
@@ -242,3 +243,12 @@ class ReactorPublisher:
             flushers, self._flushers = self._flushers, []
             for done in flushers:
                 done.set()
+
+
+def _can_be_sent(key: str, value: Any) -> bool:
+    """pika reads some values, such as very large floats, that it cannot write."""
+    try:
+        pika.BasicProperties(headers={key: value}).encode()
+    except Exception:
+        return False
+    return True

@@ -11,14 +11,18 @@ The adapter is deprecated in pika 1.5 and leaves in 2.0; everything else here wo
 - frames written after the loss of the transport are dropped instead of raising AttributeError;
 - deliveries come to a plain callback (the adapter's queue loses what it holds on a cancel), and an
   exception in it does not kill the connection;
+- a message whose headers pika cannot read does not end the connection;
 - the handshake has a time limit.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pika
+from pika import frame, spec
 from pika.adapters.twisted_connection import (
     TwistedChannel,
     TwistedProtocolConnection,
@@ -30,11 +34,11 @@ from twisted.internet.error import ConnectionDone
 from twisted.python.failure import Failure
 from txaio.tx import make_logger
 
-if TYPE_CHECKING:
-    import pika
-
 _log = make_logger()
 
+#: Frame: type, channel, size of the payload. Content header: class, weight, size of the body.
+_FRAME = struct.Struct(">BHL")
+_CONTENT = struct.Struct(">HHQ")
 #: Seconds that a closing transport gets to send what it holds.
 FAREWELL = 2.0
 #: Seconds for TCP's peer to finish the AMQP handshake.
@@ -65,6 +69,20 @@ class _Connection(_TwistedConnectionAdapter):
         transport = self._transport
         if transport is not None:
             transport.write(data)
+
+    def _read_frame(self) -> tuple[int, Any]:
+        try:
+            return super()._read_frame()  # type: ignore[no-any-return]
+        except Exception:
+            buffer = self._frame_buffer
+            kind, channel, size = _FRAME.unpack_from(buffer)
+            if kind != spec.FRAME_HEADER:
+                raise
+            # Headers that pika cannot read would end this connection and, redelivered, each one
+            # after it. The message goes on without its properties.
+            _, _, length = _CONTENT.unpack_from(buffer, _FRAME.size)
+            header = frame.Header(channel, length, pika.BasicProperties())
+            return _FRAME.size + size + spec.FRAME_END_SIZE, header
 
     def connection_lost(self, error: Failure) -> None:
         self._transport = None

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all unit tests share: no broker, and examples that are the same in every run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import hypothesis
+import pytest
+
+from carrot_twisted import publisher
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from carrot_twisted.models import MessageLog
+
+hypothesis.settings.register_profile(
+    "unit",
+    # Derandomized: a run that fails will fail again. No database: tests leave no files.
+    derandomize=True,
+    database=None,
+    deadline=None,
+    max_examples=60,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.load_profile("unit")
+
+
+class RecordingPublisher:
+    """Stands in for the process's publisher: keeps what it should have sent."""
+
+    def __init__(self) -> None:
+        self.rows: list[MessageLog] = []
+
+    def submit(self, rows: Sequence[MessageLog], using: str) -> None:
+        assert using == "default"
+        self.rows.extend(rows)
+
+    def flush(self, timeout: float) -> bool:
+        return timeout > 0
+
+
+@pytest.fixture(autouse=True)
+def handed_over() -> Iterator[RecordingPublisher]:
+    """Rows that were committed and handed over. Without it a commit would start a thread."""
+    recording = RecordingPublisher()
+    before = publisher.install(recording)
+    yield recording
+    publisher.install(before)

@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A broker in memory, seen through the part of pika's asynchronous interface that we use.
+
+Nothing is called back before ``FakeConnection.run``: as with a real broker, an answer comes in a
+later turn. Calls are checked against the signatures of pika itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections import deque
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import pika
+from pika import spec
+from pika.channel import Channel
+from pika.exceptions import (
+    ChannelClosedByBroker,
+    ChannelClosedByClient,
+    ChannelWrongStateError,
+    ConnectionWrongStateError,
+    StreamLostError,
+)
+from pika.frame import Method
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def as_in_pika(function: Function) -> Function:
+    """Refuse a call that the method of this name of pika's own channel would refuse."""
+    signature = inspect.signature(getattr(Channel, function.__name__))
+
+    @functools.wraps(function)
+    def checked(self: FakeChannel, *args: Any, **kwargs: Any) -> Any:
+        if not self.is_open:
+            raise ChannelWrongStateError("Channel is closed.")
+        bound = signature.bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        return function(**bound.arguments)
+
+    return checked  # type: ignore[return-value]
+
+
+class FakeBroker:
+    """Exchanges, queues, bindings and messages."""
+
+    def __init__(self) -> None:
+        self.exchanges: dict[str, dict[str, Any]] = {}
+        self.queues: dict[str, dict[str, Any]] = {}
+        self.bindings: set[tuple[str, str, str]] = set()
+        self.messages: list[tuple[str, Any, bytes]] = []
+        """(queue, properties, body) in order of arrival."""
+        self.declared: list[str] = []
+        """Names that were declared or looked up, each time."""
+        self.confirms_at_once = True
+
+    def route(self, exchange: str, key: str) -> list[str]:
+        if not exchange:
+            return [key] if key in self.queues else []
+        return [q for e, k, q in sorted(self.bindings) if (e, k) == (exchange, key)]
+
+    @property
+    def ids(self) -> list[str]:
+        """Message ids in order of arrival."""
+        return [properties.message_id for _, properties, _ in self.messages]
+
+
+class FakeConnection:
+    """An open connection to a broker in memory."""
+
+    def __init__(self, broker: FakeBroker | None = None) -> None:
+        self.broker = broker or FakeBroker()
+        self.is_open = True
+        self.channels: list[FakeChannel] = []
+        self._events: deque[Callable[[], None]] = deque()
+        self._on_blocked: list[Callable[..., None]] = []
+        self._on_unblocked: list[Callable[..., None]] = []
+
+    def add_on_connection_blocked_callback(self, callback: Callable[..., None]) -> None:
+        self._on_blocked.append(callback)
+
+    def add_on_connection_unblocked_callback(self, callback: Callable[..., None]) -> None:
+        self._on_unblocked.append(callback)
+
+    def channel(self, on_open_callback: Callable[[FakeChannel], None]) -> FakeChannel:
+        if not self.is_open:
+            raise ConnectionWrongStateError("Channel allocation requires an open connection")
+        channel = FakeChannel(self, len(self.channels) + 1)
+        self.channels.append(channel)
+        self.soon(lambda: on_open_callback(channel), channel)
+        return channel
+
+    def soon(self, event: Callable[[], None], channel: FakeChannel) -> None:
+        """Something that the broker does later, unless the channel is closed by then."""
+        self._events.append(lambda: event() if channel.is_open else None)
+
+    def run(self) -> None:
+        """Let the broker answer, and answer the answers."""
+        while self._events:
+            self._events.popleft()()
+
+    def lose(self, text: str = "the cable was cut") -> None:
+        """The connection is lost; every channel is told."""
+        self.is_open = False
+        for channel in self.channels:
+            channel.closed(StreamLostError(text))
+
+    def block(self, reason: str = "low on memory") -> None:
+        for callback in self._on_blocked:
+            callback(self, Method(0, spec.Connection.Blocked(reason)))
+
+    def unblock(self) -> None:
+        for callback in self._on_unblocked:
+            callback(self, Method(0, spec.Connection.Unblocked()))
+
+    @property
+    def open_channels(self) -> list[FakeChannel]:
+        return [channel for channel in self.channels if channel.is_open]
+
+
+class FakeChannel:
+    """A channel; publishes are numbered from 1 once confirms are selected."""
+
+    def __init__(self, connection: FakeConnection, number: int) -> None:
+        self.is_open = True
+        self.number = number
+        self.published: list[Any] = []
+        """Properties of each message that was sent, in order: the first has tag 1."""
+        self.arrived = 0
+        """How many of them the broker has seen: it confirms no others."""
+        self.confirming = False
+        self._connection = connection
+        self._broker = connection.broker
+        self._on_close: list[Callable[..., None]] = []
+        self._on_return: list[Callable[..., None]] = []
+        self._on_confirm: Callable[[Any], None] = lambda frame: None
+
+    def add_on_close_callback(self, callback: Callable[..., None]) -> None:
+        self._on_close.append(callback)
+
+    def add_on_return_callback(self, callback: Callable[..., None]) -> None:
+        self._on_return.append(callback)
+
+    def closed(self, reason: object) -> None:
+        """The channel is closed: by the broker, by us, or with its connection."""
+        if self.is_open:
+            self.is_open = False
+            for callback in self._on_close:
+                callback(self, reason)
+
+    @as_in_pika
+    def close(self, reply_code: int, reply_text: str) -> None:
+        self._connection.soon(
+            lambda: self.closed(ChannelClosedByClient(reply_code, reply_text)), self
+        )
+
+    @as_in_pika
+    def confirm_delivery(
+        self, ack_nack_callback: Callable[[Any], None], callback: Callable[[Any], None]
+    ) -> None:
+        self._on_confirm = ack_nack_callback
+
+        def select_ok() -> None:
+            self.confirming = True
+            callback(Method(self.number, spec.Confirm.SelectOk()))
+
+        self._connection.soon(select_ok, self)
+
+    @as_in_pika
+    def basic_publish(
+        self,
+        exchange: str,
+        routing_key: str,
+        body: bytes,
+        properties: pika.BasicProperties,
+        mandatory: bool,
+    ) -> None:
+        assert self.confirming, "published before SelectOk"
+        assert mandatory, "an unroutable message would be lost in silence"
+        self.published.append(properties)
+        tag = len(self.published)
+
+        def arrive() -> None:
+            self.arrived = tag
+            if exchange and exchange not in self._broker.exchanges:
+                self.refuse(404, f"NOT_FOUND - no exchange '{exchange}'")
+                return
+            queues = self._broker.route(exchange, routing_key)
+            self._broker.messages += [(queue, properties, body) for queue in queues]
+            if not queues:
+                self.give_back(tag, exchange, routing_key, body)
+            if self._broker.confirms_at_once:
+                self.confirm(tag)
+
+        self._connection.soon(arrive, self)
+
+    def give_back(self, tag: int, exchange: str = "", key: str = "", body: bytes = b"") -> None:
+        """Basic.Return for the message of this tag."""
+        method = spec.Basic.Return(312, "NO_ROUTE", exchange, key)
+        for callback in self._on_return:
+            callback(self, method, self.published[tag - 1], body)
+
+    def confirm(self, tag: int, multiple: bool = False, nack: bool = False) -> None:
+        """Basic.Ack or Basic.Nack for this tag, or all up to it."""
+        kind = spec.Basic.Nack if nack else spec.Basic.Ack
+        self._on_confirm(Method(self.number, kind(tag, multiple)))
+
+    def refuse(self, code: int, text: str) -> None:
+        """Channel.Close by the broker."""
+        self.closed(ChannelClosedByBroker(code, text))
+
+    @as_in_pika
+    def exchange_declare(
+        self,
+        exchange: str,
+        exchange_type: Any,
+        passive: bool,
+        durable: bool,
+        auto_delete: bool,
+        internal: bool,
+        arguments: Any,
+        callback: Callable[[Any], None],
+    ) -> None:
+        wanted = {"type": exchange_type, "durable": durable, "arguments": arguments or {}}
+        self._declare(self._broker.exchanges, exchange, wanted, passive, callback)
+
+    @as_in_pika
+    def queue_declare(
+        self,
+        queue: str,
+        passive: bool,
+        durable: bool,
+        exclusive: bool,
+        auto_delete: bool,
+        arguments: Any,
+        callback: Callable[[Any], None],
+    ) -> None:
+        wanted = {"durable": durable, "arguments": arguments or {}}
+        self._declare(self._broker.queues, queue, wanted, passive, callback)
+
+    def _declare(
+        self,
+        known: dict[str, dict[str, Any]],
+        name: str,
+        wanted: dict[str, Any],
+        passive: bool,
+        callback: Callable[[Any], None],
+    ) -> None:
+        def arrive() -> None:
+            self._broker.declared.append(name)
+            if passive and name not in known:
+                self.refuse(404, f"NOT_FOUND - no '{name}'")
+            elif not passive and known.setdefault(name, wanted) != wanted:
+                self.refuse(406, f"PRECONDITION_FAILED - inequivalent arg of '{name}'")
+            else:
+                callback(None)
+
+        self._connection.soon(arrive, self)
+
+    @as_in_pika
+    def queue_bind(
+        self,
+        queue: str,
+        exchange: str,
+        routing_key: str | None,
+        arguments: Any,
+        callback: Callable[[Any], None],
+    ) -> None:
+        def arrive() -> None:
+            if queue not in self._broker.queues or exchange not in self._broker.exchanges:
+                self.refuse(404, f"NOT_FOUND - '{queue}' or '{exchange}'")
+            else:
+                self._broker.bindings.add((exchange, routing_key or queue, queue))
+                callback(None)
+
+        self._connection.soon(arrive, self)

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``manage.py check``, and the same question asked by the service before it starts."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from django.core.management import call_command
+from django.core.management.base import SystemCheckError
+
+from carrot_twisted import checks
+from carrot_twisted.exceptions import CarrotConfigException
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SAFE_SQLITE = {
+    "ENGINE": "django.db.backends.sqlite3",
+    "NAME": ":memory:",
+    "OPTIONS": {"transaction_mode": "IMMEDIATE"},
+}
+Databases = dict[str, dict[str, Any]]
+
+
+@pytest.fixture(autouse=True)
+def databases(monkeypatch: pytest.MonkeyPatch) -> Databases:
+    """What ``settings.DATABASES`` holds. (Django warns of a test that sets it in earnest.)"""
+    value: Databases = {"default": SAFE_SQLITE}
+
+    class Settings:
+        DATABASES = value
+
+    monkeypatch.setattr(checks, "settings", Settings)
+    return value
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of a module ``carrot_probe`` that can be imported."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "carrot_probe", raising=False)
+    return tmp_path / "carrot_probe.py"
+
+
+def found() -> dict[str, str]:
+    """Messages by number."""
+    return {
+        str(m.id).removeprefix("carrot_twisted."): f"{m.msg} {m.hint}"
+        for m in checks.check_carrot()
+    }
+
+
+def test_a_sound_project_is_told_nothing() -> None:
+    assert checks.check_carrot() == []
+    checks.require()
+
+
+def test_mistakes_of_the_setting_are_errors_with_hint_and_number(settings: Any) -> None:
+    settings.CARROT = {"queues": [5], "lease": 0}
+    told = checks.check_carrot()
+    assert [m.id for m in told] == ["carrot_twisted.E004", "carrot_twisted.E006"]
+    assert all(m.is_serious() and m.hint for m in told)
+
+
+def test_manage_py_check_fails_with_them(settings: Any) -> None:
+    settings.CARROT = {"task_modules": ["no.such.module"], "default_broker": "nonsense"}
+    with pytest.raises(SystemCheckError, match=r"\(carrot_twisted\.E003\).*\n.*HINT: Give a URL"):
+        call_command("check")
+
+
+def test_manage_py_check_passes_without_them(capsys: pytest.CaptureFixture[str]) -> None:
+    call_command("check")
+    assert "no issues" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        (None, "ModuleNotFoundError"),
+        ("1 +", "SyntaxError"),
+        ("raise ValueError('broken')", "ValueError: broken"),
+        ("import nowhere_at_all", "nowhere_at_all"),
+    ],
+)
+def test_e007_a_task_module_that_cannot_be_imported(
+    settings: Any, module: Path, source: str | None, text: str
+) -> None:
+    if source is not None:
+        module.write_text(source)
+    settings.CARROT = {"task_modules": ["tests.project.tasks", "carrot_probe"]}
+    told = found()
+    assert told.keys() == {"E007"}
+    assert "'carrot_probe', which cannot be imported" in told["E007"]
+    assert text in told["E007"]
+    assert "take it out of the list" in told["E007"]
+
+
+def test_e008_a_consumer_class_that_cannot_be_imported(settings: Any) -> None:
+    settings.CARROT = {
+        "queues": [{"name": "q", "consumer_class": "tests.project.no_such.Consumer"}]
+    }
+    told = found()
+    assert told.keys() == {"E008"}
+    assert "Queue 'q'" in told["E008"]
+    assert "subclass of carrot_twisted.consumer.Consumer" in told["E008"]
+
+
+@pytest.mark.parametrize("path", ["tests.project.tasks.noop", "pathlib.Path", "os.sep"])
+def test_e008_a_consumer_class_that_is_no_consumer(settings: Any, path: str) -> None:
+    """The service would refuse it at its start: the check shall say so before."""
+    settings.CARROT = {"queues": [{"name": "q", "consumer_class": path}]}
+    assert found().keys() == {"E008"}
+
+
+def test_a_consumer_class_of_the_project_is_accepted(settings: Any, module: Path) -> None:
+    module.write_text(
+        "from carrot_twisted.consumer import Consumer\nclass Mine(Consumer):\n    pass\n"
+    )
+    settings.CARROT = {"queues": [{"name": "q", "consumer_class": "carrot_probe.Mine"}]}
+    assert checks.check_carrot() == []
+
+
+@pytest.mark.parametrize(
+    "options", [None, {}, {"transaction_mode": "DEFERRED"}, {"timeout": 20}], ids=repr
+)
+def test_w001_an_sqlite_database_that_would_lock_up(
+    databases: Databases, options: dict[str, Any] | None
+) -> None:
+    databases["log"] = {"ENGINE": "django.db.backends.sqlite3"}
+    if options is not None:
+        databases["log"]["OPTIONS"] = options
+    told = found()
+    assert told.keys() == {"W001"}
+    assert "SQLite database 'log'" in told["W001"]
+    assert "'transaction_mode': 'IMMEDIATE'" in told["W001"]
+
+
+def test_other_databases_are_not_warned_of(databases: Databases) -> None:
+    databases["default"] = {"ENGINE": "django.db.backends.postgresql"}
+    assert checks.check_carrot() == []
+
+
+def test_the_service_starts_with_a_warning_and_refuses_an_error(
+    settings: Any, databases: Databases
+) -> None:
+    databases["default"] = {"ENGINE": "django.db.backends.sqlite3"}
+    checks.require()
+    settings.CARROT = {"task_modules": ["no.such"], "queues": [{"name": "q"}]}
+    with pytest.raises(CarrotConfigException) as caught:
+        checks.require()
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith("carrot_twisted.E007: CARROT['task_modules'] names 'no.such'")
+    assert line.endswith("Mend the module or take it out of the list.")
+
+
+def test_a_task_module_that_wants_to_end_the_process_is_a_mistake_like_others(
+    settings: Any, module: Path
+) -> None:
+    """A script named by mistake, with ``sys.exit()`` at its end."""
+    module.write_text("raise SystemExit(3)")
+    settings.CARROT = {"task_modules": ["carrot_probe"]}
+    assert found().keys() == {"E007"}

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Declarations on a channel of their own: all that can be done is done, and the rest is told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from carrot_twisted import conf, topology
+from carrot_twisted.declaring import Refusal, declare
+from carrot_twisted.topology import Step
+from tests.unit.fake_pika import FakeConnection
+
+
+@pytest.fixture
+def connection() -> FakeConnection:
+    return FakeConnection()
+
+
+class Outcome:
+    """What ``declare`` told, which it must do once."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[Refusal]] = []
+
+    def __call__(self, refusals: list[Refusal]) -> None:
+        self.calls.append(refusals)
+
+    @property
+    def refusals(self) -> list[Refusal]:
+        (refusals,) = self.calls
+        return refusals
+
+
+@pytest.fixture
+def outcome() -> Outcome:
+    return Outcome()
+
+
+def work_queue(**changes: Any) -> tuple[Step, ...]:
+    settings = conf.current().queue("default")
+    values = {name: getattr(settings, name) for name in settings.__dataclass_fields__}
+    return topology.work_queue(conf.QueueSettings(**{**values, **changes}))
+
+
+def test_exchange_queue_and_binding_are_made(connection: FakeConnection, outcome: Outcome) -> None:
+    declare(connection, work_queue(), outcome)
+    assert outcome.calls == []
+    connection.run()
+    assert outcome.refusals == []
+    assert connection.broker.exchanges == {
+        "default": {"type": "direct", "durable": True, "arguments": {}}
+    }
+    assert connection.broker.queues == {
+        "default": {"durable": True, "arguments": {"x-queue-type": "classic"}}
+    }
+    assert connection.broker.bindings == {("default", "default", "default")}
+
+
+def test_arguments_of_the_settings_are_used(connection: FakeConnection, outcome: Outcome) -> None:
+    steps = work_queue(
+        durable=False,
+        queue_arguments={"x-queue-type": "quorum", "x-max-length": 5},
+        exchange_arguments={"exchange_type": "topic"},
+    )
+    declare(connection, steps, outcome)
+    connection.run()
+    assert connection.broker.queues["default"] == {
+        "durable": False,
+        "arguments": {"x-queue-type": "quorum", "x-max-length": 5},
+    }
+    assert connection.broker.exchanges["default"]["type"] == "topic"
+
+
+def test_the_dead_letter_queue_is_durable_and_of_a_fixed_type(
+    connection: FakeConnection, outcome: Outcome
+) -> None:
+    declare(connection, topology.dead_letter_steps("default"), outcome)
+    connection.run()
+    assert connection.broker.queues == {
+        "default.dead": {"durable": True, "arguments": {"x-queue-type": "classic"}}
+    }
+
+
+def test_no_channel_is_left_open(connection: FakeConnection, outcome: Outcome) -> None:
+    connection.broker.queues["default"] = {"durable": False}
+    declare(connection, work_queue(), outcome)
+    connection.run()
+    assert connection.open_channels == []
+
+
+def test_other_channels_are_not_put_at_risk(connection: FakeConnection, outcome: Outcome) -> None:
+    other = connection.channel(lambda channel: None)
+    connection.broker.queues["default"] = {"durable": False}
+    declare(connection, work_queue(), outcome)
+    connection.run()
+    assert connection.open_channels == [other]
+
+
+def test_what_exists_differently_is_told_and_the_rest_is_declared(
+    connection: FakeConnection, outcome: Outcome
+) -> None:
+    connection.broker.queues["default"] = {"durable": False}
+    steps = work_queue()
+    declare(connection, steps, outcome)
+    connection.run()
+    (refusal,) = outcome.refusals
+    assert refusal.step is steps[1]
+    assert (refusal.code, refusal.exists_differently) == (406, True)
+    assert "inequivalent" in refusal.text
+    assert connection.broker.bindings == {("default", "default", "default")}
+
+
+def test_every_refusal_is_told(connection: FakeConnection, outcome: Outcome) -> None:
+    connection.broker.queues["default"] = connection.broker.exchanges["default"] = {}
+    steps = work_queue()
+    declare(connection, steps, outcome)
+    connection.run()
+    assert [refusal.step for refusal in outcome.refusals] == list(steps[:2])
+
+
+def test_what_is_missing_is_no_difference(connection: FakeConnection, outcome: Outcome) -> None:
+    step = Step(
+        method="exchange_declare",
+        name="exchange 'x'",
+        arguments={"exchange": "x", "passive": True},
+    )
+    declare(connection, [step], outcome)
+    connection.run()
+    (refusal,) = outcome.refusals
+    assert (refusal.code, refusal.exists_differently) == (404, False)
+
+
+def test_without_steps_there_is_nothing_to_refuse(
+    connection: FakeConnection, outcome: Outcome
+) -> None:
+    declare(connection, [], outcome)
+    connection.run()
+    assert outcome.refusals == []
+
+
+def test_a_connection_lost_meanwhile_refuses_what_is_left(
+    connection: FakeConnection, outcome: Outcome
+) -> None:
+    steps = work_queue()
+    declare(connection, steps, outcome)
+    connection.lose()
+    assert [refusal.step for refusal in outcome.refusals] == list(steps)
+    assert {refusal.code for refusal in outcome.refusals} == {0}
+    assert "the cable was cut" in outcome.refusals[0].text
+
+
+def test_a_connection_that_is_closed_already_refuses_everything(
+    connection: FakeConnection, outcome: Outcome
+) -> None:
+    connection.lose()
+    declare(connection, work_queue(), outcome)
+    assert len(outcome.refusals) == 3
+    assert not any(refusal.exists_differently for refusal in outcome.refusals)
+
+
+def test_the_callers_list_of_steps_is_not_used_up(
+    connection: FakeConnection, outcome: Outcome
+) -> None:
+    steps = list(work_queue())
+    declare(connection, steps, outcome)
+    connection.run()
+    assert len(steps) == 3

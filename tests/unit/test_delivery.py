@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Acknowledgements: every delivery is settled once, and never before its time."""
+
+from __future__ import annotations
+
+import pika
+from hypothesis import given
+from hypothesis import strategies as st
+
+from carrot_twisted.service.delivery import Delivery, Settler
+
+
+class Channel:
+    """A channel as the broker sees it: a wrong tag closes it."""
+
+    def __init__(self) -> None:
+        self.is_open = True
+        self.unacked: set[int] = set()
+        self.acked: set[int] = set()
+        self.requeued: set[int] = set()
+        self.frames: list[tuple[str, int, bool]] = []
+
+    def basic_ack(self, tag: int, multiple: bool = False) -> None:
+        self.frames.append(("ack", tag, multiple))
+        covered = {t for t in self.unacked if t <= tag} if multiple else {tag}
+        self._settle(tag, covered)
+        self.acked |= covered
+
+    def basic_nack(self, tag: int, requeue: bool) -> None:
+        assert requeue, "the message would be thrown away"
+        self.frames.append(("nack", tag, False))
+        self._settle(tag, {tag})
+        self.requeued.add(tag)
+
+    def _settle(self, tag: int, covered: set[int]) -> None:
+        assert self.is_open, "sent on a closed channel"
+        assert tag in self.unacked, f"PRECONDITION_FAILED - unknown delivery tag {tag}"
+        self.unacked -= covered
+
+
+class Desk:
+    """A settler, its channel, and deliveries with tags from 1."""
+
+    def __init__(self, count: int = 0) -> None:
+        self.channel = Channel()
+        self.settler = Settler(self.channel)
+        self.count = 0
+        for _ in range(count):
+            self.deliver()
+
+    def deliver(self) -> int:
+        self.count += 1
+        self.channel.unacked.add(self.count)
+        self.settler.delivered(self.count)
+        return self.count
+
+    def ack(self, *tags: int) -> list[tuple[str, int, bool]]:
+        """Acknowledge, flush; the frames that this took."""
+        self.channel.frames.clear()
+        for tag in tags:
+            self.settler.ack(tag)
+        self.settler.flush()
+        return self.channel.frames
+
+
+def test_nothing_is_sent_before_the_flush() -> None:
+    desk = Desk(1)
+    desk.settler.ack(1)
+    assert desk.channel.frames == []
+    desk.settler.flush()
+    assert desk.channel.frames == [("ack", 1, False)]
+
+
+def test_a_run_without_a_gap_takes_one_frame() -> None:
+    desk = Desk(5)
+    assert desk.ack(3, 1, 2) == [("ack", 3, True)]
+    assert desk.channel.unacked == {4, 5}
+
+
+def test_behind_a_task_that_still_runs_tags_go_one_by_one() -> None:
+    desk = Desk(5)
+    assert desk.ack(4, 2) == [("ack", 2, False), ("ack", 4, False)]
+    assert desk.ack(1, 3) == [("ack", 3, True)]
+    assert desk.ack(5) == [("ack", 5, False)]
+
+
+def test_a_tag_that_was_returned_leaves_no_gap() -> None:
+    desk = Desk(3)
+    desk.settler.requeue(2)
+    assert desk.ack(1, 3) == [("ack", 3, True)]
+    assert (desk.channel.acked, desk.channel.requeued) == ({1, 3}, {2})
+
+
+def test_returning_is_immediate() -> None:
+    desk = Desk(1)
+    desk.settler.requeue(1)
+    assert desk.channel.frames == [("nack", 1, False)]
+
+
+def test_a_flush_without_news_sends_nothing() -> None:
+    desk = Desk(2)
+    desk.ack(1)
+    assert desk.ack() == []
+
+
+def test_on_a_closed_channel_nothing_is_sent_any_more() -> None:
+    """The broker has those messages again; their tags would be somebody else's."""
+    desk = Desk(3)
+    desk.settler.ack(1)
+    desk.channel.is_open = False
+    assert not desk.settler.is_open
+    desk.settler.requeue(2)
+    desk.settler.flush()
+    desk.settler.flush()
+    assert desk.channel.frames == []
+
+
+def test_a_delivery_is_settled_on_the_channel_that_brought_it() -> None:
+    first, second = Desk(1), Desk(2)
+    delivery, other = (
+        Delivery(desk.settler, tag, pika.BasicProperties(), b"", "", "default")
+        for desk, tag in ((first, 1), (second, 2))
+    )
+    delivery.ack()
+    first.settler.flush()
+    other.requeue()
+    assert (first.channel.acked, second.channel.requeued) == ({1}, {2})
+    assert second.channel.unacked == {1}
+
+
+@given(st.data())
+def test_every_tag_is_settled_as_it_was_asked_and_no_other(data: st.DataObject) -> None:
+    last = data.draw(st.sampled_from(["ack", "requeue"]))
+    desk = Desk()
+    running: set[int] = set()
+    acked: set[int] = set()
+    requeued: set[int] = set()
+    actions = st.lists(st.sampled_from(["deliver", "deliver", "ack", "ack", "requeue", "flush"]))
+    for action in data.draw(actions):
+        if action == "deliver":
+            running.add(desk.deliver())
+        elif action == "flush":
+            desk.settler.flush()
+            assert desk.channel.acked == acked
+        elif running:
+            tag = data.draw(st.sampled_from(sorted(running)))
+            running.discard(tag)
+            if action == "ack":
+                desk.settler.ack(tag)
+                acked.add(tag)
+            else:
+                desk.settler.requeue(tag)
+                requeued.add(tag)
+        assert desk.channel.requeued == requeued
+        assert desk.channel.acked <= acked
+        assert running <= desk.channel.unacked
+    for tag in running:
+        getattr(desk.settler, last)(tag)
+    desk.settler.flush()
+    assert desk.channel.unacked == set()
+
+
+def test_it_remembers_nothing_of_what_is_settled() -> None:
+    """A service runs for months."""
+    desk = Desk()
+    for _ in range(100):
+        tags = [desk.deliver() for _ in range(5)]
+        desk.ack(tags[4], tags[2])
+        desk.settler.requeue(tags[3])
+        desk.ack(tags[0], tags[1])
+    assert [len(v) for v in vars(desk.settler).values() if hasattr(v, "__len__")] == [0, 0, 0]

@@ -1,0 +1,751 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A queue's messages between the channel, the database's writer and the worker threads.
+
+The threads are never started: the test takes their jobs and does them itself. The writer is a
+fake that keeps what it was asked, and answers when the test says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from typing import TYPE_CHECKING, Any
+from uuid import UUID, uuid4
+
+import pika
+import pytest
+from twisted.internet.task import Clock
+
+from carrot_twisted import conf, execution
+from carrot_twisted.consumer import Consumer
+from carrot_twisted.execution import Limits
+from carrot_twisted.outcomes import Kind, Result, Verdict
+from carrot_twisted.records import Claimed
+from carrot_twisted.service import dispatcher as module
+from carrot_twisted.service.delivery import Delivery, Settler
+from carrot_twisted.service.dispatcher import Dispatcher, Job
+from carrot_twisted.service.log_writer import Claim, Finish
+from carrot_twisted.service.quarantine import Quarantine
+from tests.unit.test_delivery import Channel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+TASK = "tests.project.tasks.noop"
+
+
+class Reactor(Clock):
+    """Twisted's Clock; what threads hand over runs with the next ``advance``."""
+
+    def callFromThread(  # noqa: N802
+        self, function: Callable[..., Any], *args: Any
+    ) -> None:
+        self.callLater(0, function, *args)
+
+
+class Writer:
+    """Stands in for the LogWriter."""
+
+    def __init__(self) -> None:
+        self.operations: list[Any] = []
+
+    def submit(self, operation: Any) -> None:
+        self.operations.append(operation)
+
+    def take(self, kind: type[Any]) -> list[Any]:
+        """What was submitted of one kind, and is now on its way."""
+        taken = [op for op in self.operations if isinstance(op, kind)]
+        self.operations = [op for op in self.operations if not isinstance(op, kind)]
+        return taken
+
+
+class Desk:
+    """A dispatcher among fakes."""
+
+    def __init__(self, concurrency: int = 2) -> None:
+        self.clock = Reactor()
+        self.writer = Writer()
+        self.dead: list[tuple[Delivery, str]] = []
+        queue = conf.current().queue("default")
+        self.dispatcher = Dispatcher(
+            queue=queue,
+            concurrency=concurrency,
+            consumer=Consumer(queue.host, queue.name, logging.getLogger("carrot"), "consumer"),
+            writer=self.writer,  # type: ignore[arg-type]
+            limits=Limits(result=1000, log=1000),
+            dead_letter=lambda delivery, reason: self.dead.append((delivery, reason)),
+            reactor=self.clock,
+        )
+        self.open_channel()
+
+    def open_channel(self) -> None:
+        self.channel = Channel()
+        self.settler = Settler(self.channel)
+        self.tag = 0
+
+    def deliver(
+        self,
+        message_id: object = None,
+        body: bytes = b"{}",
+        app_id: str | None = "carrot-twisted",
+        headers: dict[str, Any] | None = None,
+    ) -> Any:
+        """A message arrives; returns its id."""
+        self.tag += 1
+        self.channel.unacked.add(self.tag)
+        self.settler.delivered(self.tag)
+        key = uuid4() if message_id is None else message_id
+        properties = pika.BasicProperties(
+            message_id=str(key) if isinstance(key, UUID) else key,
+            app_id=app_id,
+            headers={"type": TASK} if headers is None else headers,
+        )
+        self.dispatcher.deliver(Delivery(self.settler, self.tag, properties, body, "", "default"))
+        return key
+
+    def turn(self, seconds: float = 0.0) -> None:
+        """One turn of the reactor, or some seconds."""
+        self.clock.advance(seconds)
+
+    def claims(self) -> list[list[UUID]]:
+        """Ids of the claims that wait for an answer; leaves them there."""
+        return [op.ids for op in self.writer.operations if isinstance(op, Claim)]
+
+    def answer(self, **verdicts: Verdict) -> None:
+        """Answer all claims: ``every`` verdict for every id, or claimed."""
+        for claim in self.writer.take(Claim):
+            claim.answer(
+                {pk: verdicts.get("every") or claimed(pk, claim.token) for pk in claim.ids}
+            )
+        self.turn()
+
+    def jobs(self) -> list[Job]:
+        """What a worker thread would get now."""
+        return self.dispatcher._pool.recall()
+
+    def run(self) -> list[Result]:
+        """Let the threads do all that they were given; returns what they hand to the writer."""
+        for job in self.jobs():
+            self.dispatcher._work(job)
+        return [op.finished.result for op in self.writer.operations if isinstance(op, Finish)]
+
+    def write(self) -> list[Finish]:
+        """The writer commits what was finished."""
+        finishes: list[Finish] = self.writer.take(Finish)
+        if finishes:
+            finishes[0].written([op.job for op in finishes])
+        self.turn()
+        return finishes
+
+    def start(self, count: int = 1) -> list[UUID]:
+        """So many messages are claimed and in the threads' hands."""
+        keys = [self.deliver() for _ in range(count)]
+        self.turn()
+        self.answer()
+        return keys
+
+
+def claimed(pk: UUID, token: int) -> Claimed:
+    return Claimed(
+        uuid=pk, token=token, task=TASK, task_args="[]", content="{}", queue="default", attempt=1
+    )
+
+
+@pytest.fixture
+def desk(monkeypatch: pytest.MonkeyPatch) -> Desk:
+    monkeypatch.setattr(execution, "_clean_connections", lambda: None)
+    return Desk()
+
+
+class TestTheWay:
+    def test_a_message_is_claimed_run_recorded_and_then_acknowledged(self, desk: Desk) -> None:
+        key = desk.deliver()
+        assert desk.claims() == []
+        desk.turn()
+        assert desk.claims() == [[key]]
+        desk.answer()
+        (result,) = desk.run()
+        assert result.kind is Kind.COMPLETED
+        assert desk.channel.frames == []
+        assert desk.dispatcher.running == 1
+        desk.write()
+        assert desk.channel.frames == [("ack", 1, False)]
+        assert (desk.dispatcher.running, desk.dispatcher.finished) == (0, 1)
+
+    def test_messages_of_one_turn_are_claimed_together(self, desk: Desk) -> None:
+        keys = [desk.deliver() for _ in range(5)]
+        desk.turn()
+        assert desk.claims() == [keys]
+
+    def test_each_claim_has_a_token_of_its_own_that_the_end_carries(self, desk: Desk) -> None:
+        for _ in range(2):
+            desk.deliver()
+            desk.turn()
+        tokens = [op.token for op in desk.writer.operations]
+        assert len(set(tokens)) == 2
+        desk.answer()
+        desk.run()
+        assert [op.finished.token for op in desk.writer.take(Finish)] == tokens
+
+    def test_a_batch_of_ends_takes_one_frame(self, desk: Desk) -> None:
+        desk.start(3)
+        desk.run()
+        desk.write()
+        assert desk.channel.frames == [("ack", 3, True)]
+
+    def test_what_the_message_says_of_its_task_goes_to_the_run(self, desk: Desk) -> None:
+        for headers in ({}, {"type": "os.getcwd"}, {"type": 5}):
+            desk.deliver(headers=headers)
+        desk.turn()
+        desk.answer()
+        runs = [job.run for job in desk.jobs()]
+        assert [run.header for run in runs if run] == [None, "os.getcwd", None]
+
+    def test_a_failed_task_is_acknowledged_as_well(self, desk: Desk) -> None:
+        desk.deliver(body=b"not json")
+        desk.turn()
+        desk.answer()
+        assert [result.kind for result in desk.run()] == [Kind.FAILED]
+        desk.write()
+        assert desk.channel.acked == {1}
+
+    def test_a_released_task_is_acknowledged_for_its_row_is_in_the_outbox(self, desk: Desk) -> None:
+        desk.start()
+        (job,) = desk.jobs()
+        desk.dispatcher._record(job, Result(kind=Kind.RELEASED, exception="away", started=1.0))
+        desk.write()
+        assert desk.channel.acked == {1}
+        assert desk.dispatcher.running == 0
+
+    def test_no_more_is_claimed_than_the_pace_allows(self) -> None:
+        desk = Desk(concurrency=2)
+        desk.dispatcher.pace.seconds = 10.0
+        keys = [desk.deliver() for _ in range(5)]
+        desk.turn()
+        assert desk.claims() == [keys[:2]]
+        desk.answer()
+        job, other = desk.jobs()
+        desk.dispatcher._record(job, Result(kind=Kind.COMPLETED, started=1.0, ended=11.0))
+        desk.write()
+        assert desk.claims() == [keys[2:3]]
+        assert other.result is None
+
+    def test_the_run_time_sets_the_pace_and_is_told(self, desk: Desk) -> None:
+        told: list[int] = []
+        desk.dispatcher.on_settled = lambda: told.append(desk.dispatcher.pace.prefetch)
+        before = desk.dispatcher.pace.prefetch
+        desk.start()
+        (job,) = desk.jobs()
+        desk.dispatcher._record(job, Result(kind=Kind.COMPLETED, started=100.0, ended=160.0))
+        desk.write()
+        assert told == [desk.dispatcher.pace.prefetch]
+        assert told[0] < before
+
+
+class TestVerdicts:
+    @pytest.mark.parametrize("verdict", [Verdict.FINAL, Verdict.ELSEWHERE, Verdict.LOST])
+    def test_what_need_not_run_is_acknowledged_at_once(self, desk: Desk, verdict: Verdict) -> None:
+        desk.deliver()
+        desk.turn()
+        desk.answer(every=verdict)
+        assert desk.jobs() == []
+        assert desk.channel.acked == {1}
+        assert desk.dispatcher.running == 0
+        assert desk.dead == []
+
+    def test_of_a_batch_each_gets_its_own(self, desk: Desk) -> None:
+        done, runs, gone = (desk.deliver() for _ in range(3))
+        desk.turn()
+        (claim,) = desk.writer.take(Claim)
+        claim.answer({done: Verdict.FINAL, runs: claimed(runs, claim.token), gone: Verdict.MISSING})
+        desk.turn()
+        assert [job.uuid for job in desk.jobs()] == [runs]
+        assert desk.channel.acked == {1}
+        assert desk.channel.unacked == {2, 3}
+
+    def test_room_that_a_verdict_frees_is_used(self) -> None:
+        desk = Desk(concurrency=1)
+        desk.dispatcher.pace.seconds = 10.0
+        desk.deliver()
+        second = desk.deliver()
+        desk.turn()
+        desk.answer(every=Verdict.FINAL)
+        assert desk.claims() == [[second]]
+
+
+class TestAdoption:
+    def test_a_second_delivery_of_a_running_task_waits_for_its_end(self, desk: Desk) -> None:
+        (key,) = desk.start()
+        desk.deliver(key)
+        desk.turn()
+        assert desk.claims() == []
+        assert desk.channel.frames == []
+        assert len(desk.run()) == 1
+        desk.write()
+        assert desk.channel.acked == {1, 2}
+        assert desk.channel.requeued == set()
+
+    def test_two_deliveries_in_one_turn_run_once(self, desk: Desk) -> None:
+        key = desk.deliver()
+        desk.deliver(key)
+        desk.turn()
+        assert desk.claims() == [[key]]
+        desk.answer()
+        desk.run()
+        desk.write()
+        assert desk.channel.acked == {1, 2}
+
+    def test_a_redelivery_after_a_lost_channel_settles_on_the_new_one(self, desk: Desk) -> None:
+        (key,) = desk.start()
+        old = desk.channel
+        old.is_open = False
+        desk.open_channel()
+        desk.deliver(key)
+        desk.turn()
+        desk.run()
+        desk.write()
+        assert old.frames == []
+        assert desk.channel.acked == {1}
+
+    def test_a_delivery_while_the_claim_is_under_way_is_adopted_too(self, desk: Desk) -> None:
+        key = desk.deliver()
+        desk.turn()
+        desk.deliver(key)
+        desk.turn()
+        assert desk.claims() == [[key]]
+        desk.answer(every=Verdict.FINAL)
+        assert desk.channel.acked == {1, 2}
+
+    def test_the_same_id_in_other_spelling_is_the_same_task(self, desk: Desk) -> None:
+        (key,) = desk.start()
+        desk.deliver(key.hex.upper())
+        desk.turn()
+        assert desk.claims() == []
+
+
+class TestMissingRows:
+    def test_a_row_that_comes_late_is_found(self, desk: Desk) -> None:
+        """django-carrot publishes before the commit."""
+        key = desk.deliver(app_id=None)
+        desk.turn()
+        desk.answer(every=Verdict.MISSING)
+        assert desk.claims() == []
+        desk.turn(0.1)
+        assert desk.claims() == [[key]]
+        desk.answer()
+        desk.run()
+        desk.write()
+        assert desk.channel.acked == {1}
+        assert desk.dead == []
+
+    def test_it_is_looked_for_during_ten_seconds_then_it_is_a_dead_letter(self, desk: Desk) -> None:
+        desk.deliver(app_id=None)
+        desk.turn()
+        looks = 0
+        while not desk.dead:
+            desk.answer(every=Verdict.MISSING)
+            looks += 1
+            desk.turn(5)
+        assert looks == len(module.MISSING_DELAYS) + 1
+        assert sum(module.MISSING_DELAYS) == pytest.approx(10, abs=1)
+        assert [reason for _, reason in desk.dead] == ["no MessageLog has this message_id"]
+        assert desk.dispatcher.running == 0
+        assert desk.channel.frames == [], "acknowledged before the dead-letter queue has it"
+
+    def test_our_own_message_without_a_row_is_that_of_a_deleted_one(self, desk: Desk) -> None:
+        desk.deliver()
+        desk.turn()
+        desk.answer(every=Verdict.MISSING)
+        desk.turn(0.1)
+        desk.answer(every=Verdict.MISSING)
+        assert len(desk.dead) == 1
+
+    def test_every_adopted_delivery_becomes_a_dead_letter(self, desk: Desk) -> None:
+        key = desk.deliver()
+        desk.deliver(key)
+        desk.turn()
+        for _ in range(2):
+            desk.answer(every=Verdict.MISSING)
+            desk.turn(0.1)
+        assert [delivery.tag for delivery, _ in desk.dead] == [1, 2]
+
+    def test_waiting_for_a_row_takes_no_room_from_others(self) -> None:
+        desk = Desk(concurrency=1)
+        desk.dispatcher.pace.seconds = 10.0
+        desk.deliver(app_id=None)
+        desk.turn()
+        desk.answer(every=Verdict.MISSING)
+        other = desk.deliver()
+        desk.turn()
+        assert desk.claims() == [[other]]
+
+    def test_room_is_right_again_after_the_wait(self) -> None:
+        """Counting a waiting message twice, or not at all, would stall or flood the threads."""
+        desk = Desk(concurrency=1)
+        desk.dispatcher.pace.seconds = 10.0
+        desk.deliver()
+        desk.turn()
+        for _ in range(2):
+            desk.answer(every=Verdict.MISSING)
+            desk.turn(0.1)
+        assert len(desk.dead) == 1
+        keys = [desk.deliver() for _ in range(3)]
+        desk.turn()
+        assert desk.claims() == [keys[:1]]
+
+    def test_a_flood_of_messages_without_rows_does_not_pile_up(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module, "MAX_MISSING", 2)
+        for _ in range(5):
+            desk.deliver(app_id=None)
+        desk.turn()
+        desk.answer(every=Verdict.MISSING)
+        assert len(desk.dead) == 3
+
+    @pytest.mark.parametrize("message_id", ["", "5", "not a uuid", "é" * 32])
+    def test_an_id_that_no_row_can_have_is_a_dead_letter_at_once(
+        self, desk: Desk, message_id: str
+    ) -> None:
+        desk.deliver(message_id)
+        good = desk.deliver()
+        desk.turn()
+        assert desk.claims() == [[good]]
+        ((delivery, reason),) = desk.dead
+        assert delivery.tag == 1
+        assert "message_id" in reason
+
+    def test_a_message_without_any_property_is_a_dead_letter(self, desk: Desk) -> None:
+        desk.channel.unacked.add(1)
+        desk.settler.delivered(1)
+        desk.dispatcher.deliver(
+            Delivery(desk.settler, 1, pika.BasicProperties(), b"\xff", "", "default")
+        )
+        desk.turn()
+        assert len(desk.dead) == 1
+
+
+class TestSuspects:
+    """Rows that have cost workers run alone, under the eyes of the quarantine."""
+
+    @pytest.fixture(autouse=True)
+    def _quarantine(self, desk: Desk) -> None:
+        Quarantine([desk.dispatcher])
+
+    def test_a_suspect_is_claimed_alone_at_once_where_nothing_runs(self, desk: Desk) -> None:
+        key = desk.deliver()
+        desk.turn()
+        desk.answer(every=Verdict.SUSPECT)
+        (claim,) = desk.writer.take(Claim)
+        assert (claim.ids, claim.alone) == ([key], True)
+
+    def test_it_waits_for_running_tasks_and_holds_up_new_ones(self, desk: Desk) -> None:
+        desk.start()
+        (job,) = desk.jobs()
+        suspect = desk.deliver()
+        desk.turn()
+        desk.answer(every=Verdict.SUSPECT)
+        new = desk.deliver()
+        desk.turn()
+        assert desk.claims() == []
+        assert desk.channel.requeued == set()
+        desk.dispatcher._work(job)
+        desk.write()
+        assert desk.claims() == [[suspect]]
+        desk.answer()
+        desk.run()
+        assert desk.claims() == []
+        desk.write()
+        assert desk.claims() == [[new]]
+        assert desk.channel.acked == {1, 2}
+
+    def test_several_run_one_after_another(self, desk: Desk) -> None:
+        keys = [desk.deliver() for _ in range(2)]
+        desk.turn()
+        desk.answer(every=Verdict.SUSPECT)
+        assert desk.claims() == [[keys[0]]]
+        desk.answer()
+        assert desk.claims() == []
+        desk.run()
+        desk.write()
+        assert desk.claims() == [[keys[1]]]
+
+    def test_one_that_another_service_has_taken_makes_room(self, desk: Desk) -> None:
+        desk.deliver()
+        desk.turn()
+        desk.answer(every=Verdict.SUSPECT)
+        desk.answer(every=Verdict.ELSEWHERE)
+        assert desk.channel.acked == {1}
+        new = desk.deliver()
+        desk.turn()
+        assert desk.claims() == [[new]]
+
+    def test_a_suspect_that_waits_goes_back_when_the_database_is_away(self, desk: Desk) -> None:
+        desk.start()
+        (job,) = desk.jobs()
+        desk.deliver()
+        desk.turn()
+        desk.answer(every=Verdict.SUSPECT)
+        desk.dispatcher.pause()
+        assert desk.channel.requeued == {2}
+        desk.dispatcher._work(job)
+        desk.write()
+        desk.dispatcher.resume()
+        new = desk.deliver()
+        desk.turn()
+        assert desk.claims() == [[new]]
+
+    def test_a_suspect_that_waits_goes_back_when_the_service_stops(self, desk: Desk) -> None:
+        desk.start()
+        desk.jobs()
+        desk.deliver()
+        desk.turn()
+        desk.answer(every=Verdict.SUSPECT)
+        desk.dispatcher.stop_claiming()
+        assert desk.channel.requeued == {2}
+
+    def test_a_row_that_comes_late_does_not_run_beside_it(self, desk: Desk) -> None:
+        """It was looked for before the suspect came."""
+        late = desk.deliver(app_id=None)
+        desk.turn()
+        desk.answer(every=Verdict.MISSING)
+        suspect = desk.deliver()
+        desk.turn()
+        desk.answer(every=Verdict.SUSPECT)
+        assert desk.claims() == [[suspect]]
+        desk.answer()
+        desk.turn(1)
+        assert desk.claims() == []
+        desk.run()
+        desk.write()
+        desk.turn(5)
+        assert desk.claims() == [[late]] or desk.channel.requeued == {1}
+
+
+class TestCustody:
+    def test_a_task_past_its_deadline_is_acknowledged_while_it_runs(self, desk: Desk) -> None:
+        desk.start()
+        desk.turn(599)
+        desk.dispatcher.take_custody(600)
+        assert desk.channel.frames == []
+        desk.turn(2)
+        desk.dispatcher.take_custody(600)
+        assert desk.channel.acked == {1}
+        assert desk.dispatcher.running == 1
+
+    def test_it_is_acknowledged_only_once(self, desk: Desk) -> None:
+        desk.start()
+        desk.turn(601)
+        desk.dispatcher.take_custody(600)
+        desk.dispatcher.take_custody(600)
+        desk.run()
+        desk.write()
+        assert desk.channel.frames == [("ack", 1, False)]
+        assert desk.dispatcher.finished == 1
+
+    def test_a_later_delivery_of_it_is_acknowledged_at_once(self, desk: Desk) -> None:
+        (key,) = desk.start()
+        desk.turn(601)
+        desk.dispatcher.take_custody(600)
+        desk.deliver(key)
+        desk.turn()
+        assert desk.channel.acked == {1, 2}
+        assert desk.claims() == []
+
+    def test_a_message_that_is_not_claimed_stays_the_brokers(self, desk: Desk) -> None:
+        """The writer cannot reach the database: no row says that the task is taken."""
+        desk.deliver()
+        desk.turn(601)
+        desk.dispatcher.take_custody(600)
+        assert desk.channel.frames == []
+
+
+class TestPause:
+    def test_what_waits_goes_back_and_what_runs_goes_on(self) -> None:
+        desk = Desk(concurrency=1)
+        desk.dispatcher.pace.seconds = 10.0
+        desk.start()
+        for _ in range(2):
+            desk.deliver()
+        desk.turn()
+        desk.dispatcher.pause()
+        assert desk.channel.requeued == {2, 3}
+        assert len(desk.run()) == 1
+        desk.write()
+        assert desk.channel.acked == {1}
+
+    def test_what_arrives_meanwhile_goes_back(self, desk: Desk) -> None:
+        desk.dispatcher.pause()
+        desk.deliver()
+        desk.turn()
+        assert desk.channel.requeued == {1}
+        assert desk.claims() == []
+
+    def test_a_message_that_waits_for_its_row_goes_back(self, desk: Desk) -> None:
+        desk.deliver(app_id=None)
+        desk.turn()
+        desk.answer(every=Verdict.MISSING)
+        desk.dispatcher.pause()
+        desk.turn(1)
+        assert desk.channel.requeued == {1}
+        assert (desk.dispatcher.running, desk.dead) == (0, [])
+
+    def test_afterwards_messages_are_claimed_again(self, desk: Desk) -> None:
+        desk.dispatcher.pause()
+        desk.dispatcher.resume()
+        key = desk.deliver()
+        desk.turn()
+        assert desk.claims() == [[key]]
+
+
+class TestHarm:
+    def test_a_dead_letter_that_fails_takes_no_neighbour_with_it(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A message that is known as under way, and is not claimed, would wait for ever."""
+
+        def fail(*_: object) -> None:
+            raise ValueError("these headers cannot be written")
+
+        monkeypatch.setattr(desk.dispatcher, "_dead_letter", fail)
+        first = desk.deliver()
+        desk.deliver("no uuid")
+        last = desk.deliver()
+        with contextlib.suppress(ValueError):
+            desk.turn()
+        with contextlib.suppress(ValueError):
+            desk.dispatcher.resume()
+        assert sorted(pk for claim in desk.claims() for pk in claim) == sorted([first, last])
+
+
+class TestChannels:
+    def test_waiting_messages_of_a_closed_channel_are_dropped(self) -> None:
+        desk = Desk(concurrency=1)
+        desk.dispatcher.pace.seconds = 10.0
+        keys = [desk.deliver() for _ in range(2)]
+        desk.turn()
+        desk.channel.is_open = False
+        desk.dispatcher.forget_closed()
+        desk.open_channel()
+        new = desk.deliver()
+        desk.answer()
+        desk.run()
+        desk.write()
+        assert desk.claims() == [[new]]
+        assert new not in keys
+
+    def test_a_message_of_a_closed_channel_is_not_claimed(self, desk: Desk) -> None:
+        """Nobody said forget_closed yet; the broker delivers it anew."""
+        desk.deliver()
+        desk.channel.is_open = False
+        desk.turn()
+        assert desk.claims() == []
+
+    def test_the_newest_surplus_goes_back_when_the_prefetch_shrinks(self) -> None:
+        desk = Desk(concurrency=1)
+        desk.dispatcher.pace.seconds = 10.0
+        for _ in range(5):
+            desk.deliver()
+        desk.turn()  # one is claimed, four wait
+        desk.dispatcher.return_surplus(1)
+        assert desk.channel.requeued == {3, 4, 5}
+
+
+class TestStop:
+    def test_what_waits_goes_back_and_what_no_thread_began_is_released(self) -> None:
+        desk = Desk(concurrency=1)
+        desk.dispatcher.pace.seconds = 10.0
+        desk.start()
+        desk.deliver()
+        desk.turn()
+        desk.dispatcher.stop_claiming()
+        assert desk.channel.requeued == {2}
+        (finish,) = desk.write()
+        assert finish.finished.result == Result(kind=Kind.RELEASED)
+        assert desk.channel.acked == {1}
+        assert desk.dispatcher.running == 0
+
+    def test_a_running_task_may_end(self, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+        desk.start()
+
+        def task(*_: object) -> Result:
+            desk.dispatcher.stop_claiming()
+            assert desk.dispatcher.running == 1
+            return Result(kind=Kind.COMPLETED, started=1.0, ended=2.0)
+
+        monkeypatch.setattr(execution, "execute", task)
+        desk.run()
+        (finish,) = desk.write()
+        assert finish.finished.result.kind is Kind.COMPLETED
+        assert desk.channel.acked == {1}
+        assert desk.dispatcher.running == 0
+
+    def test_what_arrives_afterwards_goes_back(self, desk: Desk) -> None:
+        desk.dispatcher.stop_claiming()
+        desk.deliver()
+        desk.turn()
+        assert desk.channel.requeued == {1}
+
+    def test_a_claim_that_is_answered_afterwards_is_released_and_not_run(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(execution, "execute", lambda *_: pytest.fail("was run"))
+        key = desk.deliver()
+        desk.turn()
+        desk.dispatcher.stop_claiming()
+        desk.answer()
+        desk.run()
+        (finish,) = desk.write()
+        assert finish.finished.uuid == key
+        assert finish.finished.result == Result(kind=Kind.RELEASED)
+        assert desk.dispatcher.running == 0
+
+    @pytest.mark.parametrize("verdict", [Verdict.FINAL, Verdict.MISSING])
+    def test_a_claim_that_is_denied_afterwards_is_settled(
+        self, desk: Desk, verdict: Verdict
+    ) -> None:
+        desk.deliver()
+        desk.turn()
+        desk.dispatcher.stop_claiming()
+        desk.answer(every=verdict)
+        settled = desk.channel.requeued if verdict is Verdict.MISSING else desk.channel.acked
+        assert settled == {1}
+        assert desk.dispatcher.running == 0
+
+    def test_a_message_that_waits_for_its_row_goes_back(self, desk: Desk) -> None:
+        desk.deliver(app_id=None)
+        desk.turn()
+        desk.answer(every=Verdict.MISSING)
+        desk.dispatcher.stop_claiming()
+        desk.turn(1)
+        assert desk.channel.requeued == {1}
+        assert desk.dispatcher.running == 0
+
+    def test_at_the_deadline_running_tasks_are_released(self, desk: Desk) -> None:
+        desk.start(2)
+        desk.jobs()
+        desk.dispatcher.stop_claiming()
+        assert desk.dispatcher.release_running() == 2
+        finishes = desk.write()
+        assert [op.finished.result.kind for op in finishes] == [Kind.RELEASED] * 2
+        assert all(op.finished.result.started for op in finishes), "it has begun: one attempt"
+        assert desk.channel.acked == {1, 2}
+        assert desk.dispatcher.running == 0
+
+    def test_at_the_deadline_a_claim_without_an_answer_is_left_alone(self, desk: Desk) -> None:
+        """The database is away: there is no run whose row could be released."""
+        desk.deliver()
+        desk.turn()
+        desk.dispatcher.stop_claiming()
+        assert desk.dispatcher.release_running() == 0
+
+    def test_a_task_that_ends_after_its_release_settles_nothing_twice(self, desk: Desk) -> None:
+        desk.start()
+        (job,) = desk.jobs()
+        desk.dispatcher.stop_claiming()
+        desk.dispatcher.release_running()
+        desk.write()
+        desk.dispatcher._record(job, Result(kind=Kind.COMPLETED, started=1.0, ended=2.0))
+        desk.write()
+        assert desk.channel.frames == [("ack", 1, False)]
+        assert desk.dispatcher.running == 0

@@ -1,0 +1,351 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Group commit: what is written together, and what happens when the database says no, or nothing.
+
+The writer's loop runs in the test's own thread, until it has done all that was submitted.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from uuid import UUID, uuid4
+
+import pytest
+from django.db import DataError, OperationalError, connection, transaction
+
+from carrot_twisted import outbox, records
+from carrot_twisted.models import MessageLog
+from carrot_twisted.outcomes import Kind, Result, Verdict
+from carrot_twisted.records import Claimant, Claimed, Finished
+from carrot_twisted.service import log_writer
+from carrot_twisted.service.log_writer import Claim, Confirmed, Finish, LogWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+AWAY = OperationalError("database is locked")
+REFUSED = DataError("value too long")
+
+
+class Reactor:
+    """Keeps what threads hand over, until the test runs it."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
+
+    def callFromThread(  # noqa: N802
+        self, function: Callable[..., Any], *args: Any
+    ) -> None:
+        self.calls.append((function, args))
+
+    def run(self) -> None:
+        calls, self.calls = self.calls, []
+        for function, args in calls:
+            function(*args)
+
+
+class Desk:
+    """A writer, with what it told."""
+
+    def __init__(self) -> None:
+        self.reactor = Reactor()
+        self.told: list[str] = []
+        self.answers: dict[UUID, Claimed | Verdict] = {}
+        self.written: list[Any] = []
+        self.writer = LogWriter(
+            lambda alone: Claimant(
+                worker="me", lease=10.0, max_crashes=5, alone=alone, judges=True
+            ),
+            "default",
+            self.reactor,
+            on_away=lambda reason: self.told.append(f"away: {reason}"),
+            on_back=lambda: self.told.append("back"),
+            on_broken=lambda failure: self.told.append(f"broken: {failure.value}"),
+        )
+
+    def answer(self, verdicts: dict[UUID, Claimed | Verdict]) -> None:
+        assert not connection.in_atomic_block, "answered before the commit"
+        self.answers |= verdicts
+
+    def claim(self, *ids: UUID, alone: bool = False) -> None:
+        self.writer.submit(Claim(ids=list(ids), token=1, alone=alone, answer=self.answer))
+
+    def finish(self, pk: UUID, job: Any = None, **result: Any) -> None:
+        values: dict[str, Any] = {"kind": Kind.COMPLETED, "started": 1.0, "ended": 2.0, **result}
+        self.writer.submit(
+            Finish(
+                finished=Finished(uuid=pk, token=7, result=Result(**values)),
+                job=job or pk,
+                written=self.written.append,
+            )
+        )
+
+    def work(self) -> None:
+        """Let the writer do all that was submitted, then the reactor."""
+        self.writer._inbox.put(None)
+        self.writer._loop()
+        self.reactor.run()
+
+
+@pytest.fixture
+def desk(monkeypatch: pytest.MonkeyPatch) -> Desk:
+    monkeypatch.setattr(log_writer, "RETRY_FIRST", 1e-9)
+    monkeypatch.setattr(log_writer, "RETRY_LAST", 1e-9)
+    return Desk()
+
+
+def published(**fields: Any) -> UUID:
+    pk: UUID = MessageLog.objects.create(task="app.work", queue="default", token=5, **fields).pk
+    return pk
+
+
+def running() -> UUID:
+    pk = published(status="IN_PROGRESS", worker="me")
+    MessageLog.objects.filter(pk=pk).update(token=7)
+    return pk
+
+
+def status(pk: UUID) -> str:
+    return MessageLog.objects.values_list("status", flat=True).get(pk=pk)
+
+
+class Failing:
+    """Stands before a function and raises what it is told to, call by call."""
+
+    def __init__(self, function: Callable[..., Any], *errors: Exception | None) -> None:
+        self.function = function
+        self.errors = list(errors)
+        self.calls = 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls += 1
+        error = self.errors.pop(0) if self.errors else None
+        if error is not None:
+            raise error
+        return self.function(*args, **kwargs)
+
+
+def refusing(bad: UUID, error: Exception, text: str = "bad") -> Callable[..., int]:
+    """``records.finish`` on a database that refuses the texts of one row."""
+    finish = records.finish
+
+    def checked(runs: list[Finished], *args: Any) -> int:
+        if any(run.uuid == bad and run.result.output == text for run in runs):
+            raise error
+        return finish(runs, *args)
+
+    return checked
+
+
+class TestABatch:
+    def test_claims_ends_and_confirms_share_one_transaction(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        waiting, ending, unsent = published(), running(), published()
+        commits = Failing(transaction.atomic)
+        monkeypatch.setattr(transaction, "atomic", commits)
+        ((post,),) = outbox.posts([MessageLog.objects.get(pk=unsent)]).values()
+        desk.claim(waiting)
+        desk.finish(ending)
+        desk.writer.submit(Confirmed(posts=[post]))
+        desk.work()
+        assert isinstance(desk.answers[waiting], Claimed)
+        assert (status(waiting), status(ending)) == ("IN_PROGRESS", "COMPLETED")
+        assert desk.written == [[ending]]
+        assert [log.pk for log in MessageLog.objects.unsent()] == []
+        # One of the writer; the confirms of SQLite are executed one by one, in a savepoint.
+        assert commits.calls <= 2
+
+    def test_the_owner_is_told_once_of_all_its_jobs_and_in_the_reactor(self, desk: Desk) -> None:
+        rows = [running() for _ in range(3)]
+        for number, pk in enumerate(rows):
+            desk.finish(pk, job=f"job {number}")
+        desk.writer._inbox.put(None)
+        desk.writer._loop()
+        assert desk.written == []
+        desk.reactor.run()
+        assert desk.written == [["job 0", "job 1", "job 2"]]
+
+    def test_a_task_that_was_taken_over_meanwhile_is_told_as_written(self, desk: Desk) -> None:
+        """Its message is to be acknowledged: the row is another worker's now."""
+        pk = running()
+        MessageLog.objects.update(token=8)
+        desk.finish(pk)
+        desk.work()
+        assert desk.written == [[pk]]
+        assert status(pk) == "IN_PROGRESS"
+
+    def test_a_claim_alone_gets_a_row_that_has_cost_workers(self, desk: Desk) -> None:
+        pk = published(crashes=3)
+        desk.claim(pk)
+        desk.work()
+        assert desk.answers == {pk: Verdict.SUSPECT}
+        desk.claim(pk, alone=True)
+        desk.work()
+        assert isinstance(desk.answers[pk], Claimed)
+
+    def test_times_are_those_of_the_databases_clock(self, desk: Desk) -> None:
+        pk = running()
+        desk.writer.clock_offset = 100.0
+        desk.finish(pk, started=1.0, ended=3.0)
+        desk.work()
+        got = MessageLog.objects.get(pk=pk)
+        assert got.completion_time is not None
+        assert got.completion_time.timestamp() == 103.0
+
+
+class TestOutage:
+    def test_the_batch_is_tried_again_until_it_is_written(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(records, "finish", Failing(records.finish, *[AWAY] * 4))
+        ending, waiting = running(), published()
+        desk.finish(ending)
+        desk.claim(waiting)
+        desk.work()
+        assert status(ending) == "COMPLETED"
+        assert isinstance(desk.answers[waiting], Claimed)
+        assert desk.told == ["away: database is locked", "back"]
+        assert not desk.writer.away
+
+    def test_one_connection_that_was_cut_is_no_outage(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(records, "claim", Failing(records.claim, AWAY))
+        pk = published()
+        desk.claim(pk)
+        desk.work()
+        assert isinstance(desk.answers[pk], Claimed)
+        assert desk.told == []
+
+    def test_giving_up_ends_the_wait(self, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(records, "finish", Failing(records.finish, *[AWAY] * 1000))
+        pk = running()
+        desk.finish(pk)
+        desk.writer.give_up()
+        desk.work()
+        assert status(pk) == "IN_PROGRESS"
+        assert desk.written == []
+
+    def test_a_call_that_meets_an_outage_fails_and_the_service_is_told(self, desk: Desk) -> None:
+        failures: list[Any] = []
+
+        def call() -> None:
+            raise AWAY
+
+        desk.writer.call(call).addErrback(lambda failure: failures.append(failure.value))
+        desk.work()
+        assert failures == [AWAY]
+        assert desk.writer.away
+        desk.writer.call(lambda: None)
+        desk.work()
+        assert desk.told == ["away: database is locked", "back"]
+
+
+class TestRefusal:
+    def test_one_row_that_is_refused_takes_nobody_with_it(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        good, bad, other, waiting = running(), running(), running(), published()
+        monkeypatch.setattr(records, "finish", refusing(bad, REFUSED))
+        for pk in (good, bad, other):
+            desk.finish(pk, output="bad" if pk == bad else "fine")
+        desk.claim(waiting)
+        desk.work()
+        assert [status(pk) for pk in (good, bad, other)] == ["COMPLETED"] * 3
+        assert isinstance(desk.answers[waiting], Claimed)
+        assert sorted(pk for jobs in desk.written for pk in jobs) == sorted([good, bad, other])
+        assert desk.told == []
+
+    @pytest.mark.parametrize("kind", [Kind.COMPLETED, Kind.FAILED])
+    def test_the_refused_row_says_that_its_texts_are_missing(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch, kind: Kind
+    ) -> None:
+        pk = running()
+        monkeypatch.setattr(records, "finish", refusing(pk, REFUSED))
+        desk.finish(pk, kind=kind, output="bad")
+        desk.work()
+        got = MessageLog.objects.get(pk=pk)
+        assert got.status == kind.value
+        note = "The result could not be stored: DataError"
+        assert (got.output, got.exception) == (
+            (note, None) if kind is Kind.COMPLETED else (None, note)
+        )
+
+    def test_an_outage_in_the_middle_of_it_loses_no_claim(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A claim that is never answered would hold its place, and its message, for ever."""
+        bad, waiting = running(), published()
+        monkeypatch.setattr(records, "finish", refusing(bad, REFUSED))
+        monkeypatch.setattr(records, "claim", Failing(records.claim, AWAY))
+        desk.finish(bad, output="bad")
+        desk.claim(waiting)
+        desk.work()
+        assert isinstance(desk.answers[waiting], Claimed)
+
+    def test_nor_an_end(self, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+        bad, good = running(), running()
+        finish = Failing(refusing(bad, REFUSED), None, None, AWAY)
+        monkeypatch.setattr(records, "finish", finish)
+        desk.finish(bad, output="bad")
+        desk.finish(good, output="fine")
+        desk.work()
+        assert MessageLog.objects.get(pk=good).output == "fine"
+        assert sorted(pk for jobs in desk.written for pk in jobs) == sorted([good, bad])
+
+
+class TestBroken:
+    """An error that is no database's is ours: the process ends, and others run its tasks."""
+
+    def test_it_is_told_in_the_reactor(self, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(records, "finish", Failing(records.finish, KeyError("our mistake")))
+        pk = running()
+        desk.finish(pk)
+        desk.writer._inbox.put(None)
+        desk.writer._loop()
+        assert desk.told == []
+        desk.reactor.run()
+        assert desk.told == ["broken: 'our mistake'"]
+        assert status(pk) == "IN_PROGRESS"
+
+    def test_what_comes_later_is_written_all_the_same(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Until the process has ended."""
+        monkeypatch.setattr(records, "finish", Failing(records.finish, KeyError()))
+        first, second = running(), running()
+        desk.finish(first)
+        desk.work()
+        desk.finish(second)
+        desk.work()
+        assert status(second) == "COMPLETED"
+
+
+class TestCalls:
+    def test_a_call_fires_with_its_result_in_the_reactor(self, desk: Desk) -> None:
+        results: list[Any] = []
+        desk.writer.call(MessageLog.objects.count).addCallback(results.append)
+        desk.writer._inbox.put(None)
+        desk.writer._loop()
+        assert results == []
+        desk.reactor.run()
+        assert results == [0]
+
+    def test_a_call_that_fails_is_rolled_back_and_others_go_on(self, desk: Desk) -> None:
+        pk, waiting = running(), published()
+        failures: list[Any] = []
+
+        def call() -> None:
+            published(pk=uuid4())
+            raise KeyError("no")
+
+        desk.writer.call(call).addErrback(lambda failure: failures.append(failure.type))
+        desk.finish(pk)
+        desk.claim(waiting)
+        desk.work()
+        assert failures == [KeyError]
+        assert MessageLog.objects.count() == 2
+        assert status(pk) == "COMPLETED"
+        assert isinstance(desk.answers[waiting], Claimed)

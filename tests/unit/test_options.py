@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``twistd carrot``'s command line, and a ``makeService`` that does nothing but remember it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from twisted.python import usage
+from twisted.python.usage import UsageError
+
+from carrot_twisted import tap
+from carrot_twisted.tap import CarrotService, Options, makeService
+
+REPOSITORY = Path(tap.__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DJANGO_SETTINGS_MODULE", raising=False)
+    # txaio's level is the whole process's.
+    monkeypatch.setattr(tap, "set_global_log_level", lambda level: None)
+
+
+def parse(*arguments: str) -> Options:
+    options = Options()
+    options.parseOptions(arguments)
+    return options
+
+
+def test_the_settings_module_is_all_that_is_needed() -> None:
+    options = parse("--settings=proj.settings")
+    assert dict(options) == {
+        "settings": "proj.settings",
+        "queues": [],
+        "concurrency": None,
+        "no-scheduler": 0,
+        "shutdown-timeout": None,
+        "loglevel": "info",
+    }
+
+
+def test_everything_can_be_said() -> None:
+    options = parse(
+        "-s",
+        "proj.settings",
+        "--queue",
+        "mail",
+        "-q",
+        "other",
+        "--concurrency=3",
+        "--no-scheduler",
+        "--shutdown-timeout=2.5",
+        "--loglevel=WARNING",
+    )
+    assert options["queues"] == ["mail", "other"]
+    assert (options["concurrency"], options["shutdown-timeout"]) == (3, 2.5)
+    assert (options["no-scheduler"], options["loglevel"]) == (1, "warn")
+
+
+def test_two_command_lines_do_not_share_their_queues() -> None:
+    parse("-s", "x", "-q", "mail")
+    assert parse("-s", "x")["queues"] == []
+
+
+def test_the_settings_module_may_come_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DJANGO_SETTINGS_MODULE", "env.settings")
+    assert parse()["settings"] == "env.settings"
+    assert parse("--settings=proj.settings")["settings"] == "proj.settings"
+
+
+@pytest.mark.parametrize("level", ["debug", "info", "warn", "error", "critical"])
+def test_each_level_is_one_that_txaio_knows(level: str) -> None:
+    from txaio.interfaces import log_levels
+
+    assert parse("-s", "x", "-l", level)["loglevel"] in log_levels
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ([], "twistd carrot --settings=proj.settings"),
+        (["-s", ""], "twistd carrot --settings=proj.settings"),
+        (["-s", "x", "--concurrency=0"], "1 or more"),
+        (["-s", "x", "--concurrency=-1"], "1 or more"),
+        (["-s", "x", "--concurrency=many"], "many"),
+        (["-s", "x", "--concurrency=1.5"], "1.5"),
+        (["-s", "x", "--shutdown-timeout=0"], "more than 0"),
+        (["-s", "x", "--shutdown-timeout=-1"], "more than 0"),
+        (["-s", "x", "--shutdown-timeout=nan"], "more than 0"),
+        (["-s", "x", "--shutdown-timeout=soon"], "soon"),
+        (["-s", "x", "--loglevel=loud"], "one of debug, info, warning, error, critical"),
+        (["-s", "x", "--queues=a"], "queues"),
+        (["-s", "x", "stray"], "Wrong number of arguments"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_told(arguments: list[str], text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        parse(*arguments)
+
+
+def test_the_help_tells_of_each_option() -> None:
+    text = str(Options())
+    for name in ("settings", "queue", "concurrency", "no-scheduler", "shutdown-timeout", "level"):
+        assert f"--{name}" in text or f"--log{name}" in text
+    assert "manage.py" in text
+
+
+def test_the_service_remembers_what_was_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    service = makeService(parse("-s", "proj.settings", "-q", "mail", "-c", "3"))
+    assert isinstance(service, CarrotService)
+    assert service.name == "carrot"
+    assert service._settings_module == "proj.settings"
+    given = {"queues": ("mail",), "concurrency": 3, "shutdown_timeout": None}
+    assert service._options.items() >= given.items()
+    assert service._folder == str(tmp_path)
+
+
+@pytest.mark.parametrize("nodaemon", [True, False])
+def test_it_knows_whether_twistd_stays_in_the_foreground(nodaemon: bool) -> None:
+    options, twistd = parse("-s", "x"), usage.Options()
+    twistd["nodaemon"] = nodaemon
+    options.parent = twistd
+    assert makeService(options)._nodaemon is nodaemon
+
+
+def test_make_service_touches_neither_django_nor_the_reactor() -> None:
+    """It runs as root, before twistd becomes a daemon. Told by a process of its own."""
+    program = (
+        "import sys\n"
+        "from carrot_twisted.tap import Options, makeService\n"
+        "options = Options()\n"
+        "options.parseOptions(['--settings=no.such.settings', '-q', 'a'])\n"
+        "makeService(options)\n"
+        "names = {'django', 'pika', 'twisted.internet.reactor', 'carrot_twisted.conf'}\n"
+        "import threading\n"
+        "print(sorted(names & set(sys.modules)), threading.active_count())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=REPOSITORY,
+        env={"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[] 1\n"

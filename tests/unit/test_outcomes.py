@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pure decisions: whose fault it was, when to try again, and what text is kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.db import utils
+from hypothesis import given
+from hypothesis import strategies as st
+
+from carrot_twisted import outcomes
+from carrot_twisted.outcomes import blames_database, output_text, release_delay, stored
+
+
+def driver_error(
+    name: str, text: str = "", module: str = "psycopg", **attributes: Any
+) -> Exception:
+    """An exception as a database driver raises it."""
+    error: Exception = type(name, (Exception,), {"__module__": module, **attributes})(text)
+    return error
+
+
+def wrapped(error: Exception, wrapper: type[Exception] = utils.OperationalError) -> Exception:
+    """As Django raises it: its own exception, from the driver's."""
+    outer = wrapper(*error.args)
+    outer.__cause__ = error
+    return outer
+
+
+TRANSIENT: dict[str, Exception] = {
+    "connection lost": driver_error("OperationalError", "the connection is lost"),
+    "connection refused": driver_error("OperationalError", "connection refused", "psycopg2"),
+    "connection failure": driver_error("ConnectionFailure", sqlstate="08006"),
+    "too many connections": driver_error("TooManyConnections", sqlstate="53300"),
+    "disk full": driver_error("DiskFull", sqlstate="53100"),
+    "administrator's command": driver_error("AdminShutdown", sqlstate="57P01"),
+    "starting up": driver_error("CannotConnectNow", sqlstate="57P03"),
+    "serialisation": driver_error("SerializationFailure", sqlstate="40001"),
+    "deadlock": driver_error("DeadlockDetected", sqlstate="40P01"),
+    "lock not available": driver_error("LockNotAvailable", sqlstate="55P03"),
+    "deadlock of psycopg2": driver_error("DeadlockDetected", module="psycopg2", pgcode="40P01"),
+    "closed connection": utils.InterfaceError("connection already closed"),
+    "closed cursor": driver_error("InterfaceError", "the connection is closed"),
+    "SQLite locked": utils.OperationalError("database is locked"),
+    "SQLite table locked": utils.OperationalError("database table is locked: x"),
+    "SQLite disk": utils.OperationalError("disk I/O error"),
+}
+OWN_FAULT: dict[str, Exception] = {
+    "value": ValueError("database is locked"),
+    "missing table": utils.OperationalError("no such table: x"),
+    "syntax": wrapped(driver_error("SyntaxError", sqlstate="42601"), utils.ProgrammingError),
+    "unique": wrapped(driver_error("UniqueViolation", sqlstate="23505"), utils.IntegrityError),
+    "wrong password": driver_error("OperationalError", "password", sqlstate="28P01"),
+    "statement timeout": wrapped(driver_error("QueryCanceled", sqlstate="57014")),
+    "too long a text": wrapped(driver_error("DataError", sqlstate="22001"), utils.DataError),
+    "state that is no text": driver_error("Odd", sqlstate=40001),
+    "interface": utils.InterfaceError("Error binding parameter 0"),
+    "system exit": Exception("SystemExit"),
+}
+
+
+@pytest.mark.parametrize("what", TRANSIENT)
+def test_the_databases_trouble_is_not_the_tasks_failure(what: str) -> None:
+    assert blames_database(TRANSIENT[what])
+
+
+@pytest.mark.parametrize("what", TRANSIENT)
+def test_it_is_found_under_what_was_raised_because_of_it(what: str) -> None:
+    assert blames_database(wrapped(TRANSIENT[what]))
+    outer = RuntimeError("while storing the result")
+    outer.__context__ = TRANSIENT[what]
+    assert blames_database(outer)
+
+
+@pytest.mark.parametrize("what", OWN_FAULT)
+def test_a_mistake_of_the_task_is_its_failure(what: str) -> None:
+    assert not blames_database(OWN_FAULT[what])
+
+
+def test_exceptions_that_cause_each_other_come_to_an_end() -> None:
+    one, two = ValueError(), KeyError()
+    one.__cause__, two.__context__ = two, one
+    assert set(outcomes.causes(one)) == {one, two}
+    assert not blames_database(one)
+
+
+def test_base_exceptions_can_be_judged() -> None:
+    assert not blames_database(KeyboardInterrupt())
+
+
+def test_the_delay_doubles_up_to_a_minute() -> None:
+    assert [release_delay(n) for n in range(1, 9)] == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert release_delay(0) == 1
+    assert release_delay(10_000) == 60
+
+
+@given(st.text(st.characters(exclude_categories=())), st.integers(0, 20))
+def test_a_stored_text_is_taken_by_every_database(text: str, limit: int) -> None:
+    kept = stored(text, limit)
+    kept.encode()
+    assert "\x00" not in kept
+    if len(text) > limit:
+        assert f"(cut: {len(text) - limit} of {len(text)} characters)" in kept
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\x00")))
+def test_an_ordinary_text_is_kept_as_it_is(text: str) -> None:
+    assert stored(text, len(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, None),
+        ("", ""),
+        (0, "0"),
+        (False, "False"),
+        ({}, "{}"),
+        ({"a": None}, '{"a": null}'),
+        ([1, None], "[1, None]"),
+        ("x" * 11, "x" * 10 + "… (cut: 1 of 11 characters)"),
+    ],
+)
+def test_an_output_is_kept_as_django_carrot_kept_it(value: Any, text: str | None) -> None:
+    assert output_text(value, 10 if isinstance(value, str) else 100) == text
+
+
+def test_of_an_exception_without_text_the_type_is_told() -> None:
+    assert outcomes.exception_text(ValueError("a"), 10) == "a"
+    assert outcomes.exception_text(ValueError(), 10) == "ValueError"
+    assert outcomes.exception_text(ValueError("a\x00\ud800"), 20) == r"a\x00\ud800"
+    assert outcomes.exception_text(ValueError("x" * 20), 10).startswith("x" * 10 + "… (cut")
+
+
+def test_an_exception_whose_text_ends_the_process_is_told_by_its_type() -> None:
+    class Rude(Exception):
+        def __str__(self) -> str:
+            raise SystemExit
+
+    assert outcomes.exception_text(Rude(), 100) == "Rude (its text raised SystemExit)"

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The service's publishing: confirms are noted, dead letters are safe before they are acked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import pika
+import pytest
+from twisted.internet.defer import Deferred
+
+from carrot_twisted.models import MessageLog
+from carrot_twisted.service import posting
+from carrot_twisted.service.delivery import Delivery, Settler
+from carrot_twisted.service.posting import ReactorPublisher
+from carrot_twisted.virtual_host import VirtualHost
+from tests.unit.fake_pika import FakeConnection
+from tests.unit.test_delivery import Channel
+from tests.unit.test_dispatcher import Reactor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from carrot_twisted.service.log_writer import Confirmed
+
+HOST = VirtualHost("amqp://guest:guest@localhost:5672/")
+
+
+class Writer:
+    """Stands in for the LogWriter."""
+
+    def __init__(self) -> None:
+        self.confirmed: list[str] = []
+        self.calls: list[Callable[[], Any]] = []
+
+    def submit(self, operation: Confirmed) -> None:
+        self.confirmed += [post.message_id for post in operation.posts]
+
+    def call(self, function: Callable[[], Any]) -> Deferred[Any]:
+        self.calls.append(function)
+        return Deferred()
+
+
+class Line(FakeConnection):
+    """A connection whose close is told, and the protocol around it in one."""
+
+    def __init__(self, *queues: str) -> None:
+        super().__init__()
+        self.broker.queues.update({name: {} for name in queues})
+        self.connection = self
+        self._on_close: list[Callable[..., None]] = []
+
+    def add_on_close_callback(self, callback: Callable[..., None]) -> None:
+        self._on_close.append(callback)
+
+    def lose(self, text: str = "the cable was cut") -> None:
+        super().lose(text)
+        for callback in self._on_close:
+            callback(self, text)
+
+
+class Desk:
+    """A publisher among fakes."""
+
+    def __init__(self) -> None:
+        self.clock = Reactor()
+        self.writer = Writer()
+        self.publisher = ReactorPublisher([HOST], self.writer, "default", self.clock)  # type: ignore[arg-type]
+        self.channel = Channel()
+        self.settler = Settler(self.channel)
+
+    def connect(self, *queues: str) -> Line:
+        line = Line(*queues)
+        self.publisher.connections[0]._connected(line)  # type: ignore[arg-type]
+        line.run()
+        return line
+
+    def delivery(self, tag: int, body: bytes = b"body", **properties: Any) -> Delivery:
+        self.channel.unacked.add(tag)
+        self.settler.delivered(tag)
+        return Delivery(self.settler, tag, pika.BasicProperties(**properties), body, "x", "key")
+
+    def dead_letter(self, delivery: Delivery) -> None:
+        self.publisher.dead_letter(HOST, "default", delivery, "nobody knows it")
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+def rows(count: int = 1) -> list[MessageLog]:
+    return [MessageLog(task="app.work", queue="default", token=5) for _ in range(count)]
+
+
+def ids(logs: list[MessageLog]) -> list[str]:
+    return [str(log.pk) for log in logs]
+
+
+class TestRows:
+    def test_committed_rows_are_sent_in_the_reactor_and_their_confirms_are_noted(
+        self, desk: Desk
+    ) -> None:
+        line, logs = desk.connect("default"), rows(3)
+        desk.publisher.submit(logs[:2], "default")
+        desk.publisher.submit(logs[2:], "default")
+        assert line.channels[0].published == []
+        desk.clock.advance(0)
+        line.run()
+        desk.clock.advance(0)
+        assert line.broker.ids == desk.writer.confirmed == ids(logs)
+
+    def test_without_a_connection_they_stay_in_the_outbox(self, desk: Desk) -> None:
+        assert not desk.publisher.can_publish(HOST)
+        desk.publisher.submit(rows(), "default")
+        desk.clock.advance(0)
+        line = desk.connect("default")
+        assert desk.publisher.can_publish(HOST)
+        assert line.broker.ids == []
+
+    def test_a_lost_connection_leaves_them_to_the_relay_with_the_reason(self, desk: Desk) -> None:
+        line = desk.connect("default")
+        desk.publisher.publish_rows(rows(2))
+        line.lose()
+        desk.clock.advance(0)
+        assert not desk.publisher.can_publish(HOST)
+        assert desk.writer.confirmed == []
+        assert len(desk.writer.calls) == 1
+
+    def test_the_close_of_an_old_connection_does_not_forget_the_new_one(self, desk: Desk) -> None:
+        old = desk.connect("default")
+        new = desk.connect("default")
+        old.lose()
+        assert desk.publisher.protocols == {HOST: new}
+        assert desk.publisher.can_publish(HOST)
+
+    def test_only_so_many_wait_in_memory(self, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(posting, "MAX_WAITING", 3)
+        line = desk.connect("default")
+        line.broker.confirms_at_once = False
+        desk.publisher.publish_rows(rows(3))
+        assert not desk.publisher.can_publish(HOST)
+        desk.publisher.publish_rows(rows(1))
+        line.run()
+        assert len(line.broker.ids) == 3
+
+    def test_rows_that_cannot_be_sent_do_not_harm_others(self, desk: Desk) -> None:
+        line, good = desk.connect("default"), rows()
+        desk.publisher.submit([MessageLog(task="app.work", queue="gone", token=1)], "default")
+        desk.publisher.submit(good, "default")
+        desk.clock.advance(0)
+        line.run()
+        assert line.broker.ids == ids(good)
+
+
+class TestDeadLetters:
+    def test_it_is_acknowledged_when_the_dead_letter_queue_has_it_and_not_before(
+        self, desk: Desk
+    ) -> None:
+        line = desk.connect("default.dead")
+        line.broker.confirms_at_once = False
+        desk.dead_letter(desk.delivery(1))
+        line.run()
+        assert [queue for queue, _, _ in line.broker.messages] == ["default.dead"]
+        assert desk.channel.frames == []
+        line.channels[0].confirm(1)
+        assert desk.channel.acked == {1}
+
+    def test_it_is_unchanged_but_for_the_reason(self, desk: Desk) -> None:
+        line = desk.connect("default.dead")
+        given = {
+            "content_type": "text/x",
+            "content_encoding": "gzip",
+            "priority": 3,
+            "correlation_id": "c",
+            "reply_to": "r",
+            "message_id": "m",
+            "timestamp": 5,
+            "type": "t",
+            "app_id": "a",
+        }
+        headers = {"type": "app.work", "x-mine": {"a": [1]}, "x-death": [{}], "x-first-death": "q"}
+        desk.dead_letter(
+            desk.delivery(
+                1, b"\xff\x00", headers=headers, user_id="guest", expiration="10", **given
+            )
+        )
+        line.run()
+        ((_, sent, body),) = line.broker.messages
+        assert body == b"\xff\x00"
+        assert {name: getattr(sent, name) for name in given} == given
+        assert (sent.user_id, sent.expiration, sent.delivery_mode) == (None, None, 2)
+        assert sent.headers == {
+            "type": "app.work",
+            "x-mine": {"a": [1]},
+            "x-carrot-reason": "nobody knows it",
+            "x-carrot-queue": "default",
+        }
+
+    def test_the_queue_is_declared_if_it_is_not_there(self, desk: Desk) -> None:
+        line = desk.connect()
+        desk.dead_letter(desk.delivery(1))
+        line.run()
+        assert "default.dead" in line.broker.queues
+        assert desk.channel.acked == {1}
+
+    def test_without_a_connection_it_is_tried_again(self, desk: Desk) -> None:
+        desk.dead_letter(desk.delivery(1))
+        assert desk.channel.frames == []
+        line = desk.connect("default.dead")
+        desk.clock.advance(posting.DEAD_LETTER_RETRY)
+        line.run()
+        assert desk.channel.acked == {1}
+
+    def test_what_the_broker_refused_is_tried_again(self, desk: Desk) -> None:
+        line = desk.connect("default.dead")
+        line.broker.confirms_at_once = False
+        desk.dead_letter(desk.delivery(1))
+        line.run()
+        line.channels[0].confirm(1, nack=True)
+        assert desk.channel.frames == []
+        line.broker.confirms_at_once = True
+        desk.clock.advance(posting.DEAD_LETTER_RETRY)
+        line.run()
+        assert desk.channel.acked == {1}
+
+    def test_after_the_channels_close_nothing_is_moved(self, desk: Desk) -> None:
+        """The broker has the message again, and delivers it anew."""
+        line = desk.connect("default.dead")
+        delivery = desk.delivery(1)
+        desk.channel.is_open = False
+        desk.dead_letter(delivery)
+        line.run()
+        assert line.broker.messages == []
+
+    def test_its_confirm_is_nothing_to_note_in_the_database(self, desk: Desk) -> None:
+        line = desk.connect("default.dead")
+        desk.dead_letter(desk.delivery(1, message_id=str(uuid4())))
+        line.run()
+        desk.clock.advance(0)
+        assert desk.writer.confirmed == []
+        assert desk.writer.calls == []
+
+    def test_headers_that_cannot_be_written_again_do_not_stop_it(self, desk: Desk) -> None:
+        """pika reads a float as a whole number, of any size, and writes 64 bits."""
+        line = desk.connect("default.dead")
+        desk.dead_letter(desk.delivery(1, headers={"big": 10**300, "type": "app.work"}))
+        line.run()
+        ((_, sent, _),) = line.broker.messages
+        sent.encode()
+        assert sent.headers["type"] == "app.work"

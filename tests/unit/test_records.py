@@ -1,0 +1,446 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Changes of state: conditional, fenced by a token, repeatable; a final row never changes."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from django.db.models.functions import Now
+
+from carrot_twisted import outbox, processes, records
+from carrot_twisted.models import MessageLog, Worker, new_token
+from carrot_twisted.outcomes import Kind, Result, Verdict
+from carrot_twisted.records import Claimant, Claimed, Finished
+
+pytestmark = pytest.mark.django_db
+
+ME = Claimant(worker="me", lease=10.0, max_crashes=5, alone=False, judges=True)
+#: Nothing else runs in this process.
+ALONE = replace(ME, alone=True)
+#: A worker that has not kept its own lease for long enough to judge those of others.
+NEW = replace(ME, worker="new", judges=False)
+DONE = Result(kind=Kind.COMPLETED, output="42", log="a line", started=1000.0, ended=1002.5)
+BROKEN = Result(
+    kind=Kind.FAILED, exception="no", traceback="Trace", log="a line", started=1000.0, ended=1001.0
+)
+SPOILED = Result(kind=Kind.RELEASED, exception="locked", started=1000.0, ended=1001.0, delay=60.0)
+FINAL = sorted(MessageLog.FINAL)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every worker is on another machine: only leases tell who lives."""
+    monkeypatch.setattr(processes, "machine", lambda: "this boot")
+
+
+def row(**fields: Any) -> UUID:
+    pk: UUID = MessageLog.objects.create(task="app.work", queue="default", **fields).pk
+    return pk
+
+
+def running(worker: str = "other", token: int = 7, **fields: Any) -> UUID:
+    return row(
+        status="IN_PROGRESS", worker=worker, token=token, attempts=1, start_time=Now(), **fields
+    )
+
+
+def worker(name: str, silent: float = 0.0, **fields: Any) -> Worker:
+    """A worker whose last heartbeat was ``silent`` seconds ago."""
+    values: dict[str, Any] = {"host": "h", "pid": 1, "version": "1", "queues": "default", **fields}
+    return Worker.objects.create(
+        name=name, heartbeat_at=Now() - timedelta(seconds=silent), **values
+    )
+
+
+def state(pk: UUID) -> dict[str, Any]:
+    """All fields of a row."""
+    return dict(MessageLog.objects.filter(pk=pk).values().get())
+
+
+def claim_one(pk: UUID, token: int = 1, claimant: Claimant = ME) -> Claimed | Verdict:
+    (verdict,) = records.claim([pk], token, claimant, "default").values()
+    return verdict
+
+
+def finish_one(pk: UUID, token: int, result: Result, offset: float = 0.0) -> int:
+    return records.finish([Finished(uuid=pk, token=token, result=result)], offset, "default")
+
+
+class TestClaim:
+    def test_takes_a_published_row_and_says_what_to_run(self) -> None:
+        pk = row(task_args="[1]", content='{"a": 2}')
+        assert claim_one(pk, token=9) == Claimed(
+            uuid=pk,
+            token=9,
+            task="app.work",
+            task_args="[1]",
+            content='{"a": 2}',
+            queue="default",
+            attempt=1,
+        )
+        got = state(pk)
+        assert (got["status"], got["worker"], got["token"]) == ("IN_PROGRESS", "me", 9)
+        assert (got["attempts"], got["crashes"]) == (1, 0)
+        assert got["start_time"] is not None
+
+    def test_answers_for_each_of_a_batch(self) -> None:
+        worker("other")
+        rows = {row(): Claimed, row(): Claimed}
+        verdicts = {
+            uuid4(): Verdict.MISSING,
+            row(status="COMPLETED"): Verdict.FINAL,
+            row(status="CANCELLED"): Verdict.FINAL,
+            running(): Verdict.ELSEWHERE,
+        }
+        answers = records.claim([*rows, *verdicts], 1, ME, "default")
+        assert answers.keys() == {*rows, *verdicts}
+        assert all(isinstance(answers[pk], Claimed) for pk in rows)
+        assert {pk: answers[pk] for pk in verdicts} == verdicts
+
+    def test_leaves_all_other_rows_alone(self) -> None:
+        other = row()
+        before = state(other)
+        claim_one(row())
+        assert state(other) == before
+
+    def test_a_second_claimant_gets_nothing(self) -> None:
+        worker("me")
+        pk = row()
+        claim_one(pk, token=1)
+        taken = state(pk)
+        assert claim_one(pk, token=2, claimant=NEW) is Verdict.ELSEWHERE
+        assert state(pk) == taken
+
+    def test_repeated_with_the_same_token_finds_its_work_done(self) -> None:
+        """The answer to the first COMMIT was lost: it may have happened or not."""
+        pk = row()
+        first = claim_one(pk, token=3)
+        taken = state(pk)
+        assert claim_one(pk, token=3) == first
+        assert state(pk) == taken
+
+    @pytest.mark.parametrize("status", FINAL)
+    def test_a_final_row_never_changes(self, status: str) -> None:
+        pk = row(status=status, worker="gone", token=5)
+        before = state(pk)
+        assert claim_one(pk) is Verdict.FINAL
+        assert claim_one(pk, token=5) is Verdict.FINAL
+        assert state(pk) == before
+
+
+class TestTakeover:
+    def test_a_row_whose_worker_is_unknown_is_taken_over_and_counts_as_a_crash(self) -> None:
+        pk = running("forgotten")
+        claimed = claim_one(pk, token=2)
+        assert isinstance(claimed, Claimed)
+        assert (claimed.token, claimed.attempt) == (2, 2)
+        got = state(pk)
+        assert (got["worker"], got["token"], got["crashes"]) == ("me", 2, 1)
+
+    def test_a_worker_whose_lease_has_ended_is_dead(self) -> None:
+        worker("other", silent=11)
+        assert isinstance(claim_one(running()), Claimed)
+
+    def test_a_worker_with_a_fresh_lease_keeps_its_row(self) -> None:
+        worker("other", silent=9)
+        pk = running()
+        before = state(pk)
+        assert claim_one(pk) is Verdict.ELSEWHERE
+        assert state(pk) == before
+
+    def test_who_may_not_judge_leaves_a_stale_lease_alone(self) -> None:
+        """After an outage of the database everybody's lease looks dead."""
+        worker("other", silent=1000)
+        assert claim_one(running(), claimant=NEW) is Verdict.ELSEWHERE
+
+    def test_its_own_row_of_another_run_counts_as_lost(self) -> None:
+        """The caller asks only for what it is not running."""
+        worker("me")
+        pk = running("me", token=7)
+        claimed = claim_one(pk, token=8)
+        assert isinstance(claimed, Claimed)
+        assert claimed.token == 8
+
+    def test_a_row_without_a_token_is_taken_over_as_well(self) -> None:
+        """Another program may have set IN_PROGRESS by hand."""
+        assert isinstance(claim_one(running("gone", token=None)), Claimed)  # type: ignore[arg-type]
+
+    def test_the_loser_of_a_takeover_can_no_longer_finish(self) -> None:
+        pk = running("gone", token=7)
+        claim_one(pk, token=8)
+        assert finish_one(pk, 7, DONE) == 0
+        assert finish_one(pk, 8, DONE) == 1
+
+    def test_the_last_crash_allowed_makes_it_failed(self) -> None:
+        pk = running("gone", crashes=4)
+        assert claim_one(pk) is Verdict.LOST
+        got = state(pk)
+        assert (got["status"], got["crashes"]) == ("FAILED", 5)
+        assert got["exception"] == "worker lost 5 times"
+        assert got["failure_time"] is not None
+
+    def test_one_crash_less_lets_it_run_again(self) -> None:
+        pk = running("gone", crashes=3)
+        assert claim_one(pk) is Verdict.SUSPECT
+        assert isinstance(claim_one(pk, claimant=ALONE), Claimed)
+        assert state(pk)["crashes"] == 4
+
+    def test_max_crashes_one_fails_at_the_first(self) -> None:
+        strict = replace(ME, max_crashes=1)
+        assert claim_one(running("gone"), claimant=strict) is Verdict.LOST
+
+
+class TestSuspects:
+    """From the second lost worker on a row runs alone, so that its neighbours are not blamed."""
+
+    def test_after_one_crash_a_row_still_runs_with_others(self) -> None:
+        assert isinstance(claim_one(row(crashes=1)), Claimed)
+
+    def test_after_two_it_is_left_until_nothing_else_runs(self) -> None:
+        pk = row(crashes=2)
+        before = state(pk)
+        assert claim_one(pk) is Verdict.SUSPECT
+        assert state(pk) == before
+        assert isinstance(claim_one(pk, claimant=ALONE), Claimed)
+
+    def test_the_second_loss_makes_it_a_suspect_that_anybody_may_claim_alone(self) -> None:
+        pk = running("gone", token=7, crashes=1)
+        assert claim_one(pk) is Verdict.SUSPECT
+        got = state(pk)
+        assert (got["status"], got["crashes"], got["token"]) == ("PUBLISHED", 2, None)
+        assert finish_one(pk, 7, DONE) == 0
+        assert isinstance(claim_one(pk, claimant=ALONE), Claimed)
+
+    def test_a_suspect_does_not_hold_up_the_rest_of_its_batch(self) -> None:
+        suspect, fine = row(crashes=2), row()
+        answers = records.claim([suspect, fine], 1, ME, "default")
+        assert answers[suspect] is Verdict.SUSPECT
+        assert isinstance(answers[fine], Claimed)
+
+    @pytest.mark.parametrize("crashes", [5, 6])
+    def test_a_row_with_more_crashes_than_allowed_comes_to_an_end(self, crashes: int) -> None:
+        """The setting was lowered meanwhile. Not a suspect for ever: that would be a busy loop."""
+        pk = row(crashes=crashes)
+        assert claim_one(pk, claimant=ALONE) is not Verdict.SUSPECT
+        assert state(pk)["status"] in ("FAILED", "IN_PROGRESS")
+
+
+class TestOnThisMachine:
+    """Where processes can be seen, nobody has to wait for a lease."""
+
+    def test_a_worker_whose_process_is_gone_is_dead_at_once(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(processes, "start_of", lambda pid: "")
+        worker("other", machine="this boot", pid=5, process_start="100")
+        assert isinstance(claim_one(running(), claimant=NEW), Claimed)
+
+    def test_a_later_process_with_its_number_is_another_one(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(processes, "start_of", {5: "999"}.__getitem__)
+        worker("other", machine="this boot", pid=5, process_start="100")
+        assert isinstance(claim_one(running()), Claimed)
+
+    def test_a_process_that_is_there_lives_however_stale_its_lease(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(processes, "start_of", {5: "100"}.__getitem__)
+        worker("other", silent=1000, machine="this boot", pid=5, process_start="100")
+        assert claim_one(running()) is Verdict.ELSEWHERE
+
+    def test_where_machines_are_unknown_the_lease_alone_decides(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(processes, "machine", lambda: "")
+        monkeypatch.setattr(processes, "start_of", lambda pid: "")
+        worker("other", machine="", process_start="")
+        assert claim_one(running()) is Verdict.ELSEWHERE
+
+
+class TestFinish:
+    def test_completed_holds_output_log_and_times(self) -> None:
+        pk = running("me", token=1)
+        assert finish_one(pk, 1, DONE) == 1
+        got = MessageLog.objects.get(pk=pk)
+        assert (got.status, got.output, got.log) == ("COMPLETED", "42", "a line")
+        assert (got.exception, got.traceback, got.failure_time) == (None, None, None)
+        assert got.start_time is not None
+        assert got.start_time.timestamp() == 1000.0
+        assert got.completion_time is not None
+        assert got.completion_time.timestamp() == 1002.5
+
+    def test_failed_holds_exception_traceback_log_and_times(self) -> None:
+        pk = running("me", token=1)
+        assert finish_one(pk, 1, BROKEN) == 1
+        got = MessageLog.objects.get(pk=pk)
+        assert (got.status, got.exception, got.traceback) == ("FAILED", "no", "Trace")
+        assert (got.output, got.completion_time) == (None, None)
+        assert got.failure_time is not None
+        assert got.failure_time.timestamp() == 1001.0
+
+    def test_times_are_shifted_to_the_databases_clock(self) -> None:
+        pk = running("me", token=1)
+        finish_one(pk, 1, DONE, offset=-100.0)
+        got = MessageLog.objects.get(pk=pk)
+        assert got.start_time is not None
+        assert got.start_time.timestamp() == 900.0
+        assert got.completion_time is not None
+        assert got.completion_time.timestamp() == 902.5
+
+    @pytest.mark.parametrize("result", [DONE, BROKEN, SPOILED], ids=lambda r: r.kind.name)
+    def test_another_token_changes_nothing(self, result: Result) -> None:
+        pk = running(token=2)
+        before = state(pk)
+        assert finish_one(pk, 1, result) == 0
+        assert state(pk) == before
+
+    @pytest.mark.parametrize("result", [DONE, BROKEN, SPOILED], ids=lambda r: r.kind.name)
+    @pytest.mark.parametrize("status", [*FINAL, "PUBLISHED"])
+    def test_only_a_row_in_progress_is_finished(self, status: str, result: Result) -> None:
+        pk = row(status=status, token=1)
+        before = state(pk)
+        assert finish_one(pk, 1, result) == 0
+        assert state(pk) == before
+
+    @pytest.mark.parametrize("result", [DONE, BROKEN, SPOILED], ids=lambda r: r.kind.name)
+    def test_repeated_it_does_no_harm(self, result: Result) -> None:
+        pk = running("me", token=1)
+        finish_one(pk, 1, result)
+        before = state(pk)
+        assert finish_one(pk, 1, result) == 0
+        assert state(pk) == before
+
+    def test_a_row_that_was_deleted_is_not_brought_back(self) -> None:
+        assert finish_one(uuid4(), 1, DONE) == 0
+        assert not MessageLog.objects.exists()
+
+    def test_a_batch_of_every_kind_is_counted_and_each_gets_its_own_values(self) -> None:
+        pks = [running("me", token=n) for n in range(5)]
+        results = [DONE, BROKEN, SPOILED, Result(kind=Kind.COMPLETED, output="other"), DONE]
+        runs = [
+            Finished(uuid=pk, token=n if n < 4 else 99, result=result)
+            for n, (pk, result) in enumerate(zip(pks, results, strict=True))
+        ]
+        assert records.finish(runs, 0.0, "default") == 4
+        assert [(state(pk)["status"], state(pk)["output"]) for pk in pks] == [
+            ("COMPLETED", "42"),
+            ("FAILED", None),
+            ("PUBLISHED", None),
+            ("COMPLETED", "other"),
+            ("IN_PROGRESS", None),
+        ]
+
+
+class TestRelease:
+    def test_puts_the_row_back_into_the_outbox_for_later(self) -> None:
+        pk = running("me", token=1, confirmed_at=Now())
+        assert finish_one(pk, 1, SPOILED) == 1
+        got = state(pk)
+        assert (got["status"], got["token"], got["confirmed_at"]) == ("PUBLISHED", None, None)
+        assert (got["attempts"], got["crashes"], got["exception"]) == (1, 0, "locked")
+        assert outbox.take_unsent(["default"], 10, "default") == []
+
+    def test_without_delay_a_relay_takes_it_at_once(self) -> None:
+        pk = running("me", token=1)
+        finish_one(pk, 1, Result(kind=Kind.RELEASED, started=1.0))
+        assert [r.pk for r in outbox.take_unsent(["default"], 10, "default")] == [pk]
+
+    def test_what_had_not_begun_does_not_count_as_an_attempt(self) -> None:
+        pk = row()
+        claim_one(pk, token=1)
+        finish_one(pk, 1, Result(kind=Kind.RELEASED))
+        assert state(pk)["attempts"] == 0
+
+
+class TestReap:
+    def test_rows_of_dead_workers_return_to_the_outbox(self) -> None:
+        worker("me")
+        worker("dead", silent=11)
+        worker("living", silent=9)
+        lost, unknown, kept = running("dead"), running("never known"), running("living")
+        before = state(kept)
+        assert records.reap(ME, "default") == 2
+        for pk in (lost, unknown):
+            got = state(pk)
+            assert (got["status"], got["token"], got["confirmed_at"]) == ("PUBLISHED", None, None)
+            assert (got["attempts"], got["crashes"]) == (1, 1)
+        assert state(kept) == before
+        assert {r.pk for r in outbox.take_unsent(["default"], 10, "default")} == {lost, unknown}
+
+    def test_dead_workers_are_forgotten_also_without_rows(self) -> None:
+        for name, silent in (("me", 0), ("dead", 11), ("living", 9)):
+            worker(name, silent=silent)
+        assert records.reap(ME, "default") == 0
+        assert set(Worker.objects.values_list("name", flat=True)) == {"me", "living"}
+
+    def test_never_touches_its_own_rows(self) -> None:
+        """Also when its own lease has run out: it is this very process that asks."""
+        worker("me", silent=100)
+        pk = running("me")
+        before = state(pk)
+        assert records.reap(ME, "default") == 0
+        assert state(pk) == before
+        assert Worker.objects.filter(name="me").exists()
+
+    def test_who_may_not_judge_reaps_only_the_rows_of_unknown_workers(self) -> None:
+        worker("silent", silent=1000)
+        pk = running("silent")
+        unknown = running("never known")
+        assert records.reap(NEW, "default") == 1
+        assert state(pk)["status"] == "IN_PROGRESS"
+        assert state(unknown)["status"] == "PUBLISHED"
+
+    def test_too_many_crashes_make_it_failed(self) -> None:
+        pk = running("dead", crashes=4)
+        assert records.reap(ME, "default") == 1
+        got = state(pk)
+        assert (got["status"], got["crashes"]) == ("FAILED", 5)
+        assert got["exception"] == "worker lost 5 times"
+
+    def test_rows_that_are_not_in_progress_are_left_alone(self) -> None:
+        pks = [row(status=status, worker="dead") for status in ("PUBLISHED", *FINAL)]
+        before = [state(pk) for pk in pks]
+        assert records.reap(ME, "default") == 0
+        assert [state(pk) for pk in pks] == before
+
+    def test_what_a_dead_worker_finishes_after_all_is_not_written(self) -> None:
+        pk = running("dead", token=7)
+        records.reap(ME, "default")
+        assert finish_one(pk, 7, DONE) == 0
+        assert state(pk)["status"] == "PUBLISHED"
+
+
+class TestHeartbeat:
+    def unsaved(self) -> Worker:
+        return Worker(name="me", host="h", pid=1, version="1", queues="default")
+
+    def test_a_registered_worker_is_alive(self) -> None:
+        records.register(self.unsaved(), "default")
+        assert records.dead_workers({"me", "unknown"}, ME, "default") == {"unknown"}
+
+    def test_renews_the_lease_and_tells_the_databases_time(self) -> None:
+        old = worker("me", silent=100)
+        assert records.dead_workers({"me"}, ME, "default") == {"me"}
+        now = records.heartbeat(old, "default")
+        assert records.dead_workers({"me"}, ME, "default") == set()
+        assert abs(now - time.time()) < 60
+
+    def test_a_worker_that_another_one_forgot_registers_anew(self) -> None:
+        me = self.unsaved()
+        records.register(me, "default")
+        Worker.objects.all().delete()
+        records.heartbeat(me, "default")
+        records.heartbeat(me, "default")
+        assert records.dead_workers({"me"}, ME, "default") == set()
+
+
+def test_tokens_differ_and_fit_the_column() -> None:
+    tokens = {new_token() for _ in range(1000)}
+    assert len(tokens) == 1000
+    assert all(0 <= token < 2**63 for token in tokens)
