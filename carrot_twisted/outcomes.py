@@ -66,7 +66,8 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         if one is not None and id(one) not in seen:
             seen.add(id(one))
             yield one
-            todo += [one.__cause__, one.__context__]
+            # As a traceback shows them: ``raise … from None`` says the context is no reason.
+            todo.append(one.__cause__ or (None if one.__suppress_context__ else one.__context__))
 
 
 def blames_database(error: BaseException) -> bool:

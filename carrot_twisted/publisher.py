@@ -103,6 +103,8 @@ class _Link:
         self._session: PublishingSession | None = None
         self._waiting: deque[Post] = deque()
         self._servers = deque(host.servers)
+        #: Servers of a cluster that have not failed since there was a connection.
+        self._untried = len(self._servers)
         self._not_before = 0.0
         self._closing = False
         self._progress = time.monotonic()
@@ -144,6 +146,7 @@ class _Link:
 
     def _opened(self, connection: Connection) -> None:
         self._progress = time.monotonic()
+        self._untried = len(self._servers)
         self._session = PublishingSession(connection, self._settled, self._thread.settle_waiters)
         posts, self._waiting = self._waiting, deque()
         self._session.publish(posts)
@@ -158,6 +161,11 @@ class _Link:
             str(reason) or repr(reason),
         )
         self._connection = self._session = None
+        self._untried -= 1
+        if self._untried and self._waiting:
+            self._connect()
+            return
+        self._untried = len(self._servers)
         self._not_before = time.monotonic() + RECONNECT
         self._give_up(f"no connection to the broker: {reason}")
 

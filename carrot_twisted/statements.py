@@ -200,6 +200,8 @@ def confirm_rows(table: str, keys: Sequence[tuple[UUID, int]], using: str) -> No
 
     A row that was claimed since then has another token, and needs no note.
     """
+    if not keys:
+        return
     connection = connections[using]
     condition = "status = 'PUBLISHED' AND confirmed_at IS NULL"
     if _is_postgresql(connection):

@@ -11,7 +11,9 @@ import atexit
 import os
 import signal
 import sys
+import threading
 import time
+import traceback
 from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import Service
@@ -27,6 +29,8 @@ _log = make_logger()
 EXIT_CRASH = 1
 #: sysexits.h's EX_CONFIG: a supervisor should not try again.
 EXIT_CONFIG = 78
+#: Seconds that the interpreter gets to end, once the reactor has.
+LAST_MOMENT = 3.0
 
 
 def _number(text: str) -> int:
@@ -105,6 +109,7 @@ class CarrotService(Service):
         self._options = options
         self._folder = folder
         self._nodaemon = nodaemon
+        self._terminal = None if nodaemon else _terminal()
         self._engine: Engine | None = None
         self._reactor: Any = None
         self._signals = 0
@@ -124,7 +129,12 @@ class CarrotService(Service):
             self._engine = self._make_engine()
         except _Misconfigured as error:
             self._refuse(str(error))
-        self._reactor.callWhenRunning(self._begin)
+        else:
+            self._reactor.callWhenRunning(self._begin)
+        finally:
+            if self._terminal is not None:
+                os.close(self._terminal)
+        self._reactor.addSystemEventTrigger("after", "shutdown", _end_in_time)
 
     def _make_engine(self) -> Engine:
         try:
@@ -139,6 +149,9 @@ class CarrotService(Service):
             ) from error
         except (ImproperlyConfigured, ValueError, LookupError, SyntaxError) as error:
             raise _Misconfigured(f"Django does not start: {error}") from error
+        except Exception as error:
+            # The project's own code: only the traceback says where.
+            raise _Misconfigured(f"Django does not start: {traceback.format_exc()}") from error
         from django.apps import apps
 
         if not apps.is_installed("carrot_twisted"):
@@ -214,11 +227,22 @@ class CarrotService(Service):
 
     def _refuse(self, text: str) -> None:
         if self._nodaemon:
-            sys.stderr.write(f"carrot: {text}\n")
-            sys.stderr.flush()
-            raise SystemExit(EXIT_CONFIG)
-        # As a daemon, twistd hands the text of an exception to the command that was typed.
-        raise RuntimeError(text)
+            # Not SystemExit: twistd would leave its pid file behind.
+            self._reactor.callWhenRunning(self._fatal, text)
+            return
+        _log.critical("{text}", text=text)
+        # By itself twistd tells the command that was typed 98 characters of an exception.
+        assert self._terminal is not None
+        os.write(self._terminal, f"carrot: {text}\n".encode(errors="replace"))
+        raise RuntimeError("carrot cannot start, for the reason above")
+
+
+def _terminal() -> int:
+    """Standard error for later: as a daemon, twistd has none."""
+    try:
+        return os.dup(2)
+    except OSError:
+        return os.open(os.devnull, os.O_WRONLY)
 
 
 class _Misconfigured(Exception):
@@ -237,7 +261,14 @@ def _exit_with(status: int) -> None:
     global _exit_status
     if _exit_status is None:
         atexit.register(_exit)
-    _exit_status = status
+        _exit_status = status
+
+
+def _end_in_time() -> None:
+    """Do not wait for threads that tasks left behind: the interpreter would, for ever."""
+    timer = threading.Timer(LAST_MOMENT, _exit)
+    timer.daemon = True
+    timer.start()
 
 
 def _exit() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The message on the wire, byte for byte that of django-carrot, so that both can share a queue.
+"""The message on the wire, in the format of django-carrot, so that both can share a queue.
 
 Body: ``{"args": [...], "kwargs": {...}}`` as JSON, each key left out when empty. Properties: the
 task's dotted path in header ``type``, the row's primary key as ``message_id``. Unlike

@@ -304,7 +304,7 @@ class Dispatcher:
             size += len(job.deliveries[0].body)
             self._tell(job, result)
             self._settle(job)
-        self.finished += len(jobs)
+        self.finished += sum(job.result.kind is not Kind.RELEASED for job in jobs if job.result)
         self._flush(jobs)
         if not self._stopping:
             self.pace.measured(seconds / len(jobs), size / len(jobs))

@@ -237,13 +237,14 @@ class Engine:
             dispatcher.stop_claiming()
         if self.running:
             _log.info("Stopping; {n} tasks are still running", n=self.running)
-        clean = await self._drain(self._shutdown_timeout)
+        clean = written = await self._drain(self._shutdown_timeout)
         if not clean:
             released = sum(d.release_running() for d in self._dispatchers)
             _log.warn("{n} tasks did not end in time; they will run again elsewhere", n=released)
-            await self._drain(LAST_WRITES, hurried=True)
+            written = await self._drain(LAST_WRITES, hurried=True)
         self._stop_loops()
-        await self._leave()
+        if written:
+            await self._leave()
         for connection in self._consuming:
             await connection.stop()
         await self._publisher.stop()
@@ -290,7 +291,7 @@ class Engine:
                 Worker.objects.using(using).filter(name=name).delete()
 
         try:
-            await self._writer.call(leave)
+            await self._writer.call(leave).addTimeout(LAST_WRITES, self._reactor)
         except Exception as error:
             _log.warn("The worker's row stays until its lease ends: {error}", error=error)
 
@@ -314,16 +315,19 @@ class Engine:
             return records.heartbeat(self.worker, self._using)
 
         while not self._stopping:
+            # From here on perhaps: a stop may come before the answer.
+            self._registered = True
             try:
                 self._clock_is(await self._writer.call(register))
-                self._registered = True
             except CarrotConfigException as error:
+                self._registered = False
                 self._on_fatal(str(error))
                 return False
             except Exception as error:
+                self._registered = False
                 _log.error("The database cannot be reached: {error}. Trying on", error=error)
             else:
-                return True
+                return not self._stopping
             self._start_wait = deferLater(self._reactor, START_RETRY)
             try:
                 await self._start_wait

@@ -128,3 +128,18 @@ def test_programs_of_the_environment_come_first(monkeypatch: pytest.MonkeyPatch)
     variables = environment.environment_variables(MORE="1")
     assert variables["PATH"] == f"{environment.VENV / 'bin'}:/usr/bin"
     assert variables["MORE"] == "1"
+
+
+def test_further_configuration_follows_the_nodes_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(rabbitmq, "find_scripts", lambda: tmp_path)
+    monkeypatch.setattr(rabbitmq, "Process", lambda *_, **__: None)
+    monkeypatch.setattr(rabbitmq.RabbitMQ, "_start_epmd", lambda self: None)
+    for further in ("", "listeners.tcp = none\n"):
+        server = rabbitmq.RabbitMQ(tmp_path / "server", configuration=further)
+        server.folder.mkdir(exist_ok=True)
+        server._launch()
+        written = (server.folder / "rabbitmq.conf").read_text()
+        assert written.startswith("default_vhost = carrot\n")
+        assert written.endswith(f"vm_memory_high_watermark.relative = 0.6\n{further}")

@@ -48,6 +48,12 @@ def execute(function: Callable[..., Any], *args: Any, **changes: Any) -> Result:
     return execution.execute(run_of(function, *args, **changes), LIMITS)
 
 
+def lines_of(result: Result) -> str:
+    """The log, which is there."""
+    assert result.log is not None
+    return result.log
+
+
 @pytest.fixture(autouse=True)
 def no_connections(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests without a database keep their hands off the connections of those with one."""
@@ -369,13 +375,13 @@ def test_poison_fails_with_the_reason_and_nothing_is_called(
 
 def test_log_lines_of_a_run_are_kept_in_order_with_their_level() -> None:
     result = execute(say, "one", "two")
-    first, second = result.log.splitlines()
+    first, second = lines_of(result).splitlines()
     assert first.endswith("INFO:: one")
     assert second.endswith("INFO:: two")
 
 
 def test_the_lines_of_a_failure_are_kept_down_to_debug() -> None:
-    assert execute(say_and_fail).log.endswith("DEBUG:: step of 2")
+    assert lines_of(execute(say_and_fail)).endswith("DEBUG:: step of 2")
 
 
 def test_no_line_bleeds_into_another_run_and_none_of_outside_is_taken() -> None:
@@ -383,25 +389,25 @@ def test_no_line_bleeds_into_another_run_and_none_of_outside_is_taken() -> None:
     first = execute(say, "mine")
     logger.info("between")
     second = execute(echo)
-    assert first.log.count("\n") == 0
-    assert first.log.endswith("mine")
-    assert second.log == ""
+    assert lines_of(first).count("\n") == 0
+    assert lines_of(first).endswith("mine")
+    assert lines_of(second) == ""
 
 
 def test_a_flood_of_lines_is_cut_and_said_so() -> None:
-    log = execute(say, *["x" * 100] * 50).log
+    log = lines_of(execute(say, *["x" * 100] * 50))
     assert len(log) < LIMITS.log + 250
     assert log.splitlines()[-1].startswith("… (cut: ")
 
 
 def test_one_enormous_line_is_cut_as_well() -> None:
-    log = execute(say, "y" * 100_000).log
+    log = lines_of(execute(say, "y" * 100_000))
     assert len(log) < LIMITS.log + 250
     assert "y" * 500 in log
 
 
 def test_log_lines_are_fit_for_the_database() -> None:
-    assert execute(say, "a\x00b\udc80").log.endswith(r"a\x00b\udc80")
+    assert lines_of(execute(say, "a\x00b\udc80")).endswith(r"a\x00b\udc80")
 
 
 # Nothing leaks.
@@ -435,7 +441,7 @@ def test_the_failure_callback_gets_run_and_error_and_may_log() -> None:
     run = run_of(fail, "no")
     result = execution.execute(run, LIMITS, on_failure)
     assert called == [(run, "no")]
-    assert result.log.endswith("from the callback")
+    assert lines_of(result).endswith("from the callback")
 
 
 @pytest.mark.parametrize("task", [echo, database_away])

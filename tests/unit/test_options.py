@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,8 @@ def _settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DJANGO_SETTINGS_MODULE", raising=False)
     # txaio's level is the whole process's.
     monkeypatch.setattr(tap, "set_global_log_level", lambda level: None)
+    # Nobody starts the service that would close the copy.
+    monkeypatch.setattr(os, "dup", lambda descriptor: descriptor)
 
 
 def parse(*arguments: str) -> Options:
@@ -121,6 +124,13 @@ def test_the_service_remembers_what_was_said(
     given = {"queues": ("mail",), "concurrency": 3, "shutdown_timeout": None}
     assert service._options.items() >= given.items()
     assert service._folder == str(tmp_path)
+
+
+@pytest.mark.parametrize(("arguments", "wanted"), [((), True), (("--no-scheduler",), False)])
+def test_schedules_are_published_unless_it_is_told_not_to(
+    arguments: tuple[str, ...], wanted: bool
+) -> None:
+    assert makeService(parse("-s", "x", *arguments))._options["scheduler"] is wanted
 
 
 @pytest.mark.parametrize("nodaemon", [True, False])

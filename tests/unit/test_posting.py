@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -10,6 +11,7 @@ import pika
 import pytest
 from twisted.internet.defer import Deferred
 
+from carrot_twisted import outbox
 from carrot_twisted.models import MessageLog
 from carrot_twisted.service import posting
 from carrot_twisted.service.delivery import Delivery, Settler
@@ -127,6 +129,35 @@ class TestRows:
         assert not desk.publisher.can_publish(HOST)
         assert desk.writer.confirmed == []
         assert len(desk.writer.calls) == 1
+
+    def test_each_reason_is_noted_once_and_on_its_own_row(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        noted: list[Any] = []
+        monkeypatch.setattr(outbox, "note_errors", lambda *args: noted.append(args))
+        line, logs = desk.connect("default"), rows(3)
+        line.broker.confirms_at_once = False
+        desk.publisher.publish_rows(logs)
+        line.run()
+        for tag in (1, 3):
+            line.channels[0].confirm(tag, nack=True)
+            desk.clock.advance(0)
+        for call in desk.writer.calls:
+            call()
+        refused = "the broker refused it (basic.nack)"
+        assert noted == [
+            ({key: refused}, "default", outbox.RELAY_RETRY) for key in ids([logs[0], logs[2]])
+        ]
+
+    def test_who_flushes_waits_for_all_that_was_taken_over(self, desk: Desk) -> None:
+        line, done = desk.connect("default"), threading.Event()
+        desk.publisher.submit(rows(), "default")
+        desk.publisher._add_flusher(done)
+        assert not done.is_set()
+        desk.clock.advance(0)
+        assert not done.is_set()
+        line.run()
+        assert done.is_set()
 
     def test_the_close_of_an_old_connection_does_not_forget_the_new_one(self, desk: Desk) -> None:
         old = desk.connect("default")

@@ -200,3 +200,31 @@ def test_with_tls_certificate_and_host_name_are_checked() -> None:
     assert options.server_hostname == "h"
     assert options.context.verify_mode == ssl.CERT_REQUIRED
     assert options.context.check_hostname
+
+
+@pytest.mark.parametrize(
+    ("given", "servers"),
+    [
+        (["one", "two:5673"], (("one", 5672), ("two", 5673))),
+        (("one:1", "[::1]:2", "[::1]"), (("one", 1), ("::1", 2), ("::1", 5672))),
+        (["one"], (("one", 5672),)),
+        (["one,two:2", "three"], (("one", 5672), ("two", 2), ("three", 5672))),
+    ],
+)
+def test_hosts_of_a_cluster_may_be_a_list(
+    given: list[str], servers: tuple[tuple[str, int], ...]
+) -> None:
+    host = VirtualHost(host=given, name="v", username="u", password="p")
+    assert parts(host) == (servers, "v", "u", "p", False)
+    assert host == VirtualHost(host=",".join(given), name="v", username="u", password="p")
+
+
+def test_port_and_tls_hold_for_those_of_a_list_that_name_no_port() -> None:
+    assert VirtualHost(host=["one", "two:2"], port=7).servers == (("one", 7), ("two", 2))
+    assert VirtualHost(host=["one", "two:2"], secure=True).servers == (("one", 5671), ("two", 2))
+
+
+@pytest.mark.parametrize("given", [[], [""], ["one", ""], ["one", "two:x"]])
+def test_a_list_without_usable_hosts_is_refused(given: list[str]) -> None:
+    with pytest.raises(ValueError, match="needs a host"):
+        VirtualHost(host=given)
