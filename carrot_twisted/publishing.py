@@ -47,6 +47,12 @@ WINDOW_BYTES = 16 * 1024 * 1024
 Settled = Callable[["Post", str | None], None]
 
 
+class Refused(str):
+    """A reason that the broker gave itself: it will say so again if asked at once."""
+
+    __slots__ = ()
+
+
 class PublishingSession:
     """Confirmed publishing on one connection, until that closes.
 
@@ -161,11 +167,13 @@ class PublishingSession:
             self._bytes -= len(post.body)
             reason = self._reason_of_return(post)
             if not acked:
-                self._settled(post, "the broker refused it (basic.nack)")
+                self._settled(post, Refused("the broker refused it (basic.nack)"))
             elif reason is None:
                 self._settled(post, None)
             elif post.declared:
-                self._settled(post, f"unroutable: {reason}; is a queue bound to this exchange?")
+                self._settled(
+                    post, Refused(f"unroutable: {reason}; is a queue bound to this exchange?")
+                )
             else:
                 self._declare_for(post)
         self._pump()
@@ -219,7 +227,8 @@ class PublishingSession:
         fatal = _fatal(refusals)
         if fatal:
             for post in posts:
-                self._settled(post, f"{fatal[0].step.name}: {fatal[0].text}")
+                text = f"{fatal[0].step.name}: {fatal[0].text}"
+                self._settled(post, Refused(text) if fatal[0].code else text)
         else:
             self._pending.extendleft(reversed(posts))
             self._pump()

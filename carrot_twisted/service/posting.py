@@ -16,12 +16,12 @@ from txaio.tx import make_logger
 
 from carrot_twisted import outbox, topology, wire
 from carrot_twisted.outbox import Post
-from carrot_twisted.publishing import PublishingSession
+from carrot_twisted.publishing import PublishingSession, Refused
 from carrot_twisted.service.connection import BrokerConnection
 from carrot_twisted.service.log_writer import Confirmed, LogWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from carrot_twisted.models import MessageLog
     from carrot_twisted.service.delivery import Delivery
@@ -228,11 +228,17 @@ class ReactorPublisher:
             self._writer.submit(Confirmed(posts=confirmed))
         if self._errors:
             errors, self._errors = self._errors, {}
-            delay = outbox.RELAY_RETRY if self._sessions else LOST_RETRY
-            using = self._using
-            self._writer.call(lambda: outbox.note_errors(errors, using, delay)).addErrback(
+            self._writer.call(lambda: self._note_errors(errors)).addErrback(
                 lambda f: _log.warn("Publish errors could not be noted: {e}", e=f.value)
             )
+
+    def _note_errors(self, errors: Mapping[str, str]) -> None:
+        """On the writer's thread. What was lost is sent again soon, what was refused later."""
+        refused = {key: text for key, text in errors.items() if isinstance(text, Refused)}
+        lost = {key: text for key, text in errors.items() if key not in refused}
+        for some, delay in ((refused, outbox.RELAY_RETRY), (lost, LOST_RETRY)):
+            if some:
+                outbox.note_errors(some, self._using, delay)
 
     def _add_flusher(self, done: threading.Event) -> None:
         self._flushers.append(done)

@@ -362,10 +362,9 @@ def test_a_signal_ends_a_service_whose_broker_is_gone(
     assert row_of(row).attempts == 1
 
 
+@pytest.mark.only("postgres")
 def test_a_signal_ends_a_service_whose_database_is_stuck(start_service: StartService) -> None:
     """A lock on the table, as of a migration that takes long."""
-    if connection.vendor != "postgresql":
-        pytest.skip("SQLite's locks have a time limit")
     service = start_service("--shutdown-timeout=2")
     row = publish_message(tasks.echo)
     with transaction.atomic():

@@ -63,7 +63,7 @@ class Project:
     def service(self) -> Iterator[None]:
         """Run ``twistd carrot`` for a while; it has to end by SIGTERM with status 0."""
         log = self.folder / "service.log"
-        command = [TWISTD, "-n", f"--pidfile={self.folder / 'twistd.pid'}"]
+        command = [str(TWISTD), "-n", f"--pidfile={self.folder / 'twistd.pid'}"]
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [*command, "carrot", "--settings=library.settings"],

@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,7 +14,7 @@ import pytest
 from tests.processes import REPOSITORY, ServiceProcess, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pathlib import Path
 
 README = (REPOSITORY / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
@@ -27,7 +26,7 @@ pytestmark = pytest.mark.once
 
 def block(beginning: str) -> str:
     """The README's code block that begins with this line."""
-    return next(text for text in PYTHON_BLOCKS if text.startswith(beginning))
+    return next(str(text) for text in PYTHON_BLOCKS if text.startswith(beginning))
 
 
 class Site:
@@ -61,8 +60,8 @@ class Site:
 
 
 @pytest.fixture
-def site(tmp_path: Path, broker_url: str, served: None) -> Iterator[Site]:
-    yield Site(tmp_path, broker_url)
+def site(tmp_path: Path, broker_url: str, served: None) -> Site:
+    return Site(tmp_path, broker_url)
 
 
 def test_a_newcomer_gets_from_the_readme_to_a_result(site: Site) -> None:

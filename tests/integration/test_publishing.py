@@ -546,12 +546,10 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert broker.depth("default") == 0
 
 
+@pytest.mark.only("postgres")
 def test_confirms_are_noted_again_after_the_database_ended_the_sessions(
     served: None, broker: Broker
 ) -> None:
-    if connection.vendor != "postgresql":
-        pytest.skip("SQLite has no sessions")
-
     def noted(row: MessageLog) -> bool:
         row.refresh_from_db()
         return row.confirmed_at is not None
