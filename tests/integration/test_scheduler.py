@@ -80,7 +80,7 @@ def test_a_schedule_that_cannot_be_published_stops_none_of_the_others() -> None:
 def test_a_schedule_that_makes_no_sense_is_refused() -> None:
     for interval in ({}, {"weeks": 1}, {"seconds": 0}, {"seconds": 1, "days": 1}, {"days": 1.5}):
         with pytest.raises(InvalidMessage, match="interval"):
-            create_scheduled_task(tasks.echo, interval)  # type: ignore[arg-type]
+            create_scheduled_task(tasks.echo, interval)
     create_scheduled_task(tasks.echo, {"seconds": 1})
     with pytest.raises(InvalidMessage, match="already"):
         create_scheduled_task(tasks.echo, {"seconds": 1})
