@@ -73,6 +73,7 @@ _BROKER_TYPES: dict[str, Any] = {
     "password": str,
     "secure": bool,
 }
+_ARGUMENTS = "a dictionary of texts to values that AMQP knows: texts, numbers, True, lists"
 #: AMQP's "short string": the limit of every name on the wire, in bytes.
 MAX_NAME_BYTES = 255
 
@@ -213,7 +214,7 @@ class _Reader:
             ),
             consumable=checked("consumable", "True or False", _is_bool),
             durable=checked("durable", "True or False", _is_bool),
-            queue_arguments=dict(checked("queue_arguments", "a dictionary", _is_arguments) or {}),
+            queue_arguments=dict(checked("queue_arguments", _ARGUMENTS, _is_arguments) or {}),
             exchange_arguments=dict(
                 checked(
                     "exchange_arguments",
@@ -297,7 +298,18 @@ def _is_prefetch(value: Any) -> bool:
 
 
 def _is_arguments(value: Any) -> bool:
-    return value is None or (isinstance(value, Mapping) and all(isinstance(k, str) for k in value))
+    if value is None:
+        return True
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        return False
+    from pika.data import encode_table
+
+    try:
+        encode_table([], value)
+    except Exception:
+        # Declaring would raise on the connection, and take the other queues' consumers with it.
+        return False
+    return True
 
 
 def _is_exchange_arguments(value: Any) -> bool:

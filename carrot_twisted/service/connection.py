@@ -110,9 +110,10 @@ class BrokerConnection:
             server = servers[attempt % len(servers)]
             try:
                 protocol = await self._connect(server)
-            except CancelledError:
-                break
             except Exception as error:
+                if self._stopping:
+                    # An attempt that is cancelled fails in many ways.
+                    break
                 attempt += 1
                 refused = isinstance(error, _REFUSALS)
                 _log.warn(
@@ -187,6 +188,9 @@ class BrokerConnection:
             self._waiting = ready
             try:
                 await ready
+            except CancelledError:
+                protocol.abort()
+                raise
             finally:
                 self._waiting = None
         return protocol

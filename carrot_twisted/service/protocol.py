@@ -28,7 +28,12 @@ from pika.adapters.twisted_connection import (
     TwistedProtocolConnection,
     _TwistedConnectionAdapter,
 )
-from pika.exceptions import AMQPError, StreamLostError
+from pika.exceptions import (
+    AMQPConnectionError,
+    AMQPError,
+    ConnectionClosedByBroker,
+    StreamLostError,
+)
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.python.failure import Failure
@@ -41,6 +46,8 @@ _FRAME = struct.Struct(">BHL")
 _CONTENT = struct.Struct(">HHQ")
 #: Seconds that a closing transport gets to send what it holds.
 FAREWELL = 2.0
+#: Reply codes for a wrong password, and for a virtual host that is missing or not ours.
+REFUSALS = (403, 530)
 #: Seconds for TCP's peer to finish the AMQP handshake.
 HANDSHAKE = 15.0
 
@@ -52,18 +59,14 @@ class _Connection(_TwistedConnectionAdapter):
 
     _transport: Any
     _error: Exception | None
+    _farewell: Any = None
 
     def _adapter_disconnect_stream(self) -> None:
         transport = self._transport
-        if transport is None:
+        if transport is None or self._farewell is not None:
             return
         transport.loseConnection()
-
-        def abort() -> None:
-            if self._transport is transport:
-                transport.abortConnection()
-
-        self._reactor.callLater(FAREWELL, abort)
+        self._farewell = self._reactor.callLater(FAREWELL, transport.abortConnection)
 
     def _adapter_emit_data(self, data: bytes) -> None:
         transport = self._transport
@@ -86,12 +89,25 @@ class _Connection(_TwistedConnectionAdapter):
 
     def connection_lost(self, error: Failure) -> None:
         self._transport = None
+        if self._farewell is not None and self._farewell.active():
+            self._farewell.cancel()
+        # Neither a StreamLostError nor a ConnectionClosedByBroker with any code: before the
+        # connection is open, pika takes these for a wrong password, a missing virtual host or
+        # another protocol, by how far the handshake had come.
         if self._error is None:
             reason = error.value
-            self._error = StreamLostError(
+            self._error = AMQPConnectionError(
                 "the broker closed the connection"
                 if isinstance(reason, ConnectionDone)
                 else f"{type(reason).__name__}: {reason}"
+            )
+        elif (
+            isinstance(self._error, ConnectionClosedByBroker)
+            and self._error.reply_code not in REFUSALS
+        ):
+            self._error = AMQPConnectionError(
+                f"the broker closed the connection: {self._error.reply_text} "
+                f"({self._error.reply_code})"
             )
         self._on_stream_terminated(None)
 
@@ -154,6 +170,15 @@ class CarrotProtocol(TwistedProtocolConnection):
         transport: Any = self.transport
         if transport is not None:
             transport.abortConnection()
+
+    def close(
+        self, reply_code: int = 200, reply_text: str = "Normal shutdown"
+    ) -> Deferred[Any] | None:
+        """Close the connection, if that has not begun yet; returns ``closed``."""
+        if not (self._impl.is_closing or self._impl.is_closed):
+            self._impl.close(reply_code, reply_text)
+        closed: Deferred[Any] | None = self.closed
+        return closed
 
     def channel(self, channel_number: int | None = None) -> Deferred[CarrotChannel]:
         """Open a channel."""

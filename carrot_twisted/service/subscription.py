@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pika.exceptions import AMQPError
-from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.defer import CancelledError, Deferred, DeferredLock
 from twisted.internet.task import deferLater
 from txaio.tx import make_logger
 
@@ -63,6 +63,7 @@ class Subscription:
         self._prefetch = 0
         self._lock = DeferredLock()
         self._told: set[str] = set()
+        self._retry: Deferred[Any] | None = None
         dispatcher.on_settled = self._follow_pace
 
     @property
@@ -82,6 +83,8 @@ class Subscription:
     def stop(self) -> Deferred[None]:
         """Cancel for good."""
         self._stopping = True
+        if self._retry is not None:
+            self._retry.cancel()
         return self.want(False)
 
     async def _run(self, protocol: CarrotProtocol) -> None:
@@ -107,7 +110,13 @@ class Subscription:
                 reason=reason,
                 delay=delay,
             )
-            await deferLater(self._reactor, delay)
+            self._retry = deferLater(self._reactor, delay)
+            try:
+                await self._retry
+            except CancelledError:
+                return
+            finally:
+                self._retry = None
             delay = min(LAST_DELAY, delay * 2)
 
     async def _hold(self, channel: CarrotChannel) -> object:
@@ -115,6 +124,7 @@ class Subscription:
         self._channel = channel
         self._settler = Settler(channel.raw)
         self._tag = None
+        self._prefetch = 0
         channel.raw.add_on_cancel_callback(self._on_broker_cancel)
         await self._adjust_soon()
         return await channel.on_closed

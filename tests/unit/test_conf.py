@@ -189,7 +189,7 @@ WRONG_IN_A_QUEUE: dict[str, list[Any]] = {
     "concurrency": [0, -1, 1.5, "4", None, True],
     "consumable": [1, "yes", None],
     "durable": [0, None],
-    "queue_arguments": [[], "x", {5: 1}],
+    "queue_arguments": [[], "x", {5: 1}, {"x-a": {1, 2}}, {"x-a": 2**64}, {"x-a": object()}],
     "exchange_arguments": [[], {None: 1}],
     "consumer_class": ["", "no path", 5, None],
     "prefetch": [0, 65536, "many", 1.5, None, True],

@@ -108,8 +108,15 @@ def test_without_an_answer_it_is_given_up(broker: Broker) -> None:
 
 def test_the_reason_of_a_refusal_is_kept(broker: Broker) -> None:
     broker.send(spec.Connection.Start(server_properties={}, mechanisms="PLAIN", locales="en_US"))
+    broker.send(spec.Connection.Close(403, "ACCESS_REFUSED - Login was refused", 0, 0))
     broker.protocol.connectionLost(Failure(ConnectionDone()))
     assert isinstance(broker.ready[0].value, pika.exceptions.ProbableAuthenticationError)
+
+
+def test_a_loss_in_the_handshake_is_not_taken_for_a_refusal(broker: Broker) -> None:
+    broker.send(spec.Connection.Start(server_properties={}, mechanisms="PLAIN", locales="en_US"))
+    broker.protocol.connectionLost(Failure(ConnectionDone()))
+    assert type(broker.ready[0].value) is pika.exceptions.AMQPConnectionError
 
 
 def test_the_reason_of_a_close_is_kept(broker: Broker) -> None:
