@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Reply code of RabbitMQ for a declaration whose arguments differ from what exists.
 PRECONDITION_FAILED = 406
+#: Reply code for a user without the permission to configure.
+ACCESS_REFUSED = 403
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,11 @@ class Refusal:
     def exists_differently(self) -> bool:
         """It is there, with other arguments than ours: usable as it is."""
         return self.code == PRECONDITION_FAILED
+
+    @property
+    def forbidden(self) -> bool:
+        """The user may not declare it; it may be there all the same."""
+        return self.code == ACCESS_REFUSED
 
 
 def declare(

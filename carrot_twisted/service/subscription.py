@@ -134,11 +134,14 @@ class Subscription:
         steps = [*topology.dead_letter_steps(self._queue.name), *topology.work_queue(self._queue)]
         declaring.declare(protocol.connection, steps, done.callback)
         for refusal in await done:
-            if not refusal.exists_differently:
+            if refusal.exists_differently:
+                text = f"{refusal.step.name} exists with other arguments and is used as it is: "
+            elif refusal.forbidden:
+                # A user with few permissions may still consume what others have declared.
+                text = f"{refusal.step.name} may not be declared by this user, and has to exist: "
+            else:
                 raise AMQPError(f"{refusal.step.name} could not be declared: {refusal.text}")
-            text = f"{refusal.step.name} exists with other arguments and is used as it is: " + (
-                refusal.text
-            )
+            text += refusal.text
             if text not in self._told:
                 self._told.add(text)
                 _log.warn("{text}", text=text)

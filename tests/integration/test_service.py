@@ -23,6 +23,7 @@ from tests.project import tasks
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from devtools.servers import RabbitMQ
     from tests.conftest import Broker
 
 StartService = Callable[..., ServiceProcess]
@@ -359,3 +360,20 @@ def test_a_database_session_that_is_killed_costs_no_task(
     assert done[0].output == "alive"
     assert set(ledger()) == {str(n) for n in range(200)}
     assert service.stop() == 0
+
+
+def test_a_user_who_may_not_declare_consumes_what_others_declared(
+    start_service: StartService, private_broker: RabbitMQ
+) -> None:
+    start_service(CARROT_BROKER_URL=private_broker.url).stop()
+    row = publish_message(tasks.echo)
+    vhost = private_broker.url.rpartition("/")[2]
+    private_broker.ctl("add_user", "reader", "reader")
+    private_broker.ctl("set_permissions", "-p", vhost, "reader", "^$", ".*", ".*")
+    url = f"amqp://reader:reader@127.0.0.1:{private_broker.port}/{vhost}"
+    try:
+        service = start_service(CARROT_BROKER_URL=url)
+        assert "queue 'default' may not be declared by this user" in service.log
+        assert run(row).status == MessageLog.COMPLETED
+    finally:
+        private_broker.ctl("delete_user", "reader")
