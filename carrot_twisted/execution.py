@@ -24,24 +24,16 @@ from django.db import connections, reset_queries
 from carrot_twisted import objects, outcomes, signals, task_logging, wire
 from carrot_twisted.exceptions import PoisonMessage
 from carrot_twisted.outcomes import Kind, Result
+from carrot_twisted.records import Claimed
 
 if TYPE_CHECKING:
-    from uuid import UUID
-
     from django.dispatch import Signal
 
 
 @dataclass(slots=True, kw_only=True)
-class Run:
+class Run(Claimed):
     """One attempt at one row: what the claim returned, and the message that rang for it."""
 
-    uuid: UUID
-    token: int
-    task: str
-    task_args: str
-    content: str
-    queue: str
-    attempt: int
     header: str | None
     """Dotted path that the message names; it must be the row's."""
     body: bytes

@@ -312,7 +312,7 @@ _publisher: Publisher | None = None
 _owner_pid = 0
 #: Publishers of a parent process. Kept so that nothing of them is closed in the child, where
 #: closing would end the parent's connection.
-_inherited: list[Publisher | None] = []
+_inherited: list[Publisher] = []
 
 
 def current() -> Publisher:
@@ -321,7 +321,6 @@ def current() -> Publisher:
     with _lock:
         dead = isinstance(_publisher, ThreadPublisher) and not _publisher.alive
         if _publisher is None or _owner_pid != os.getpid() or dead:
-            _inherited.append(_publisher)
             _publisher = ThreadPublisher()
             _owner_pid = os.getpid()
         return _publisher
@@ -355,7 +354,8 @@ def flush(timeout: float) -> bool:
 def _after_fork() -> None:
     global _lock, _publisher
     _lock = threading.Lock()
-    _inherited.append(_publisher)
+    if _publisher is not None:
+        _inherited.append(_publisher)
     _publisher = None
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _TABLE = MessageLog._meta.db_table
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Claimed:
     """A row that this worker may run now."""
 

@@ -9,7 +9,7 @@ that is not installed skips its tests at a developer's desk, and fails them wher
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import pika
 import pytest
@@ -51,17 +51,23 @@ def _missing(error: Exception) -> NoReturn:
     pytest.skip(str(error))
 
 
+ServerType = TypeVar("ServerType", RabbitMQ, PostgreSQL)
+
+
+def _running(server: ServerType) -> Iterator[ServerType]:
+    try:
+        server.start()
+    except ServerError as error:
+        _missing(error)
+    yield server
+    server.stop()
+
+
 @pytest.fixture(scope="session")
 def private_broker() -> Iterator[RabbitMQ]:
     """A RabbitMQ that the test may stop, kill and freeze."""
     with temporary_folder() as folder:
-        server = RabbitMQ(folder / "rabbitmq")
-        try:
-            server.start()
-        except ServerError as error:
-            _missing(error)
-        yield server
-        server.stop()
+        yield from _running(RabbitMQ(folder / "rabbitmq"))
 
 
 @pytest.fixture(scope="session")
@@ -75,13 +81,7 @@ def broker_url(request: pytest.FixtureRequest) -> str:
 def postgres() -> Iterator[PostgreSQL]:
     """A PostgreSQL that the test may stop."""
     with temporary_folder() as folder:
-        server = PostgreSQL(folder / "postgres")
-        try:
-            server.start()
-        except ServerError as error:
-            _missing(error)
-        yield server
-        server.stop()
+        yield from _running(PostgreSQL(folder / "postgres"))
 
 
 @pytest.fixture(scope="session")
