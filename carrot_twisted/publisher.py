@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from carrot_twisted.virtual_host import VirtualHost
 
 _logger = logging.getLogger("carrot_twisted.publisher")
+# pika tells each failed connection in half a dozen errors. A project that configures logging gets
+# them; without that, Python would print them beside our one warning.
+logging.getLogger("pika").addHandler(logging.NullHandler())
 
 #: Seconds without progress after which posts are left to the relay.
 BUDGET = 1.0
