@@ -161,7 +161,7 @@ class _Link:
             "No connection to the broker %s (%s). Tasks are kept in the database; a running "
             "service sends them.",
             self._host.label,
-            str(reason) or repr(reason),
+            _cause(reason),
         )
         self._connection = self._session = None
         self._untried -= 1
@@ -183,6 +183,16 @@ class _Link:
     def _settled(self, post: Post, error: str | None) -> None:
         self._progress = time.monotonic()
         self._thread.settled(post, error)
+
+
+def _cause(reason: Any) -> str:
+    """What pika wraps up to three times: "ConnectionRefusedError: …" and the like."""
+    while True:
+        nested = getattr(reason, "exceptions", None) or getattr(reason, "args", None) or [None]
+        inner = getattr(reason, "exception", None) or nested[-1]
+        if not isinstance(inner, Exception):
+            return f"{type(reason).__name__}: {reason}"
+        reason = inner
 
 
 class ThreadPublisher:
