@@ -212,7 +212,11 @@ class Message:
             routing_key=self.routing_key,
             priority=self.priority,
         )
-        self.formatter = DefaultMessageSerializer(self)
+
+    @property
+    def formatter(self) -> DefaultMessageSerializer:
+        """Turns this message into what goes over the wire."""
+        return DefaultMessageSerializer(self)
 
     @property
     def uuid(self) -> str:

@@ -17,9 +17,12 @@ import os
 import threading
 import time
 from collections import deque
+from dataclasses import dataclass, field
+from functools import partial
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol
 
-from django.db import DatabaseError, InterfaceError, close_old_connections
+from django.db import close_old_connections
 from pika.adapters.select_connection import IOLoop, SelectConnection
 
 from carrot_twisted import outbox, signals
@@ -43,8 +46,9 @@ logging.getLogger("pika").addHandler(logging.NullHandler())
 BUDGET = 1.0
 #: Seconds between a failed connection and the next attempt; posts meanwhile go to the relay.
 RECONNECT = 2.0
-#: Seconds that confirms are collected before one statement notes them.
+#: Confirms are collected for so many seconds, or up to so many, before one statement notes them.
 NOTE_DELAY = 1.0
+NOTE_BATCH = 2000
 #: Seconds between looks at the inbox while rows keep coming, and while many do. One row alone goes
 #: out at once; a stream goes out in small batches, which costs caller and broker much less.
 COLLECT = 0.002
@@ -195,8 +199,38 @@ def _cause(reason: Any) -> str:
         reason = inner
 
 
+@dataclass(kw_only=True)
+class _Note:
+    """What became of some messages, to be written into their rows."""
+
+    confirmed: dict[str, list[Post]] = field(default_factory=dict)
+    """By database alias."""
+    errors: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Reason by message id, by database alias."""
+    waiters: list[threading.Event] = field(default_factory=list)
+    """Set when this and all before it are written."""
+    size: int = 0
+
+    def write(self) -> None:
+        try:
+            for using, posts in self.confirmed.items():
+                outbox.note_confirmed(posts, using)
+            for using, texts in self.errors.items():
+                outbox.note_errors(texts, using, delay=0)
+        except Exception as error:
+            # The thread goes on. The relay will send them once more, which does no harm.
+            _logger.warning("Confirms could not be noted in the database: %s", error)
+        finally:
+            close_old_connections()
+            for waiter in self.waiters:
+                waiter.set()
+
+
 class ThreadPublisher:
-    """A daemon thread with pika's select adapter: every pika object stays on that thread."""
+    """A daemon thread with pika's select adapter: every pika object stays on that thread.
+
+    A second one notes confirms in the database, so that neither waits for the other's server.
+    """
 
     def __init__(self) -> None:
         self.ioloop: Any = IOLoop()
@@ -206,12 +240,13 @@ class ThreadPublisher:
         self._awake = False
         self._links: dict[VirtualHost, _Link] = {}
         self._using: dict[str, str] = {}
-        self._confirmed: dict[str, list[Post]] = {}
-        self._errors: dict[str, dict[str, str]] = {}
-        self._noting = False
+        self._note = _Note()
+        self._notes: SimpleQueue[_Note | None] = SimpleQueue()
         self._waiters: list[threading.Event] = []
         self._thread = threading.Thread(target=self._run, name="carrot-publisher", daemon=True)
+        self._noter = threading.Thread(target=self._write, name="carrot-confirms", daemon=True)
         self._thread.start()
+        self._noter.start()
 
     @property
     def alive(self) -> bool:
@@ -238,10 +273,12 @@ class ThreadPublisher:
         return done.wait(timeout)
 
     def close(self, timeout: float) -> None:
-        """Flush, close the connections and end the thread."""
+        """Flush, close the connections and end the threads."""
         self.flush(timeout)
         self.ioloop.add_callback_threadsafe(self._close)
         self._thread.join(timeout)
+        self._notes.put(None)
+        self._noter.join(timeout)
 
     # Called on the thread.
 
@@ -249,21 +286,22 @@ class ThreadPublisher:
         using = self._using.pop(post.message_id, None)
         if using is None:
             return
+        note = self._note
         if error is None:
-            self._confirmed.setdefault(using, []).append(post)
+            note.confirmed.setdefault(using, []).append(post)
         else:
-            self._errors.setdefault(using, {})[post.message_id] = error
-        if not self._noting:
-            self._noting = True
-            self.ioloop.call_later(NOTE_DELAY, self._note)
+            note.errors.setdefault(using, {})[post.message_id] = error
+        note.size += 1
+        if note.size == 1:
+            self.ioloop.call_later(NOTE_DELAY, partial(self._hand_over, note))
+        elif note.size == NOTE_BATCH:
+            self._hand_over(note)
 
     def settle_waiters(self) -> None:
         """Answer those who wait in ``flush``, if nothing is under way any more."""
         if self._waiters and not self._inbox and not any(x.busy for x in self._links.values()):
-            self._note()
-            waiters, self._waiters = self._waiters, []
-            for waiter in waiters:
-                waiter.set()
+            self._note.waiters, self._waiters = self._waiters, []
+            self._hand_over(self._note)
 
     def _run(self) -> None:
         self._tick()
@@ -299,20 +337,16 @@ class ThreadPublisher:
                 self._links[host].publish(posts)
         self.settle_waiters()
 
-    def _note(self) -> None:
-        self._noting = False
-        confirmed, self._confirmed = self._confirmed, {}
-        errors, self._errors = self._errors, {}
-        try:
-            for using, posts in confirmed.items():
-                outbox.note_confirmed(posts, using)
-            for using, texts in errors.items():
-                outbox.note_errors(texts, using, delay=0)
-        except (DatabaseError, InterfaceError) as error:
-            # The relay will send them once more, which does no harm.
-            _logger.warning("Confirms could not be noted in the database: %s", error)
-        finally:
-            close_old_connections()
+    def _hand_over(self, note: _Note) -> None:
+        """Have the note written, unless it was already."""
+        if note is self._note:
+            self._note = _Note()
+            self._notes.put(note)
+
+    def _write(self) -> None:
+        """On the noting thread."""
+        while (note := self._notes.get()) is not None:
+            note.write()
 
     def _close(self) -> None:
         for link in self._links.values():
