@@ -203,7 +203,7 @@ class Message:
                 f"{settings.max_message_size} (CARROT['max_message_size']) can be sent. Store the "
                 "data and pass its key."
             )
-        self.row = MessageLog(
+        self.row = MessageLog.new(
             task=task,
             task_args=self.args_json,
             content=self.kwargs_json,

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("carrot_twisted.publisher")
 
-#: Posts in flight at once. The broker confirms in batches: a smaller window waits for it more often,
-#: a larger one gains nothing measurable.
+#: Posts in flight at once. The broker confirms in batches: a smaller window waits for it more
+#: often, a larger one gains nothing measurable.
 WINDOW = 4000
 #: Bytes of bodies in flight at once: a stalled broker must not fill our memory.
 WINDOW_BYTES = 16 * 1024 * 1024

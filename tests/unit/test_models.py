@@ -249,3 +249,15 @@ class _Nothing:
     def __enter__(self) -> None: ...
 
     def __exit__(self, *_: object) -> None: ...
+
+
+def test_a_new_row_is_what_django_makes_by_name() -> None:
+    given = {"task": "app.work", "task_args": "[1]", "queue": "q", "priority": 3}
+    new, other = MessageLog.new(**given), MessageLog(**given)
+    assert new.pk != MessageLog.new(**given).pk
+    assert new._state.adding
+    for field in MessageLog._meta.concrete_fields:
+        one, two = getattr(new, field.attname), getattr(other, field.attname)
+        # The database's own defaults are expressions, which do not compare.
+        assert type(one) is type(two)
+        assert field.primary_key or field.has_db_default() or one == two
