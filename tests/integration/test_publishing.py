@@ -23,7 +23,7 @@ from uuid import UUID
 import pytest
 from django.db import connection, connections, transaction
 
-from carrot_twisted import publisher
+from carrot_twisted import publisher, publishing
 from carrot_twisted.exceptions import InvalidMessage
 from carrot_twisted.models import MessageLog
 from carrot_twisted.utilities import create_message, publish_many, publish_message
@@ -51,7 +51,7 @@ from pathlib import Path
 import django
 django.setup()
 from django.db import connections, transaction
-from carrot_twisted import publisher
+from carrot_twisted import publisher, publishing
 from carrot_twisted.models import MessageLog
 from carrot_twisted.utilities import create_message, publish_many, publish_message
 EFFECT = "tests.project.tasks.effect"
@@ -507,7 +507,7 @@ def test_any_server_of_a_cluster_will_do(
 
 #: The broker has confirmed, the row does not say so yet.
 UNTIL_CONFIRMED = """
-while not publisher.current()._confirmed:
+while not publisher.current()._note.confirmed:
     time.sleep(0.01)
 """
 
@@ -637,7 +637,7 @@ def test_a_broker_that_falls_silent_holds_up_nobody(
     fragile.pause()
     timed = [publish_timed(tasks.echo) for _ in range(50)]
     assert max(seconds for _, seconds in timed) < AT_ONCE
-    many = publish_many([create_message(tasks.echo) for _ in range(3000)])
+    many = publish_many([create_message(tasks.echo) for _ in range(publishing.WINDOW + 1000)])
     assert not publisher.flush(0.2)
     # More than are in flight at once: the rest is left to the relay, and says so.
     wait_until(
