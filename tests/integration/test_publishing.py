@@ -51,7 +51,7 @@ from pathlib import Path
 import django
 django.setup()
 from django.db import connections, transaction
-from carrot_twisted import publisher, publishing
+from carrot_twisted import publisher
 from carrot_twisted.models import MessageLog
 from carrot_twisted.utilities import create_message, publish_many, publish_message
 EFFECT = "tests.project.tasks.effect"
