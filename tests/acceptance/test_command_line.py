@@ -312,7 +312,6 @@ def test_a_signal_ends_the_service_with_status_0(
 
 @pytest.mark.once
 def test_a_signal_ends_a_service_that_reaches_nobody(tmp_path: Path) -> None:
-    pytest.importorskip("psycopg")
     nobody = f"127.0.0.1:{free_port()}"
     service = ServiceProcess(
         tmp_path / "service",
