@@ -48,23 +48,37 @@ class Refusal:
 
 
 def declare(
-    connection: Connection, steps: Sequence[Step], done: Callable[[list[Refusal]], None]
+    connection: Connection,
+    steps: Sequence[Step],
+    done: Callable[[list[Refusal]], None],
+    told: Callable[[Step, Any], None] = lambda _step, _frame: None,
 ) -> None:
     """Run declarations one after another on a channel of their own; call ``done`` once.
 
     A refused declaration closes the channel, as AMQP demands; the next one gets a new channel.
     The publishing and consuming channels are never put at risk.
+
+    Args:
+        connection: open.
+        steps: what to declare, in this order.
+        done: called at the end, with what was refused.
+        told: called after each declaration that was accepted, with the broker's answer.
     """
-    _Declaration(connection, list(steps), done).open()
+    _Declaration(connection, list(steps), done, told).open()
 
 
 class _Declaration:
     def __init__(
-        self, connection: Connection, steps: list[Step], done: Callable[[list[Refusal]], None]
+        self,
+        connection: Connection,
+        steps: list[Step],
+        done: Callable[[list[Refusal]], None],
+        told: Callable[[Step, Any], None],
     ) -> None:
         self._connection = connection
         self._steps = steps
         self._done = done
+        self._told = told
         self._refusals: list[Refusal] = []
         self._finished = False
 
@@ -84,11 +98,11 @@ class _Declaration:
             return
         step = self._steps[0]
         getattr(channel, step.method)(
-            **step.arguments, callback=lambda _frame: self._declared(channel)
+            **step.arguments, callback=lambda frame: self._declared(channel, frame)
         )
 
-    def _declared(self, channel: Channel) -> None:
-        self._steps.pop(0)
+    def _declared(self, channel: Channel, frame: Any) -> None:
+        self._told(self._steps.pop(0), frame)
         self._next(channel)
 
     def _closed(self, _channel: Channel, reason: Any) -> None:

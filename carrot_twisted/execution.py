@@ -14,7 +14,7 @@ import logging
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextvars import Context
+from contextvars import Context, ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -50,20 +50,31 @@ class Limits:
 _logger = logging.getLogger("carrot_twisted.execution")
 
 FailureCallback = Callable[[Run, BaseException], None]
+Call = tuple[Callable[..., Any], Sequence[Any], Mapping[str, Any]]
+"""A function, its positional and its keyword arguments."""
+
+#: The run of this thread, or of this coroutine.
+current: ContextVar[Run | None] = ContextVar("carrot_run", default=None)
 
 
-def execute(run: Run, limits: Limits, on_failure: FailureCallback | None = None) -> Result:
+def execute(
+    run: Run,
+    limits: Limits,
+    on_failure: FailureCallback | None = None,
+    prepare: Callable[[Run], Call] | None = None,
+) -> Result:
     """Run the task and tell what came of it. Never raises.
 
     Args:
         run: the claimed row.
         limits: how much text to keep.
         on_failure: called in the task's context when it failed, for the consumer's callbacks.
+        prepare: says what to call, or raises; by default it is the row's task.
     """
     transcript = task_logging.Transcript(limits.log)
     started = time.time()
     # A new context, not a copy: no language, time zone or variable leaks from task to task.
-    kind, value, error = Context().run(_call, run, transcript, on_failure)
+    kind, value, error = Context().run(_call, run, transcript, on_failure, prepare or from_message)
     ended = time.time()
     log = transcript.text(limits.log)
     if error is None:
@@ -99,18 +110,22 @@ def _tell(signal: Signal, run: Run, **facts: Any) -> None:
 
 
 def _call(
-    run: Run, transcript: task_logging.Transcript, on_failure: FailureCallback | None
+    run: Run,
+    transcript: task_logging.Transcript,
+    on_failure: FailureCallback | None,
+    prepare: Callable[[Run], Call],
 ) -> tuple[Kind, Any, BaseException | None]:
     task_logging.current.set(transcript)
-    _clean_connections()
+    current.set(run)
+    clean_connections()
     try:
-        task, args, kwargs = _prepare(run)
+        task, args, kwargs = prepare(run)
         _tell(signals.task_started, run)
         value = task(*args, **kwargs)
         if inspect.iscoroutine(value):
             value = async_to_sync(_awaited)(value)
     except BaseException as error:
-        if _blames_database(error):
+        if blames_database(error):
             return Kind.RELEASED, None, error
         if on_failure is not None:
             try:
@@ -121,11 +136,11 @@ def _call(
     else:
         return Kind.COMPLETED, value, None
     finally:
-        _clean_connections()
+        clean_connections()
         reset_queries()
 
 
-def _blames_database(error: BaseException) -> bool:
+def blames_database(error: BaseException) -> bool:
     try:
         return outcomes.blames_database(error)
     except BaseException:
@@ -137,8 +152,12 @@ async def _awaited(value: Any) -> Any:
     return await value
 
 
-def _prepare(run: Run) -> tuple[Callable[..., Any], Sequence[Any], Mapping[str, Any]]:
-    """The function and its arguments: the row's. The message only has to agree on the task."""
+def from_message(run: Run) -> Call:
+    """The function and its arguments: the row's. The message only has to agree on the task.
+
+    Raises:
+        PoisonMessage: it names another task or none, its body is not ours, the task is unknown.
+    """
     if run.header is None:
         raise PoisonMessage(
             f"The message has no header {wire.TYPE_HEADER!r} that names a task: it was not "
@@ -149,6 +168,15 @@ def _prepare(run: Run) -> tuple[Callable[..., Any], Sequence[Any], Mapping[str, 
             f"The message names task {run.header!r}, its row {run.task!r}. Nothing was run."
         )
     wire.arguments(run.body)
+    return from_row(run)
+
+
+def from_row(run: Run) -> Call:
+    """The function and its arguments, as the row has them.
+
+    Raises:
+        PoisonMessage: the task is unknown.
+    """
     try:
         task = objects.resolve_task(run.task)
     except (ImportError, AttributeError) as error:
@@ -168,7 +196,7 @@ def _traceback(error: BaseException, limit: int) -> str:
     return outcomes.stored(text[-limit:], limit)
 
 
-def _clean_connections() -> None:
+def clean_connections() -> None:
     """Leave this thread no connection that is closed, too old, or in somebody's transaction.
 
     ``close_old_connections`` alone does not heal a leaked ``atomic()``, a raw BEGIN or autocommit

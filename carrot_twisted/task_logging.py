@@ -8,9 +8,14 @@ between tasks, and coroutines and threads started with a copied context belong t
 from __future__ import annotations
 
 import logging
+import threading
 from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
 
 from carrot_twisted import outcomes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 #: django-carrot's format; its monitor reads the level between the time and the "::".
 LOGGING_FORMAT = "%(threadName)-10s %(asctime)-10s %(levelname)s:: %(message)s"
@@ -34,6 +39,11 @@ class Transcript:
             return
         self._left -= len(line) + 1
         self._lines.append(line)
+
+    @property
+    def lines(self) -> list[str]:
+        """The lines so far."""
+        return list(self._lines)
 
     def text(self, limit: int) -> str:
         """All lines, fit for the database; says how many are missing, if any."""
@@ -92,3 +102,67 @@ def _handlers_above(logger: logging.Logger | None) -> list[logging.Handler]:
         found += logger.handlers
         logger = logger.parent if logger.propagate else None
     return found
+
+
+class ListHandler(logging.Handler):
+    """Keeps what one thread logs, as django-carrot's does; for a project's own ways to run a task.
+
+    Args:
+        thread_name: of the thread; other threads' records are not kept, whatever their names
+            begin with.
+        level: records below it are not kept.
+    """
+
+    def __init__(self, thread_name: str, level: int) -> None:
+        super().__init__(level)
+        self.setFormatter(logging.Formatter(LOGGING_FORMAT))
+        self.thread_name = thread_name
+        self.output: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the record, formatted, if the thread has logged it."""
+        if record.threadName == self.thread_name:
+            self.output.append(self.format(record))
+
+    def parse_output(self) -> str:
+        """All lines as one text."""
+        return "\n".join(self.output)
+
+
+class LoggingTask:
+    """A function, and what it logs while it runs, as in django-carrot.
+
+    Args:
+        task: the function.
+        logger: whose records are kept, from its effective level.
+        thread_name: of the thread that is going to call ``run``; "" for the present one.
+        args: of the function.
+        kwargs: of the function.
+    """
+
+    def __init__(
+        self,
+        task: Callable[..., Any],
+        logger: logging.Logger,
+        thread_name: str,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        self.task = task
+        self.logger = logger
+        self.thread_name = thread_name or threading.current_thread().name
+        self.args = args
+        self.kwargs = kwargs
+        self.stream_handler = ListHandler(self.thread_name, logger.getEffectiveLevel())
+
+    def run(self) -> Any:
+        """Call the function; returns what it returns and raises what it raises."""
+        self.logger.addHandler(self.stream_handler)
+        try:
+            return self.task(*self.args, **self.kwargs)
+        finally:
+            self.logger.removeHandler(self.stream_handler)
+
+    def get_logs(self) -> str:
+        """What was logged meanwhile, a line each."""
+        return self.stream_handler.parse_output()

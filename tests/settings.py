@@ -46,7 +46,13 @@ DATABASES = {
 CARROT = {
     "default_broker": os.environ.get("CARROT_BROKER_URL", "amqp://guest:guest@localhost:5672/"),
     "queues": [
-        {"name": "default", "concurrency": int(os.environ.get("CARROT_TEST_CONCURRENCY", "4"))},
+        {
+            "name": "default",
+            "concurrency": int(os.environ.get("CARROT_TEST_CONCURRENCY", "4")),
+            "consumer_class": os.environ.get(
+                "CARROT_TEST_CONSUMER", "carrot_twisted.consumer.Consumer"
+            ),
+        },
         {"name": "other", "concurrency": 1},
     ],
     "task_modules": ["tests.project.tasks"],

@@ -84,8 +84,14 @@ class BrokerConnection:
         return self._protocol is not None and self._protocol.is_open
 
     def start(self) -> None:
-        """Connect, and connect again whenever the connection is lost."""
-        self._running = Deferred.fromCoroutine(self._run())
+        """Connect, and connect again whenever the connection is lost. Once is enough."""
+        if self._running is None:
+            self._running = Deferred.fromCoroutine(self._run())
+
+    def drop(self) -> None:
+        """Close the present connection; a new one follows."""
+        if self._protocol is not None:
+            self._protocol.close()
 
     async def stop(self) -> None:
         """Close the connection and stay away."""

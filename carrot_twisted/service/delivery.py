@@ -12,6 +12,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from twisted.python.threadable import isInIOThread
+
 if TYPE_CHECKING:
     import pika
 
@@ -34,6 +36,8 @@ class Settler:
         self._acked: set[int] = set()
         #: Sent one by one, still in ``_outstanding``.
         self._sent: set[int] = set()
+        #: Not settled by anybody: a project's hook may be there before the service, or after it.
+        self._open: set[int] = set()
 
     @property
     def is_open(self) -> bool:
@@ -43,16 +47,38 @@ class Settler:
     def delivered(self, tag: int) -> None:
         """A delivery arrived with this tag."""
         self._outstanding.append(tag)
+        self._open.add(tag)
 
     def ack(self, tag: int) -> None:
         """This delivery is done with; sent by the next ``flush``."""
-        self._acked.add(tag)
+        if tag in self._open:
+            self._open.discard(tag)
+            self._acked.add(tag)
 
     def requeue(self, tag: int) -> None:
         """Give this delivery back to the queue, at once."""
-        self._sent.add(tag)
-        if self.is_open:
-            self._channel.basic_nack(tag, requeue=True)
+        self._nack(tag, requeue=True)
+
+    def take(self, tag: int, requeue: bool | None) -> None:
+        """A project's hook settles this delivery, at once; the first word about a delivery counts.
+
+        Args:
+            tag: of the delivery.
+            requeue: back to the queue, or (False) dead-lettered or dropped by the broker; None
+                acknowledges.
+        """
+        if requeue is None:
+            self.ack(tag)
+            self.flush()
+        else:
+            self._nack(tag, requeue)
+
+    def _nack(self, tag: int, requeue: bool) -> None:
+        if tag in self._open:
+            self._open.discard(tag)
+            self._sent.add(tag)
+            if self.is_open:
+                self._channel.basic_nack(tag, requeue=requeue)
 
     def flush(self) -> None:
         """Send what was acknowledged since the last call."""
@@ -60,6 +86,7 @@ class Settler:
             self._outstanding.clear()
             self._acked.clear()
             self._sent.clear()
+            self._open.clear()
             return
         mark, run = 0, 0
         outstanding, acked, sent = self._outstanding, self._acked, self._sent
@@ -91,6 +118,9 @@ class Delivery:
     body: bytes
     exchange: str
     routing_key: str
+    redelivered: bool = False
+    channel: SafeChannel | None = None
+    """For the hooks of a project's consumer."""
 
     def ack(self) -> None:
         """Done with; sent when the settler is flushed."""
@@ -99,3 +129,60 @@ class Delivery:
     def requeue(self) -> None:
         """Back to the queue."""
         self.settler.requeue(self.tag)
+
+
+class SafeChannel:
+    """A channel for a project's hooks: it settles from any thread.
+
+    Every other attribute is pika's channel's, for the reactor's thread only.
+
+    Args:
+        channel: pika's.
+        settler: the channel's.
+        reactor: Twisted's reactor.
+    """
+
+    def __init__(self, channel: pika.channel.Channel, settler: Settler, reactor: Any) -> None:
+        self._channel = channel
+        self._settler = settler
+        self._reactor = reactor
+        #: Tags that hooks have settled in a thread, and how; the reactor does it a moment later.
+        self._settled: dict[int, bool | None] = {}
+
+    def basic_ack(self, delivery_tag: int, multiple: bool = False) -> None:
+        """Acknowledge a message: the broker forgets it.
+
+        Raises:
+            ValueError: ``multiple``: it would settle messages that other threads work on.
+        """
+        self._settle(delivery_tag, None, multiple)
+
+    def basic_nack(self, delivery_tag: int, multiple: bool = False, requeue: bool = True) -> None:
+        """Give a message back, or let the broker dead-letter or drop it.
+
+        Raises:
+            ValueError: ``multiple``: it would settle messages that other threads work on.
+        """
+        self._settle(delivery_tag, requeue, multiple)
+
+    def basic_reject(self, delivery_tag: int, requeue: bool = True) -> None:
+        """Give a message back, or let the broker dead-letter or drop it."""
+        self._settle(delivery_tag, requeue, False)
+
+    def forget(self, delivery_tag: int) -> bool:
+        """The service is done with a delivery; returns whether a hook has given it back."""
+        return self._settled.pop(delivery_tag, None) is not None
+
+    def _settle(self, tag: int, requeue: bool | None, multiple: bool) -> None:
+        if multiple:
+            raise ValueError("Settle one message at a time: others are being worked on.")
+        self._settled[tag] = requeue
+        self._reactor.callFromThread(self._settler.take, tag, requeue)
+
+    def __getattr__(self, name: str) -> Any:
+        if not isInIOThread():
+            raise RuntimeError(
+                f"channel.{name} is for the reactor's thread: use reactor.callFromThread. From "
+                "here a message can be settled by basic_ack, basic_nack and basic_reject."
+            )
+        return getattr(self._channel, name)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The life of a queue's messages: deliver, claim, run, record, settle.
 
-Everything here happens in the reactor, but for ``_work`` and ``_claimed`` as noted. A message::
+Everything here happens in the reactor, but for the methods noted otherwise. A message::
 
     deliver   waits until the pace allows another claim; a message whose task is running here
               already is adopted: its delivery is settled together with the first
@@ -9,6 +9,9 @@ Everything here happens in the reactor, but for ``_work`` and ``_claimed`` as no
     run       what was claimed goes straight to the worker threads
     record    the thread hands its result to the LogWriter
     settle    after the commit: acknowledge, on the channel that delivered
+
+Where a project's consumer reads messages in its own way, the worker thread gets the message
+unclaimed, and ``serving`` calls the hooks and claims in between.
 """
 
 from __future__ import annotations
@@ -16,8 +19,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from txaio.tx import make_logger
 
@@ -30,6 +35,7 @@ from carrot_twisted.service.delivery import Delivery
 from carrot_twisted.service.log_writer import Claim, Finish, LogWriter
 from carrot_twisted.service.pool import WorkerPool
 from carrot_twisted.service.prefetch import Pace
+from carrot_twisted.service.serving import Outcome, Served, Serving
 
 if TYPE_CHECKING:
     from carrot_twisted.conf import QueueSettings
@@ -44,6 +50,8 @@ MISSING_DELAYS = (0.1, 0.3, 1.0, 2.0, 3.0, 4.0)
 OWN_MISSING_DELAYS = (0.1,)
 #: So many messages may wait for their rows at once; further ones are taken for dead.
 MAX_MISSING = 200
+#: Seconds until a message is served again whose hooks met a database that is away.
+AWAY_DELAY = 1.0
 
 DeadLetter = Callable[[Delivery, str], None]
 
@@ -91,6 +99,7 @@ class Dispatcher:
         self.name = queue.name
         self.pace = Pace(concurrency=concurrency, fixed=queue.prefetch)
         self._consumer = consumer
+        self._hooked = consumer.reads_messages
         self._writer = writer
         self._limits = limits
         self._dead_letter = dead_letter
@@ -174,10 +183,15 @@ class Dispatcher:
             if not delivery.settler.is_open:
                 continue
             key = _message_id(delivery)
-            if key is None:
-                self._bury(delivery, "the message has no message_id of a MessageLog (a UUID)")
-            elif key in self._jobs:
+            if key is not None and key in self._jobs:
                 self._adopt(self._jobs[key], delivery)
+            elif self._hooked:
+                job = Job(key or uuid4(), [delivery])
+                self._jobs[job.uuid] = job
+                self._pool.put(job)
+                room -= 1
+            elif key is None:
+                self._bury(delivery, "the message has no message_id of a MessageLog (a UUID)")
             else:
                 job = batch[key] = self._jobs[key] = Job(key, [delivery])
                 job.since = self._reactor.seconds()
@@ -220,7 +234,7 @@ class Dispatcher:
             if isinstance(verdict, Verdict):
                 others.append((job, verdict))
             else:
-                job.run = _run(verdict, job.deliveries[0], self._consumer)
+                job.run = _run(verdict, job.deliveries[0])
                 self._pool.put(job)
         if others:
             self._reactor.callFromThread(self._not_claimed, others)
@@ -262,21 +276,100 @@ class Dispatcher:
         self._missing -= 1
         if self._stopping or self._paused or self._held:
             self._requeue(job)
+        elif self._hooked:
+            self._pool.put(job)
         else:
             self._claim({job.uuid: job})
+
+    def _claim_here(self, job: Job, key: UUID) -> Run | None:
+        """On a worker thread: claim the row that the hooks have found; None if it is not ours."""
+        answer: SimpleQueue[Run | None] = SimpleQueue()
+        self._reactor.callFromThread(self._claim_for, job, key, answer)
+        return answer.get()
+
+    def _claim_for(self, job: Job, key: UUID, answer: SimpleQueue[Run | None]) -> None:
+        other = self._jobs.get(key, job)
+        if other is not job:
+            # Two messages of one row: the first one runs it.
+            del self._jobs[job.uuid]
+            for delivery in job.deliveries:
+                self._adopt(other, delivery)
+            answer.put(None)
+            return
+        del self._jobs[job.uuid]
+        job.uuid = key
+        self._jobs[key] = job
+        job.since = self._reactor.seconds()
+
+        def answered(verdicts: dict[UUID, Claimed | Verdict]) -> None:
+            verdict = verdicts[key]
+            if isinstance(verdict, Verdict):
+                self._reactor.callFromThread(self._not_claimed, [(job, verdict)])
+                answer.put(None)
+            else:
+                job.run = _run(verdict, job.deliveries[0])
+                answer.put(job.run)
+
+        self._writer.submit(Claim(ids=[key], token=new_token(), alone=False, answer=answered))
 
     # run
 
     def _work(self, job: Job) -> None:
         """On a worker thread."""
         run = job.run
-        assert run is not None
         if self._stopping:
-            # It was being claimed while the stop began.
-            self._record(job, Result(kind=Kind.RELEASED))
+            # It was on its way here while the stop began.
+            self._give_back(job)
+        elif self._hooked:
+            served = self._serve(job)
+            if served.result is not None:
+                self._record(job, served.result)
+            else:
+                self._reactor.callFromThread(self._served, job, served)
+        else:
+            assert run is not None
+            self._record(job, execution.execute(run, self._limits, self._consumer.failure_hook()))
+
+    def _serve(self, job: Job) -> Served:
+        """On a worker thread: let the project's hooks read the message."""
+        delivery = job.deliveries[0]
+        assert delivery.channel is not None
+        return Serving(
+            consumer=self._consumer,
+            channel=delivery.channel,
+            delivery=delivery,
+            claim=partial(self._claim_here, job),
+            claimed=job.run,
+            limits=self._limits,
+        ).serve()
+
+    def _served(self, job: Job, served: Served) -> None:
+        """The hooks are done with a message, and there is no result of a task."""
+        if served.outcome is Outcome.ELSEWHERE:
             return
-        result = execution.execute(run, self._limits, self._consumer.failure_hook())
-        self._record(job, result)
+        if served.outcome is Outcome.MISSING and not self._stopping:
+            self._wait_for_row(job)
+        elif served.outcome is Outcome.BROKEN:
+            del self._jobs[job.uuid]
+            for delivery in job.deliveries:
+                self._bury(delivery, f"{type(served.error).__name__}: {served.error}")
+        elif served.outcome is Outcome.HANDLED:
+            self._settle(job)
+            self._flush([job])
+        elif self._stopping:
+            self._requeue(job)
+        else:
+            self._missing += 1
+            self._reactor.callLater(AWAY_DELAY, self._claim_again, job)
+        self._pump()
+        self.on_suspect()
+
+    def _give_back(self, job: Job) -> None:
+        """Not begun: the row to the outbox if it is claimed, else the message to the broker."""
+        if job.run is None:
+            self._reactor.callFromThread(self._requeue, job)
+        else:
+            self._record(job, Result(kind=Kind.RELEASED))
 
     # record
 
@@ -366,7 +459,7 @@ class Dispatcher:
         while self._suspects:
             self._requeue(self._suspects.popleft())
         for job in self._pool.recall():
-            self._record(job, Result(kind=Kind.RELEASED))
+            self._give_back(job)
 
     def stop_threads(self) -> None:
         """Let the threads end that are free."""
@@ -396,8 +489,8 @@ def _message_id(delivery: Delivery) -> UUID | None:
         return None
 
 
-def _run(claimed: Claimed, delivery: Delivery, consumer: Consumer) -> Run:
-    header = (delivery.properties.headers or {}).get(consumer.serializer.type_header)
+def _run(claimed: Claimed, delivery: Delivery) -> Run:
+    header = (delivery.properties.headers or {}).get(wire.TYPE_HEADER)
     return Run(
         uuid=claimed.uuid,
         token=claimed.token,

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from twisted.python.failure import Failure
 
     from carrot_twisted.conf import CarrotSettings, QueueSettings
+    from carrot_twisted.consumer import Consumer
     from carrot_twisted.service.delivery import Delivery
     from carrot_twisted.service.protocol import CarrotProtocol
     from carrot_twisted.virtual_host import VirtualHost
@@ -67,6 +68,10 @@ class ServiceOptions:
     """Instead of the setting."""
     scheduler: bool = True
     """Publish scheduled tasks, too."""
+    consumer_name: str | None = None
+    """Name of the consumer objects; by default ``<queue>-consumer``."""
+    logger: logging.Logger | None = None
+    """Of the consumer objects; by default the logger ``carrot``."""
 
 
 def chosen_queues(settings: CarrotSettings, options: ServiceOptions) -> list[QueueSettings]:
@@ -143,35 +148,36 @@ class Engine:
             Scheduler(self._writer, self._using, reactor) if options.scheduler else None
         )
         limits = Limits(result=settings.max_result_size, log=settings.max_log_size)
+        consumers = [self._make_consumer(queue, options) for queue in queues]
         self._dispatchers = [
             Dispatcher(
                 queue=queue,
                 concurrency=options.concurrency or queue.concurrency,
-                consumer=make_consumer(
-                    queue.consumer_class,
-                    host=queue.host,
-                    queue=queue.name,
-                    logger=logging.getLogger(task_logging.LOGGER),
-                    name=f"{queue.name}-consumer",
-                    durable=queue.durable,
-                    queue_arguments=queue.queue_arguments,
-                    exchange_arguments=queue.exchange_arguments,
-                ),
+                consumer=consumer,
                 writer=self._writer,
                 limits=limits,
                 dead_letter=self._dead_letter_of(queue),
                 reactor=reactor,
             )
-            for queue in queues
+            for queue, consumer in zip(queues, consumers, strict=True)
         ]
         Quarantine(self._dispatchers)
-        self._subscriptions = [
-            Subscription(queue, dispatcher, self._relay.queue_lost, reactor)
-            for queue, dispatcher in zip(queues, self._dispatchers, strict=True)
-        ]
-        self._consuming = [
-            BrokerConnection(host, "consuming", self._connector(host, queues), reactor)
+        self._consuming = {
+            host: BrokerConnection(host, "consuming", self._connector(host, queues), reactor)
             for host in dict.fromkeys(queue.host for queue in queues)
+        }
+        self._subscriptions = [
+            Subscription(
+                queue=queue,
+                consumer=consumer,
+                connection=self._consuming[queue.host],
+                dispatcher=dispatcher,
+                on_queue_lost=self._relay.queue_lost,
+                reactor=reactor,
+            )
+            for queue, consumer, dispatcher in zip(
+                queues, consumers, self._dispatchers, strict=True
+            )
         ]
         self._heartbeat = LoopingCall(self._beat)
         self._custody = LoopingCall(self._take_custody)
@@ -203,8 +209,8 @@ class Engine:
         self._publisher.start()
         for dispatcher in self._dispatchers:
             dispatcher.start()
-        for connection in self._consuming:
-            connection.start()
+        for subscription in self._subscriptions:
+            subscription.start()
         self._relay.start()
         if self._scheduler is not None:
             self._scheduler.start()
@@ -245,10 +251,15 @@ class Engine:
         self._stop_loops()
         if written:
             await self._leave()
-        for connection in self._consuming:
+        for subscription in self._subscriptions:
+            subscription.leave()
+        for connection in self._consuming.values():
             await connection.stop()
         await self._publisher.stop()
-        publisher.install(None)
+        other = publisher.install(None)
+        if other is not self._publisher:
+            # Another engine in this process has taken the place.
+            publisher.install(other)
         if self._writer.away:
             self._writer.give_up()
         for dispatcher in self._dispatchers:
@@ -378,6 +389,18 @@ class Engine:
         for subscription, dispatcher in zip(self._subscriptions, self._dispatchers, strict=True):
             dispatcher.resume()
             subscription.want(True)
+
+    def _make_consumer(self, queue: QueueSettings, options: ServiceOptions) -> Consumer:
+        return make_consumer(
+            queue.consumer_class,
+            host=queue.host,
+            queue=queue.name,
+            logger=options.logger or logging.getLogger(task_logging.LOGGER),
+            name=options.consumer_name or f"{queue.name}-consumer",
+            durable=queue.durable,
+            queue_arguments=queue.queue_arguments,
+            exchange_arguments=queue.exchange_arguments,
+        )
 
     def _dead_letter_of(self, queue: QueueSettings) -> Callable[[Delivery, str], None]:
         def dead_letter(delivery: Delivery, reason: str) -> None:

@@ -3,6 +3,10 @@
 
 The wanted state (``consume`` or not, which prefetch) and the present one are compared by
 ``_adjust``, which brings the one to the other; whoever changes the wanted state calls it.
+
+Two have to want it: the service (not while the database is away), and the project's consumer, by
+``start_consuming``. The consumer's hooks are called here, at django-carrot's moments. A hook that
+raises is logged; a step that it was to do, such as ``start_consuming``, is done without it.
 """
 
 from __future__ import annotations
@@ -12,19 +16,23 @@ from typing import TYPE_CHECKING, Any
 from pika.exceptions import AMQPError
 from twisted.internet.defer import CancelledError, Deferred, DeferredLock
 from twisted.internet.task import deferLater
-from txaio.tx import make_logger
+from twisted.python.threadable import isInIOThread
+from txaio.tx import as_future, make_logger
 
 from carrot_twisted import declaring, topology
-from carrot_twisted.service.delivery import Delivery, Settler
+from carrot_twisted.service.delivery import Delivery, SafeChannel, Settler
 from carrot_twisted.service.prefetch import worth_changing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from carrot_twisted.conf import QueueSettings
+    from carrot_twisted.consumer import Consumer
     from carrot_twisted.declaring import Refusal
+    from carrot_twisted.service.connection import BrokerConnection
     from carrot_twisted.service.dispatcher import Dispatcher
     from carrot_twisted.service.protocol import CarrotChannel, CarrotProtocol
+    from carrot_twisted.topology import Step
 
 _log = make_logger()
 
@@ -38,6 +46,8 @@ class Subscription:
 
     Args:
         queue: its settings.
+        consumer: its consumer object, whose hooks are called.
+        connection: to the queue's broker; shared with other queues.
         dispatcher: takes the deliveries.
         on_queue_lost: called when the queue is there again after it had been deleted.
         reactor: Twisted's reactor.
@@ -46,6 +56,8 @@ class Subscription:
     def __init__(
         self,
         queue: QueueSettings,
+        consumer: Consumer,
+        connection: BrokerConnection,
         dispatcher: Dispatcher,
         on_queue_lost: Callable[[QueueSettings], None],
         reactor: Any,
@@ -53,9 +65,16 @@ class Subscription:
         self._on_queue_lost = on_queue_lost
         self._cancelled = False
         self._queue = queue
+        self._consumer = consumer
+        self._connection = connection
         self._dispatcher = dispatcher
         self._reactor = reactor
+        #: The service wants it.
         self._wanted = True
+        #: The project's consumer wants it.
+        self._asked = False
+        #: The project's consumer has asked for the connection.
+        self._joined = False
         self._stopping = False
         self._channel: CarrotChannel | None = None
         self._settler: Settler | None = None
@@ -65,14 +84,35 @@ class Subscription:
         self._told: set[str] = set()
         self._retry: Deferred[Any] | None = None
         dispatcher.on_settled = self._follow_pace
+        consumer.link = self
 
     @property
     def consuming(self) -> bool:
         """Whether the broker delivers to us now."""
         return self._tag is not None
 
+    def start(self) -> None:
+        """Start the consumer."""
+        self._step(self._consumer.run, self.connect)
+
     def connected(self, protocol: CarrotProtocol) -> None:
         """There is a new connection: consume on it."""
+        if not self._joined:
+            return
+        consumer, connection = self._consumer, protocol.connection
+        consumer.connection = connection
+
+        def closed(reason: Any) -> Any:
+            consumer.connection = None
+            self._joined = False
+            self._tell(consumer.on_connection_closed, connection, *_code_and_text(reason))
+            if not self._stopping:
+                self._step(consumer.reconnect, self.connect)
+            return reason
+
+        if protocol.closed is not None:
+            protocol.closed.addBoth(closed)
+        self._tell(consumer.on_connection_open, connection)
         Deferred.fromCoroutine(self._run(protocol)).addErrback(self._broken)
 
     def want(self, consume: bool) -> Deferred[None]:
@@ -85,20 +125,80 @@ class Subscription:
         self._stopping = True
         if self._retry is not None:
             self._retry.cancel()
+        self._step(self._consumer.stop, lambda: None)
         return self.want(False)
+
+    def leave(self) -> None:
+        """All tasks have ended."""
+        self._step(self._consumer.close_connection, lambda: None)
+
+    # What the consumer asks for, from any thread
+
+    def connect(self) -> None:
+        """Use the connection to the queue's broker; make it, if there is none."""
+        self._in_reactor(self._join)
+
+    def consume(self, wanted: bool) -> None:
+        """Let the broker deliver, or not."""
+        self._in_reactor(self._ask, wanted)
+
+    def close_connection(self) -> None:
+        """Close the connection. Unless the service stops, it connects again."""
+        self._in_reactor(self._connection.drop)
+
+    def _in_reactor(self, function: Callable[..., Any], *arguments: Any) -> None:
+        if isInIOThread():
+            function(*arguments)
+        else:
+            self._reactor.callFromThread(function, *arguments)
+
+    def _join(self) -> None:
+        self._joined = True
+        self._connection.start()
+
+    def _ask(self, wanted: bool) -> None:
+        self._asked = wanted
+        self._adjust_soon()
+
+    def _tell(self, hook: Callable[..., Any], *arguments: Any) -> None:
+        """Call a hook that follows an event; it may be a coroutine function."""
+        as_future(hook, *arguments).addErrback(self._hook_failed, hook)
+
+    def _step(self, hook: Callable[[], Any], otherwise: Callable[[], Any]) -> Deferred[Any]:
+        """Call a hook that does a step; if it fails, do the step without it."""
+
+        def failed(failure: Any) -> None:
+            self._hook_failed(failure, hook)
+            otherwise()
+
+        done: Deferred[Any] = as_future(hook).addErrback(failed)
+        return done
+
+    def _hook_failed(self, failure: Any, hook: Callable[..., Any]) -> None:
+        name = getattr(hook, "__qualname__", repr(hook))
+        _log.failure("{hook} failed, the service goes on without it", failure=failure, hook=name)
+
+    def _check_asked(self, _: object) -> None:
+        if not self._asked:
+            _log.warn(
+                "Queue {queue} is not consumed: start_consuming of {kind} has not called its "
+                "base's",
+                queue=self._queue.name,
+                kind=type(self._consumer).__name__,
+            )
+
+    # The life of a channel
 
     async def _run(self, protocol: CarrotProtocol) -> None:
         delay = FIRST_DELAY
         while protocol.is_open and not self._stopping:
+            started = self._reactor.seconds()
             try:
-                await self._declare(protocol)
-                channel = await protocol.channel()
-                started = self._reactor.seconds()
-                reason = await self._hold(channel)
+                reason = await self._hold(await protocol.channel(), protocol)
             except AMQPError as error:
                 reason = error
-                started = self._reactor.seconds()
             self._channel = self._settler = self._tag = None
+            self._asked = False
             self._dispatcher.forget_closed()
             if not protocol.is_open or self._stopping:
                 return
@@ -119,23 +219,37 @@ class Subscription:
                 self._retry = None
             delay = min(LAST_DELAY, delay * 2)
 
-    async def _hold(self, channel: CarrotChannel) -> object:
-        """Consume on this channel until it closes; returns why it did."""
-        self._channel = channel
-        self._settler = Settler(channel.raw)
-        self._tag = None
-        self._prefetch = 0
+    async def _hold(self, channel: CarrotChannel, protocol: CarrotProtocol) -> object:
+        """Declare, and consume on this channel until it closes; returns why it did."""
+        consumer = self._consumer
+        settler = Settler(channel.raw)
+        safe = consumer.channel = SafeChannel(channel.raw, settler, self._reactor)
         channel.raw.add_on_cancel_callback(self._on_broker_cancel)
-        await self._adjust_soon()
-        return await channel.on_closed
+        self._tell(consumer.on_channel_open, safe)
+        try:
+            await self._declare(protocol)
+            self._channel, self._settler = channel, settler
+            self._tag = None
+            self._prefetch = 0
+            started = self._step(consumer.start_consuming, lambda: self.consume(True))
+            started.addCallback(self._check_asked)
+            reason = await channel.on_closed
+        except AMQPError as error:
+            reason = error
+            if channel.is_open:
+                channel.close()
+        consumer.channel = None
+        self._tell(consumer.on_channel_closed, safe, *_code_and_text(reason))
+        return reason
 
     async def _declare(self, protocol: CarrotProtocol) -> None:
         done: Deferred[list[Refusal]] = Deferred()
         steps = [*topology.dead_letter_steps(self._queue.name), *topology.work_queue(self._queue)]
-        declaring.declare(protocol.connection, steps, done.callback)
+        declaring.declare(protocol.connection, steps, done.callback, self._declared)
         for refusal in await done:
             if refusal.exists_differently:
                 text = f"{refusal.step.name} exists with other arguments and is used as it is: "
+                self._declared(refusal.step)
             elif refusal.forbidden:
                 # A user with few permissions may still consume what others have declared.
                 text = f"{refusal.step.name} may not be declared by this user, and has to exist: "
@@ -145,6 +259,16 @@ class Subscription:
             if text not in self._told:
                 self._told.add(text)
                 _log.warn("{text}", text=text)
+
+    def _declared(self, step: Step, *frame: Any) -> None:
+        """What was to be declared is there; the broker's answer is missing if it was before."""
+        hook = {
+            "exchange_declare": self._consumer.on_exchange_declare,
+            "queue_declare": self._consumer.on_queue_declare,
+            "queue_bind": self._consumer.on_bind,
+        }[step.method]
+        if step.arguments.get("queue") != topology.dead_letter_queue(self._queue.name):
+            self._tell(hook, *frame)
 
     def _adjust_soon(self) -> Deferred[None]:
         adjusted: Deferred[None] = self._lock.run(lambda: Deferred.fromCoroutine(self._adjust()))
@@ -159,11 +283,14 @@ class Subscription:
             wanted_prefetch = prefetch
         else:
             wanted_prefetch = self._prefetch
-        if self._tag is not None and (not self._wanted or wanted_prefetch != self._prefetch):
+        wanted = self._wanted and self._asked
+        if self._tag is not None and (not wanted or wanted_prefetch != self._prefetch):
             tag, self._tag = self._tag, None
-            await channel.cancel(tag)
-            self._dispatcher.return_surplus(wanted_prefetch if self._wanted else 0)
-        if self._wanted and self._tag is None:
+            frame = await channel.cancel(tag)
+            self._dispatcher.return_surplus(wanted_prefetch if wanted else 0)
+            if not wanted:
+                self._tell(self._consumer.on_cancel, frame)
+        if wanted and self._tag is None:
             await channel.basic_qos(prefetch_count=wanted_prefetch)
             frame = await channel.consume(self._queue.name, self._on_message)
             self._tag = frame.method.consumer_tag
@@ -190,14 +317,17 @@ class Subscription:
                 body,
                 method.exchange,
                 method.routing_key,
+                method.redelivered,
+                self._consumer.channel,
             )
         )
 
-    def _on_broker_cancel(self, _frame: Any) -> None:
+    def _on_broker_cancel(self, frame: Any) -> None:
         """The queue was deleted, or its node went away. The channel stays open."""
         _log.warn("The broker cancelled the consumer of {queue}", queue=self._queue.name)
         self._tag = None
         self._cancelled = True
+        self._tell(self._consumer.on_consumer_cancelled, frame)
         channel = self._channel
         if channel is not None and channel.is_open:
             # A new channel comes with new declarations; messages of the old one return to the
@@ -212,3 +342,10 @@ class Subscription:
         # An AMQP error here closes the channel, and with that _run goes on.
         if failure.check(AMQPError) is None:
             _log.failure("Queue {queue}", failure=failure, queue=self._queue.name)
+
+
+def _code_and_text(reason: Any) -> tuple[int, str]:
+    """Reply code and text of a close; 0 if the broker gave none."""
+    error = getattr(reason, "value", reason)
+    text = getattr(error, "reply_text", None)
+    return int(getattr(error, "reply_code", 0) or 0), str(error if text is None else text)

@@ -8,6 +8,7 @@ misbehave, a small server of our own takes its place.
 from __future__ import annotations
 
 import gc
+import logging
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import pika
 import pytest
 import pytest_twisted
+from twisted.internet import threads
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import ILogObserver, LogLevel, eventAsText, globalLogPublisher
@@ -23,6 +25,7 @@ from zope.interface import implementer
 
 from carrot_twisted import topology, virtual_host
 from carrot_twisted.conf import QueueSettings
+from carrot_twisted.consumer import Consumer
 from carrot_twisted.outbox import Post
 from carrot_twisted.publishing import PublishingSession
 from carrot_twisted.service import connection as connection_module
@@ -703,7 +706,7 @@ class Taker:
 class Watch:
     """A Subscription on a connection, and what reached its taker."""
 
-    def __init__(self, connect: Connect, url: str) -> None:
+    def __init__(self, connect: Connect, url: str, kind: type[Consumer] | None = None) -> None:
         self.taker = Taker()
         self.lost: list[QueueSettings] = []
         settings = QueueSettings(
@@ -717,10 +720,19 @@ class Watch:
             consumer_class="carrot_twisted.consumer.Consumer",
             prefetch=None,
         )
-        self.subscription = Subscription(
-            settings, cast("Any", self.taker), self.lost.append, reactor
+        self.consumer = (kind or Consumer)(
+            settings.host, QUEUE, logging.getLogger("carrot"), f"{QUEUE}-consumer"
         )
-        self.link = connect(settings.host, self.subscription.connected)
+        self.link = connect(settings.host, lambda protocol: self.subscription.connected(protocol))
+        self.subscription = Subscription(
+            settings,
+            self.consumer,
+            self.link.connection,
+            cast("Any", self.taker),
+            self.lost.append,
+            reactor,
+        )
+        self.subscription.start()
 
     async def consuming(self) -> None:
         """Wait until the broker delivers."""
@@ -894,3 +906,201 @@ async def test_cuts_under_load_lose_nothing(watch: Watch, client: Broker) -> Non
     await until(lambda: client.depth(QUEUE) == 0)
     assert len(watch.link.protocols) > 3
     await watch.consuming()
+
+
+class Diary(Consumer):
+    """Writes down which of its hooks are called, with what."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name, _ in self.calls]
+
+    def arguments(self, name: str) -> tuple[Any, ...]:
+        """Of the last call of a hook."""
+        return next(args for called, args in reversed(self.calls) if called == name)
+
+
+def _noting(name: str) -> Callable[..., Any]:
+    def hook(self: Diary, *args: Any) -> Any:
+        self.calls.append((name, args))
+        return getattr(super(Diary, self), name)(*args)
+
+    return hook
+
+
+HOOKS = (
+    "run",
+    "connect",
+    "reconnect",
+    "start_consuming",
+    "stop_consuming",
+    "stop",
+    "close_connection",
+    "on_connection_open",
+    "on_connection_closed",
+    "on_channel_open",
+    "on_channel_closed",
+    "on_exchange_declare",
+    "on_queue_declare",
+    "on_bind",
+    "on_consumer_cancelled",
+    "on_cancel",
+)
+for _name in HOOKS:
+    setattr(Diary, _name, _noting(_name))
+#: From the connection to the first delivery, in django-carrot's order.
+OPENING = [
+    "on_connection_open",
+    "on_channel_open",
+    "on_exchange_declare",
+    "on_queue_declare",
+    "on_bind",
+    "start_consuming",
+]
+
+
+@pytest.fixture
+def diary(
+    private_broker: RabbitMQ, connect: Connect, client: Broker, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[type[Consumer]], Watch]:
+    """Consume the queue with a consumer of this class."""
+    monkeypatch.setattr(subscription_module, "FIRST_DELAY", 0.05)
+    monkeypatch.setattr(connection_module, "FIRST_DELAY", 0.05)
+    return lambda kind: Watch(connect, private_broker.url, kind)
+
+
+@in_reactor
+async def test_the_hooks_of_a_consumer_are_called_at_their_moments(
+    diary: Callable[[type[Consumer]], Watch], client: Broker
+) -> None:
+    watch = diary(Diary)
+    consumer = cast("Diary", watch.consumer)
+    await watch.consuming()
+    assert consumer.names == ["run", "connect", *OPENING]
+    assert consumer.connection is consumer.arguments("on_connection_open")[0]
+    assert isinstance(consumer.connection, pika.connection.Connection)
+    assert consumer.channel is consumer.arguments("on_channel_open")[0]
+    for name, method in (
+        ("on_exchange_declare", pika.spec.Exchange.DeclareOk),
+        ("on_queue_declare", pika.spec.Queue.DeclareOk),
+        ("on_bind", pika.spec.Queue.BindOk),
+    ):
+        (frame,) = consumer.arguments(name)
+        assert isinstance(frame.method, method), name
+
+    # The queue is deleted: a cancel by the broker, a new channel, no new connection.
+    consumer.calls.clear()
+    client.channel.queue_delete(QUEUE)
+    await until(lambda: consumer.names[-1:] == ["start_consuming"])
+    assert consumer.names == [
+        "on_consumer_cancelled",
+        "on_channel_closed",
+        *OPENING[1:],
+    ]
+    (frame,) = consumer.arguments("on_consumer_cancelled")
+    assert isinstance(frame.method, pika.spec.Basic.Cancel)
+
+    # The project stops and starts consuming, from any thread.
+    await watch.consuming()
+    consumer.calls.clear()
+    await threads.deferToThread(consumer.stop_consuming)
+    await until(lambda: "on_cancel" in consumer.names)
+    assert not watch.subscription.consuming
+    assert isinstance(consumer.arguments("on_cancel")[0].method, pika.spec.Basic.CancelOk)
+    await threads.deferToThread(consumer.start_consuming)
+    await watch.consuming()
+    client.send(QUEUE, b"after the pause")
+    await watch.takes(b"after the pause")
+
+    # The project closes the connection: the service makes another one.
+    consumer.calls.clear()
+    old = consumer.connection
+    consumer.close_connection()
+    await until(lambda: consumer.names[-1:] == ["start_consuming"])
+    assert [n for n in consumer.names if n != "on_channel_closed"] == [
+        "close_connection",
+        "on_connection_closed",
+        "reconnect",
+        "connect",
+        *OPENING,
+    ]
+    assert consumer.arguments("on_connection_closed") == (old, 200, "Normal shutdown")
+    assert consumer.connection is not old
+
+    consumer.calls.clear()
+    await watch.consuming()
+    await soon(watch.subscription.stop(), CLOSE)
+    assert consumer.names == ["stop", "stop_consuming", "on_cancel"]
+    assert consumer.shutdown_requested
+    watch.subscription.leave()
+    await watch.link.stop()
+    assert consumer.names[3:5] == ["close_connection", "on_connection_closed"] or (
+        consumer.names[3:] == ["close_connection", "on_channel_closed", "on_connection_closed"]
+    )
+    assert (consumer.connection, consumer.channel) == (None, None)
+
+
+class Broken(Consumer):
+    """Every hook of its raises."""
+
+
+def _raising(name: str) -> Callable[..., Any]:
+    def hook(self: Broken, *args: Any) -> Any:
+        raise RuntimeError(f"{name} is broken")
+
+    return hook
+
+
+for _name in HOOKS:
+    setattr(Broken, _name, _raising(_name))
+
+
+@in_reactor
+async def test_hooks_that_raise_keep_no_message_from_coming(
+    diary: Callable[[type[Consumer]], Watch], client: Broker, log: Log
+) -> None:
+    watch = diary(Broken)
+    await watch.consuming()
+    client.send(QUEUE, b"one")
+    await watch.takes(b"one")
+    client.channel.queue_delete(QUEUE)
+    await until(lambda: "on_consumer_cancelled is broken" in log.text)
+    await watch.consuming()
+    protocol = await watch.link.up()
+    protocol.abort()
+    await watch.link.up(2)
+    await watch.consuming()
+    client.send(QUEUE, b"two")
+    await watch.takes(b"one", b"two")
+    await soon(watch.subscription.stop(), CLOSE)
+    assert not watch.subscription.consuming
+    await watch.link.stop()
+    for name in HOOKS:
+        if name not in ("connect", "stop_consuming", "close_connection"):
+            # Those are called by others that are broken themselves.
+            assert f"{name} is broken" in log.text
+    log.failures.clear()
+
+
+class Reluctant(Consumer):
+    """Decides itself when to begin."""
+
+    def start_consuming(self) -> None:
+        """Not yet."""
+
+
+@in_reactor
+async def test_a_consumer_that_does_not_start_is_told_and_may_start_later(
+    diary: Callable[[type[Consumer]], Watch], client: Broker, log: Log
+) -> None:
+    watch = diary(Reluctant)
+    await until(lambda: "start_consuming of Reluctant has not called its base's" in log.text)
+    client.send(QUEUE, b"waiting")
+    await pause(0.2)
+    assert watch.taker.bodies == []
+    Consumer.start_consuming(watch.consumer)
+    await watch.takes(b"waiting")

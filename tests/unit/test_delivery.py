@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pika
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from carrot_twisted.service.delivery import Delivery, Settler
+from carrot_twisted.service import delivery
+from carrot_twisted.service.delivery import Delivery, SafeChannel, Settler
 
 
 class Channel:
@@ -18,6 +22,7 @@ class Channel:
         self.unacked: set[int] = set()
         self.acked: set[int] = set()
         self.requeued: set[int] = set()
+        self.rejected: set[int] = set()
         self.frames: list[tuple[str, int, bool]] = []
 
     def basic_ack(self, tag: int, multiple: bool = False) -> None:
@@ -27,10 +32,9 @@ class Channel:
         self.acked |= covered
 
     def basic_nack(self, tag: int, requeue: bool) -> None:
-        assert requeue, "the message would be thrown away"
         self.frames.append(("nack", tag, False))
         self._settle(tag, {tag})
-        self.requeued.add(tag)
+        (self.requeued if requeue else self.rejected).add(tag)
 
     def _settle(self, tag: int, covered: set[int]) -> None:
         assert self.is_open, "sent on a closed channel"
@@ -167,5 +171,94 @@ def test_it_remembers_nothing_of_what_is_settled() -> None:
         tags = [desk.deliver() for _ in range(5)]
         desk.ack(tags[4], tags[2])
         desk.settler.requeue(tags[3])
+        desk.settler.take(tags[1], None)
         desk.ack(tags[0], tags[1])
-    assert [len(v) for v in vars(desk.settler).values() if hasattr(v, "__len__")] == [0, 0, 0]
+    assert [len(v) for v in vars(desk.settler).values() if hasattr(v, "__len__")] == [0, 0, 0, 0]
+
+
+class TestWhatAHookSettles:
+    """The first word about a message counts; the broker hears of no other."""
+
+    @given(
+        st.lists(
+            st.tuples(
+                st.integers(1, 8),
+                st.sampled_from(["take", "give back", "throw", "ack", "requeue", "flush"]),
+            ),
+            max_size=60,
+        )
+    )
+    def test_every_tag_is_settled_once_whoever_is_first(self, steps: list[tuple[int, str]]) -> None:
+        desk = Desk(8)
+        settled: set[int] = set()
+        for tag, step in steps:
+            if step == "flush":
+                desk.settler.flush()
+            elif step in ("ack", "requeue"):
+                settled.add(tag)
+                getattr(desk.settler, step)(tag)
+            else:
+                settled.add(tag)
+                desk.settler.take(tag, {"take": None, "give back": True}.get(step, False))
+                desk.settler.flush()
+                assert tag not in desk.channel.unacked
+        desk.settler.flush()
+        assert desk.channel.unacked == set(range(1, 9)) - settled
+
+    def test_twice_is_once(self) -> None:
+        desk = Desk(1)
+        desk.settler.take(1, True)
+        desk.settler.take(1, None)
+        assert (desk.channel.requeued, desk.channel.acked) == ({1}, set())
+
+
+class Reactor:
+    """Does in a moment what a thread hands over."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Any, tuple[Any, ...]]] = []
+
+    def callFromThread(self, function: Any, *args: Any) -> None:  # noqa: N802
+        self.waiting.append((function, args))
+
+    def turn(self) -> None:
+        for function, args in self.waiting:
+            function(*args)
+        self.waiting.clear()
+
+
+class TestTheChannelForHooks:
+    def safe(self, desk: Desk) -> tuple[SafeChannel, Reactor]:
+        reactor = Reactor()
+        return SafeChannel(cast("Any", desk.channel), desk.settler, reactor), reactor
+
+    def test_it_settles_in_the_reactor_and_remembers_what_was_given_back(self) -> None:
+        desk = Desk(4)
+        safe, reactor = self.safe(desk)
+        safe.basic_ack(1)
+        safe.basic_nack(2)
+        safe.basic_nack(3, requeue=False)
+        safe.basic_reject(delivery_tag=4)
+        assert desk.channel.frames == []
+        reactor.turn()
+        channel = desk.channel
+        assert (channel.acked, channel.requeued, channel.rejected) == ({1}, {2, 4}, {3})
+        assert [safe.forget(tag) for tag in (1, 2, 3, 4)] == [False, True, True, True]
+        assert [safe.forget(tag) for tag in (1, 2, 3, 4)] == [False] * 4
+
+    def test_many_at_once_would_be_other_threads_messages(self) -> None:
+        safe, reactor = self.safe(Desk(2))
+        for settle in (safe.basic_ack, safe.basic_nack):
+            with pytest.raises(ValueError, match="one message at a time"):
+                settle(2, multiple=True)
+        assert reactor.waiting == []
+
+    def test_the_rest_of_the_channel_is_for_the_reactors_thread(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        safe, _ = self.safe(Desk())
+        monkeypatch.setattr(delivery, "isInIOThread", lambda: True)
+        assert safe.is_open is True
+        monkeypatch.setattr(delivery, "isInIOThread", lambda: False)
+        with pytest.raises(RuntimeError, match=r"channel\.is_open is for the reactor's thread"):
+            _ = safe.is_open

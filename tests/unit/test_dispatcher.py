@@ -153,7 +153,7 @@ def claimed(pk: UUID, token: int) -> Claimed:
 
 @pytest.fixture
 def desk(monkeypatch: pytest.MonkeyPatch) -> Desk:
-    monkeypatch.setattr(execution, "_clean_connections", lambda: None)
+    monkeypatch.setattr(execution, "clean_connections", lambda: None)
     return Desk()
 
 

@@ -58,7 +58,7 @@ def lines_of(result: Result) -> str:
 def no_connections(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests without a database keep their hands off the connections of those with one."""
     if request.node.get_closest_marker("django_db") is None:
-        monkeypatch.setattr(execution, "_clean_connections", lambda: None)
+        monkeypatch.setattr(execution, "clean_connections", lambda: None)
 
 
 @pytest.fixture(autouse=True, scope="module")
