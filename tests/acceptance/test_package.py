@@ -144,6 +144,7 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
     assert {"postgres", "test"} <= set(metadata.get_all("Provides-Extra", []))
 
 
+@pytest.mark.defect(42)
 def test_twistd_lists_carrot_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
     environment = Environment(tmp_path)
     environment.install(wheel)

@@ -8,8 +8,10 @@ misbehave, a small server of our own takes its place.
 from __future__ import annotations
 
 import gc
+import inspect
 import logging
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -502,6 +504,38 @@ async def test_a_peer_that_falls_silent_is_given_up_although_data_wait_to_be_sen
         private_broker.resume()
     await link.up(2)
     assert "heartbeat" in log.text.partition("Lost the connection")[2].lower()
+
+
+@pytest.mark.defect(14)
+@in_reactor
+async def test_any_number_of_reconnections_leaves_the_stack_as_it_was(
+    private_broker: RabbitMQ, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_module, "FIRST_DELAY", 0.0)
+    depths: list[int] = []
+
+    def connected(protocol: CarrotProtocol) -> None:
+        depths.append(len(inspect.stack()))
+        protocol.abort()
+
+    link = connect(VirtualHost(private_broker.url), connected)
+    await until(lambda: len(depths) > 60, 30)
+    assert set(depths[5:60]) == {depths[1]}
+    await link.stop()
+
+
+@pytest.mark.defect(15)
+@in_reactor
+async def test_heartbeats_go_on_while_a_task_takes_long(
+    private_broker: RabbitMQ, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RabbitMQ closes a connection that has been silent for two heartbeats."""
+    monkeypatch.setattr(virtual_host, "HEARTBEAT", 1)
+    link = connect(private_broker.url)
+    protocol = await link.up()
+    await threads.deferToThread(time.sleep, 4)
+    assert protocol.is_open
+    assert link.protocols == [protocol]
 
 
 # Consuming

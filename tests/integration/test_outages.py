@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
+@pytest.mark.defect(10)
 def test_a_broker_restart_under_load_loses_nothing_and_runs_nothing_twice(
     how: str, private_broker: RabbitMQ, start_service: StartService, ledger: Ledger
 ) -> None:
@@ -71,6 +72,7 @@ def test_a_frozen_broker_is_noticed_and_its_tasks_end_once(
 
 
 @pytest.mark.only("postgres")
+@pytest.mark.defect(11)
 def test_a_database_restart_under_load_fails_no_task(
     request: pytest.FixtureRequest, start_service: StartService, ledger: Ledger
 ) -> None:
@@ -99,6 +101,7 @@ def test_a_database_restart_under_load_fails_no_task(
 
 
 @pytest.mark.only("sqlite")
+@pytest.mark.defect(13)
 def test_a_database_lock_held_by_another_process_fails_no_task(
     start_service: StartService, ledger: Ledger
 ) -> None:

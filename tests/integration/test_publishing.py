@@ -286,6 +286,7 @@ publish_message(EFFECT, "once")
 # What arrives
 
 
+@pytest.mark.defect(2)
 def test_the_message_is_that_of_django_carrot_and_persistent(served: None, broker: Broker) -> None:
     cases: list[tuple[list[Any], dict[str, Any]]] = [
         ([], {}),
@@ -573,6 +574,7 @@ def test_confirms_are_noted_again_after_the_database_ended_the_sessions(
 # A broker that is away, silent or unkind
 
 
+@pytest.mark.defect(40)
 def test_with_the_broker_away_the_row_waits_for_a_service(
     served: None,
     settings: Any,

@@ -13,6 +13,8 @@ from uuid import uuid4
 
 import pytest
 from django.db import connection, transaction
+from django.db.models.functions import Now
+from django.utils import timezone
 
 from carrot_twisted import publisher
 from carrot_twisted.models import MessageLog, Worker
@@ -48,6 +50,7 @@ def run(row: MessageLog) -> MessageLog:
     return finished([row])[0]
 
 
+@pytest.mark.defect(1)
 def test_a_task_published_before_any_worker_ever_ran_is_run(
     start_service: StartService, broker: Broker
 ) -> None:
@@ -96,6 +99,7 @@ def test_what_a_task_logs_and_raises_is_kept(start_service: StartService) -> Non
     assert failed.completion_time is None
 
 
+@pytest.mark.defect(12)
 def test_nothing_that_a_task_does_stops_the_service(start_service: StartService) -> None:
     service = start_service("--concurrency=1")
     leaving = publish_message(tasks.leave, 3)
@@ -126,6 +130,7 @@ def test_tasks_publish_tasks_ask_the_reactor_and_may_be_coroutines(
     assert run(awaiting).output == "41"
 
 
+@pytest.mark.defect(5)
 def test_a_rolled_back_transaction_publishes_nothing(
     start_service: StartService, ledger: Ledger
 ) -> None:
@@ -143,6 +148,7 @@ def test_a_rolled_back_transaction_publishes_nothing(
     assert ledger() == ["kept"]
 
 
+@pytest.mark.defect(5)
 def test_a_task_whose_transaction_commits_seven_seconds_later_runs_then(
     start_service: StartService, broker: Broker, ledger: Ledger
 ) -> None:
@@ -175,6 +181,7 @@ def test_a_task_whose_transaction_commits_seven_seconds_later_runs_then(
     assert service.stop() == 0
 
 
+@pytest.mark.defect(4, 28)
 def test_foreign_broken_and_hostile_messages_are_kept_and_hold_up_nobody(
     start_service: StartService, broker: Broker, tmp_path: Path
 ) -> None:
@@ -206,6 +213,7 @@ def test_foreign_broken_and_hostile_messages_are_kept_and_hold_up_nobody(
     assert broker.depth("default") == 0
 
 
+@pytest.mark.defect(12, 28)
 def test_messages_that_contradict_their_row_fail_it_with_the_reason(
     start_service: StartService, broker: Broker, tmp_path: Path
 ) -> None:
@@ -244,6 +252,7 @@ def test_messages_that_contradict_their_row_fail_it_with_the_reason(
     assert done.attempts == 1
 
 
+@pytest.mark.defect(3)
 def test_kill_9_in_the_middle_of_200_tasks_loses_none(
     start_service: StartService, ledger: Ledger
 ) -> None:
@@ -342,6 +351,7 @@ def test_only_the_chosen_queues_are_consumed(start_service: StartService, broker
 
 
 @pytest.mark.only("postgres")
+@pytest.mark.defect(11)
 def test_a_database_session_that_is_killed_costs_no_task(
     start_service: StartService, ledger: Ledger
 ) -> None:
@@ -377,3 +387,54 @@ def test_a_user_who_may_not_declare_consumes_what_others_declared(
         assert run(row).status == MessageLog.COMPLETED
     finally:
         private_broker.ctl("delete_user", "reader")
+
+
+@pytest.mark.once
+@pytest.mark.defect(41)
+def test_a_service_needs_two_connections_however_many_tasks_run_at_once(
+    start_service: StartService, private_broker: RabbitMQ, tmp_path: Path
+) -> None:
+    service = start_service(CARROT_TEST_CONCURRENCY="8", CARROT_BROKER_URL=private_broker.url)
+    service.wait_for("Consuming queue other")
+    logs = [publish_message(tasks.wait_for_file, str(tmp_path / "go")) for _ in range(8)]
+    running = MessageLog.objects.filter(status=MessageLog.IN_PROGRESS)
+    wait_until(lambda: running.count() == 8)
+    pids = private_broker.ctl("list_connections", "client_properties")
+    (tmp_path / "go").touch()
+    finished(logs)
+    assert pids.count("carrot-twisted") == 2 + 1, pids
+
+
+@pytest.mark.only("postgres")
+@pytest.mark.defect(34)
+def test_the_hot_questions_are_answered_by_indexes_however_many_rows_there_are(
+    served: None,
+) -> None:
+    rows = [
+        MessageLog.new(
+            task="app.old",
+            queue="default",
+            status=MessageLog.COMPLETED,
+            publish_time=timezone.now(),
+            completion_time=timezone.now(),
+        )
+        for _ in range(20_000)
+    ]
+    MessageLog.objects.bulk_create(rows, batch_size=5_000)
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE carrot_twisted_messagelog")
+    due = Now() - timedelta(seconds=1)
+    questions = [
+        MessageLog.objects.filter(pk__in=[rows[0].pk, rows[1].pk]),
+        MessageLog.objects.unsent().filter(relay_at__lte=due).order_by("relay_at")[:1000],
+        MessageLog.objects.filter(status="IN_PROGRESS", worker="one"),
+        MessageLog.objects.filter(status="COMPLETED", completion_time__lt=due).order_by(
+            "completion_time"
+        )[:1000],
+        MessageLog.objects.filter(status="FAILED", failure_time__lt=due).order_by("failure_time")[
+            :1000
+        ],
+    ]
+    for question in questions:
+        plan = question.explain()
+        assert "Seq Scan" not in plan, plan

@@ -108,6 +108,7 @@ class TestClaim:
         claim_one(row())
         assert state(other) == before
 
+    @pytest.mark.defect(9)
     def test_a_second_claimant_gets_nothing(self) -> None:
         worker("me")
         pk = row()
@@ -316,6 +317,7 @@ class TestFinish:
         assert finish_one(pk, 1, result) == 0
         assert state(pk) == before
 
+    @pytest.mark.defect(8)
     def test_a_row_that_was_deleted_is_not_brought_back(self) -> None:
         assert finish_one(uuid4(), 1, DONE) == 0
         assert not MessageLog.objects.exists()

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The documentation: its Python compiles, what it imports is there, its links lead somewhere."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).resolve().parents[2]
+PAGES = [TOP / "README.md", *sorted((TOP / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def blocks(page: Path, language: str) -> Iterator[str]:
+    """The code blocks of one language."""
+    for found, text in FENCE.findall(page.read_text(encoding="utf-8")):
+        if found == language:
+            yield text
+
+
+def name(page: Path) -> str:
+    return page.name
+
+
+def test_there_is_a_page_for_each_part() -> None:
+    assert {"consumers.md", "scheduling.md", "commands.md", "retention.md"} <= {
+        page.name for page in PAGES
+    }
+    assert (TOP / "docs" / "migrating-from-django-carrot.md") in PAGES
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_its_python_compiles_and_imports_what_is_there(page: Path) -> None:
+    for text in blocks(page, "python"):
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("carrot_"):
+                module = import_module(node.module or "")
+                missing = [one.name for one in node.names if not hasattr(module, one.name)]
+                assert not missing, f"{node.module} has no {missing}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_its_links_lead_to_files_that_are_there(page: Path) -> None:
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    targets = [target for target in LINK.findall(text) if "://" not in target]
+    missing = [t for t in targets if not (page.parent / t.partition("#")[0]).exists()]
+    assert not missing
+
+
+def test_every_page_is_reached_from_the_readme() -> None:
+    text = PAGES[0].read_text(encoding="utf-8")
+    lost = [page.name for page in PAGES[1:] if f"docs/{page.name}" not in text]
+    assert not lost
