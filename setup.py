@@ -49,6 +49,8 @@ setup(
         "pika>=1.4.3,<2",
         # Users' own hooks may return plain values, Deferreds or coroutines.
         "txaio>=23.1.1",
+        # Crontabs, with Debian cron's rules for the days when clocks are changed. No dependencies.
+        "cronsim>=2.7",
     ],
     extras_require={
         # The driver with its C library: no compiler, no libpq-dev.

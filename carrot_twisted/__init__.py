@@ -4,3 +4,6 @@
 from __future__ import annotations
 
 __version__ = "0.1.0"
+
+#: The broker where no setting names one: a RabbitMQ on this machine, as it is after installing.
+DEFAULT_BROKER = "amqp://guest:guest@localhost:5672/"

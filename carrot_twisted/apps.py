@@ -6,7 +6,7 @@ from __future__ import annotations
 from django.apps import AppConfig
 
 
-class CarrotTwistedConfig(AppConfig):
+class CarrotConfig(AppConfig):
     """Connects the publisher to committed rows and registers the system checks."""
 
     name = "carrot_twisted"

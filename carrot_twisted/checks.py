@@ -2,7 +2,7 @@
 """What ``manage.py check`` says about the ``CARROT`` setting; the service asks the same at start.
 
 Errors of the setting itself (E001 to E006) come from ``conf``; here stands what needs the
-project's code (E007, E008) or its other settings (W001).
+project's code (E007 to E009) or its other settings (E010, W001, W002).
 """
 
 from __future__ import annotations
@@ -14,11 +14,15 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.utils.module_loading import import_string
 
-from carrot_twisted import conf
+from carrot_twisted import conf, view_decorators
 from carrot_twisted.exceptions import CarrotConfigException
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+#: Last part of ENGINE, Django's own and those of GeoDjango.
+SQLITE = ("sqlite3", "spatialite")
+POSTGRESQL = ("postgresql", "postgis")
 
 
 @register(Tags.compatibility)
@@ -28,7 +32,13 @@ def check_carrot(**_: Any) -> list[CheckMessage]:
     if found:
         return [Error(p.message, hint=p.hint, id=p.id) for p in found]
     value = conf.current()
-    return [*_task_modules(value), *_consumer_classes(value), *_databases()]
+    return [
+        *_task_modules(value),
+        *_consumer_classes(value),
+        *_monitor_authentication(value),
+        *_time_zones(),
+        *_databases(),
+    ]
 
 
 def require() -> None:
@@ -43,7 +53,7 @@ def require() -> None:
 
 
 def _task_modules(value: conf.CarrotSettings) -> Iterator[CheckMessage]:
-    for name in value.task_modules:
+    for name in value.registered_modules:
         try:
             import_module(name)
         except (Exception, SystemExit) as error:
@@ -79,16 +89,47 @@ def _no_consumer(factory: Any) -> str:
     return "" if conf.QUEUE_DEFAULTS["consumer_class"] in bases else "is no Consumer"
 
 
+def _monitor_authentication(value: conf.CarrotSettings) -> Iterator[CheckMessage]:
+    for path in value.monitor_authentication:
+        problem = view_decorators.problem_of(path)
+        if problem:
+            yield Error(
+                f"CARROT['monitor_authentication'] names {path!r}, which {problem}.",
+                hint=view_decorators.HINT,
+                id="carrot_twisted.E009",
+            )
+
+
+def _time_zones() -> Iterator[CheckMessage]:
+    if not settings.USE_TZ:
+        yield Error(
+            "USE_TZ is False: the times of tasks could not be stored and compared.",
+            hint="Set USE_TZ = True, Django's default.",
+            id="carrot_twisted.E010",
+        )
+
+
 def _databases() -> Iterator[CheckMessage]:
     for alias, database in settings.DATABASES.items():
-        if not str(database.get("ENGINE", "")).endswith(".sqlite3"):
-            continue
+        engine = str(database.get("ENGINE", "")).rpartition(".")[2]
         options: Any = database.get("OPTIONS") or {}
-        if options.get("transaction_mode") != "IMMEDIATE":
+        if engine in SQLITE and options.get("transaction_mode") != "IMMEDIATE":
             yield Warning(
                 f"SQLite database {alias!r} does not take its write lock at the start of a "
                 "transaction: threads that write at the same time will meet 'database is locked'.",
                 hint="Set OPTIONS {'transaction_mode': 'IMMEDIATE', 'timeout': 20, "
                 "'init_command': 'PRAGMA journal_mode=WAL;'}.",
                 id="carrot_twisted.W001",
+            )
+        if (
+            engine in POSTGRESQL
+            and database.get("CONN_MAX_AGE", 0) == 0
+            and not options.get("pool")
+        ):
+            yield Warning(
+                f"PostgreSQL database {alias!r} has CONN_MAX_AGE 0: each task of the service opens "
+                "a connection of its own, and closes it.",
+                hint="Set CONN_MAX_AGE to 600, for example, and CONN_HEALTH_CHECKS to True; or "
+                "use a pool: OPTIONS {'pool': True}.",
+                id="carrot_twisted.W002",
             )

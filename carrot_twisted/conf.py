@@ -10,16 +10,17 @@ import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import cache
 from typing import Any
 
 from django.conf import settings
 from django.core.signals import setting_changed
 
+from carrot_twisted import DEFAULT_BROKER
 from carrot_twisted.exceptions import CarrotConfigException
 from carrot_twisted.virtual_host import VirtualHost
 
-DEFAULT_BROKER = "amqp://guest:guest@localhost:5672/"
 DEFAULT_QUEUE = "default"
 
 DEFAULTS: dict[str, Any] = {
@@ -43,6 +44,11 @@ DEFAULTS: dict[str, Any] = {
     "lease": 10.0,
     # How many workers may die under one task before it becomes FAILED.
     "max_crashes": 5,
+    # Dotted paths of decorators for every view of the monitor, for example login_required's.
+    "monitor_authentication": [],
+    # Days that rows are kept after their end, by final state; None: for ever. A state that is not
+    # named keeps its default. None instead of the dictionary: nothing is ever deleted.
+    "retention": {"COMPLETED": 3, "FAILED": None, "CANCELLED": 3},
 }
 
 QUEUE_DEFAULTS: dict[str, Any] = {
@@ -73,6 +79,10 @@ _BROKER_TYPES: dict[str, Any] = {
     "password": str,
     "secure": bool,
 }
+#: Modules of this package whose functions may be run, as if "task_modules" named them.
+OWN_TASK_MODULES = ("carrot_twisted.helper_tasks",)
+#: The longest retention, in days: a hundred years, which every database can subtract.
+MAX_DAYS = 36_500
 _ARGUMENTS = "a dictionary of texts to values that AMQP knows: texts, numbers, True, lists"
 #: AMQP's "short string": the limit of every name on the wire, in bytes.
 MAX_NAME_BYTES = 255
@@ -117,6 +127,14 @@ class CarrotSettings:
     ack_deadline: float
     lease: float
     max_crashes: int
+    monitor_authentication: tuple[str, ...]
+    retention: dict[str, timedelta]
+    """How long rows are kept after their end, by final state; a state not in it: for ever."""
+
+    @property
+    def registered_modules(self) -> tuple[str, ...]:
+        """All modules whose functions may be run: this package's own and ``task_modules``."""
+        return (*OWN_TASK_MODULES, *self.task_modules)
 
     def queue(self, name: str | None) -> QueueSettings:
         """The queue of that name, or the default one.
@@ -258,15 +276,15 @@ class _Reader:
         def seconds(key: str) -> float:
             return float(checked(key, "a number of seconds above 0", _is_seconds))
 
-        modules = checked(
-            "task_modules",
-            "a list of module names",
-            lambda v: _is_list(v) and all(_is_path(m) for m in v),
-        )
+        def paths(key: str, wanted: str) -> tuple[str, ...]:
+            return tuple(
+                checked(key, wanted, lambda v: _is_list(v) and all(_is_path(m) for m in v))
+            )
+
         return CarrotSettings(
             default_broker=default_broker,
             queues=queues,
-            task_modules=tuple(modules),
+            task_modules=paths("task_modules", "a list of module names"),
             max_message_size=number("max_message_size"),
             max_result_size=number("max_result_size"),
             max_log_size=number("max_log_size"),
@@ -274,7 +292,33 @@ class _Reader:
             shutdown_timeout=seconds("shutdown_timeout"),
             ack_deadline=seconds("ack_deadline"),
             lease=seconds("lease"),
+            monitor_authentication=paths(
+                "monitor_authentication", "a list of dotted paths of decorators"
+            ),
+            retention=self.retention(got["retention"]),
         )
+
+    def retention(self, value: Any) -> dict[str, timedelta]:
+        if value is None:
+            return {}
+        default: dict[str, Any] = DEFAULTS["retention"]
+        where = "CARROT['retention']"
+        if not isinstance(value, Mapping):
+            self.problem(
+                6,
+                f"{where} is {_shown(value)}.",
+                "Write {'COMPLETED': days, …}, or None to keep every row for ever.",
+            )
+            return {}
+        self.unknown_keys(value, default, where)
+        wanted = f"a number of days above 0, {MAX_DAYS} at most, or None to keep them for ever"
+        days = {
+            state: self.checked(
+                value.get(state, default[state]), None, f"{where}[{state!r}]", wanted, _is_days
+            )
+            for state in default
+        }
+        return {state: timedelta(days=n) for state, n in days.items() if n is not None}
 
 
 def _is_int(value: Any) -> bool:
@@ -291,6 +335,10 @@ def _is_list(value: Any) -> bool:
 
 def _is_seconds(value: Any) -> bool:
     return (_is_int(value) or isinstance(value, float)) and 0 < value < math.inf
+
+
+def _is_days(value: Any) -> bool:
+    return value is None or (_is_seconds(value) and value <= MAX_DAYS)
 
 
 def _is_prefetch(value: Any) -> bool:

@@ -24,6 +24,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import traceback
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
@@ -40,7 +41,7 @@ from carrot_twisted.task_logging import LOGGING_FORMAT, ListHandler, LoggingTask
 
 if TYPE_CHECKING:
     import logging
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     import pika
     from pika.connection import Connection
@@ -155,10 +156,13 @@ class Consumer:
         self.logger.error("Task %s failed due to the following exception: %s", log.task, err)
         for callback in self.failure_callbacks:
             name = getattr(callback, "__name__", repr(callback))
+            key = log.pk
             try:
-                with transaction.atomic(using=router.db_for_write(MessageLog)):
-                    callback(log, err)
+                with _all_or_nothing(router.db_for_write(MessageLog)):
+                    execution.awaited(callback(log, err))
             except BaseException as failure:
+                # Where the callback had deleted the log, that has not happened.
+                log.pk = key
                 self.logger.error("Failure callback %s failed due to an error: %s", name, failure)
             else:
                 self.logger.info("Failure callback %s succeeded", name)
@@ -167,7 +171,7 @@ class Consumer:
 
     def failure_hook(self) -> FailureCallback | None:
         """What ``execution`` calls when a task fails; None if there is nothing to call."""
-        if self.failure_callbacks or type(self).fail is not Consumer.fail:
+        if self.failure_callbacks or self.overrides("fail"):
             return self._tell_failure
         return None
 
@@ -179,7 +183,8 @@ class Consumer:
             return
         token = _failing.set(log.pk)
         try:
-            self.fail(log, error)
+            fail: Callable[..., Any] = self.fail
+            execution.awaited(fail(log, error))
         except BaseException as failure:
             self.logger.error("%s.fail raised %r", type(self).__name__, failure)
         finally:
@@ -257,13 +262,12 @@ class Consumer:
     @property
     def reads_messages(self) -> bool:
         """Whether this class has its own way with messages, so that its hooks are called."""
-        mine = type(self)
-        return (
-            mine.on_message is not Consumer.on_message
-            or mine.get_message_log is not Consumer.get_message_log
-            or mine.get_task_type is not Consumer.get_task_type
-            or self.serializer is not DefaultMessageSerializer
-        )
+        hooks = ("on_message", "get_message_log", "get_task_type")
+        return any(map(self.overrides, hooks)) or self.serializer is not DefaultMessageSerializer
+
+    def overrides(self, hook: str) -> bool:
+        """Whether this consumer, by its class or by itself, has its own way with that hook."""
+        return getattr(getattr(self, hook), "__func__", None) is not getattr(Consumer, hook)
 
     # The connection: in the reactor
 
@@ -352,6 +356,25 @@ class Consumer:
         """The lines that the task which runs in this thread has logged so far."""
         transcript = task_logging.current.get()
         return transcript.lines if transcript else []
+
+
+@contextmanager
+def _all_or_nothing(using: str) -> Iterator[None]:
+    """A transaction that what is in it can neither leave open nor break without notice."""
+    connection = transaction.get_connection(using)
+    inside = connection.in_atomic_block
+    try:
+        with transaction.atomic(using=using):
+            depth = len(connection.savepoint_ids)
+            yield
+            if len(connection.savepoint_ids) != depth:
+                raise RuntimeError("it left a transaction open")
+            with connection.cursor() as cursor:
+                # PostgreSQL answers COMMIT by a silent rollback, where an error was caught.
+                cursor.execute("SELECT 1")
+    finally:
+        if connection.in_atomic_block and not inside:
+            execution.clean_connections()
 
 
 def _write_failure(log: MessageLog, err: str | BaseException) -> None:
@@ -443,6 +466,7 @@ class ConsumerSet:
 
         Raises:
             CarrotConfigException: the database lacks our tables, or the class is no Consumer.
+            RuntimeError: it consumes already.
         """
         started: Deferred[None] | None = self._in_reactor(self._start)
         return started
@@ -472,6 +496,8 @@ class ConsumerSet:
         from carrot_twisted.service.background import running_reactor
         from carrot_twisted.service.engine import Engine, ServiceOptions
 
+        if self._engine is not None:
+            raise RuntimeError(f"{self.name} consumes already; stop_consuming ends that.")
         refusals: list[str] = []
         settings = conf.current()
         known = settings.queues.get(self.queue)
@@ -500,6 +526,7 @@ class ConsumerSet:
         )
         await self._engine.start()
         if refusals:
+            await self._stop()
             raise CarrotConfigException(refusals[0])
 
     async def _stop(self) -> None:

@@ -20,6 +20,13 @@ class InvalidMessage(CarrotError, ValueError):
     """These arguments, this priority or this task cannot be published. No row was written."""
 
 
+class BrokerError(CarrotError):
+    """The broker could not be reached, did not answer, or refused what was asked of it.
+
+    Raised only where a call waits for the broker. ``publish_message`` does not: its row is kept.
+    """
+
+
 class PoisonMessage(CarrotError):
     """A delivery that no retry can help: its body, header or task makes no sense.
 

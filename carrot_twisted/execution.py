@@ -148,6 +148,11 @@ def blames_database(error: BaseException) -> bool:
         return False
 
 
+def awaited(value: Any) -> Any:
+    """The value; if it is a coroutine, what it returns in the end."""
+    return async_to_sync(_awaited)(value) if inspect.iscoroutine(value) else value
+
+
 async def _awaited(value: Any) -> Any:
     return await value
 
@@ -212,6 +217,14 @@ def clean_connections() -> None:
                 connection.close_if_unusable_or_obsolete()
         except Exception:
             _drop(connection)
+
+
+def in_transaction(alias: str) -> bool:
+    """Whether this thread has a transaction open in that database."""
+    connection = connections[alias]
+    return connection.in_atomic_block or (
+        connection.connection is not None and _in_transaction(connection)
+    )
 
 
 def _in_transaction(connection: Any) -> bool:

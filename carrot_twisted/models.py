@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import json
+import logging
 import os
 import random
 import time
@@ -18,18 +19,26 @@ from datetime import timedelta
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from django.core.validators import MinValueValidator
+from django.core.exceptions import NON_FIELD_ERRORS, ValidationError
+from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models, router, transaction
-from django.db.models import Q
+from django.db.models import Case, DateTimeField, F, Q, When
 from django.db.models.functions import Now
+from django.utils import timezone
 
 from carrot_twisted import conf, signals, statements, triggers, wire
-from carrot_twisted.exceptions import CarrotConfigException, InvalidMessage
+from carrot_twisted.exceptions import CarrotConfigException, CarrotError, InvalidMessage
+from carrot_twisted.task_paths import is_path, resolve_task
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+    from datetime import tzinfo
 
+    from django.db.models.base import ModelBase
     from django.db.models.expressions import CombinedExpression
+
+_logger = logging.getLogger("carrot_twisted.publisher")
+_warned_queues: set[str] = set()
 
 #: Longest dotted path of a task.
 MAX_TASK = 200
@@ -192,6 +201,7 @@ class MessageLog(models.Model):
             models.Index(
                 "completion_time", name="carrot_completed", condition=Q(status="COMPLETED")
             ),
+            models.Index("publish_time", name="carrot_cancelled", condition=Q(status="CANCELLED")),
         ]
 
     def __str__(self) -> str:
@@ -211,19 +221,92 @@ class MessageLog(models.Model):
         # mypy's plugin for Django takes the list for the first field.
         return cls(*values)  # type: ignore[misc]
 
+    @classmethod
+    def checked(
+        cls,
+        task: str,
+        queue: str,
+        routing_key: str | None,
+        exchange: str,
+        priority: int,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> MessageLog:
+        """An unsaved row that can be published: the one way in, for messages and schedules.
+
+        Args:
+            task: dotted path of the function; not imported here.
+            queue: name of a queue in the settings.
+            routing_key: defaults to the queue's name.
+            exchange: "" for RabbitMQ's default exchange.
+            priority: 0 to 255.
+            args: positional arguments, JSON values.
+            kwargs: keyword arguments, JSON values.
+
+        Raises:
+            InvalidMessage: arguments that JSON would change, a priority out of range, names or
+                arguments too long.
+            CarrotConfigException: no such queue in the settings.
+        """
+        settings = conf.current()
+        target = settings.queue(queue)
+        exchange = exchange or ""
+        routing_key = routing_key or target.name
+        _check_priority(priority, target)
+        args_json = wire.exact_json([*args], "positional arguments") if args else wire.NO_ARGS
+        kwargs_json = wire.exact_json(kwargs, "keyword arguments") if kwargs else wire.NO_KWARGS
+        for what, text, limit in (
+            ("task path", task, MAX_TASK),
+            ("exchange", exchange, conf.MAX_NAME_BYTES),
+            ("routing key", routing_key, conf.MAX_NAME_BYTES),
+        ):
+            if len(text.encode()) > limit:
+                raise InvalidMessage(f"The {what} is longer than {limit} bytes: {text[:50]}…")
+        size = len(args_json.encode()) + len(kwargs_json.encode())
+        if size > settings.max_message_size:
+            raise InvalidMessage(
+                f"The arguments take {size} bytes as JSON; at most "
+                f"{settings.max_message_size} (CARROT['max_message_size']) can be sent. Store the "
+                "data and pass its key."
+            )
+        return cls.new(
+            task=task,
+            task_args=args_json,
+            content=kwargs_json,
+            exchange=exchange,
+            queue=target.name,
+            routing_key=routing_key,
+            priority=priority,
+        )
+
     @property
     def positionals(self) -> tuple[Any, ...]:
-        """The positional arguments."""
+        """The positional arguments.
+
+        Raises:
+            InvalidMessage: the row holds no list; other programs may have written it.
+        """
+        text = self.task_args or wire.NO_ARGS
         try:
-            return tuple(json.loads(self.task_args or wire.NO_ARGS))
-        except ValueError:
-            # A row brought over from django-carrot, which stored the text of a tuple.
-            return tuple(ast.literal_eval(self.task_args))
+            try:
+                value = json.loads(text)
+            except ValueError:
+                # A row brought over from django-carrot, which stored the text of a tuple.
+                value = ast.literal_eval(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            value = None
+        if not isinstance(value, list | tuple):
+            raise InvalidMessage(f"Positional arguments are a JSON list, not {text[:100]!r}.")
+        return tuple(value)
 
     @property
     def keywords(self) -> dict[str, Any]:
-        """The keyword arguments."""
-        return dict(json.loads(self.content or wire.NO_KWARGS))
+        """The keyword arguments.
+
+        Raises:
+            InvalidMessage: the row holds no JSON object; other programs may have written it.
+        """
+        return wire.stored_object(self.content)
 
     @property
     def virtual_host(self) -> str | None:
@@ -251,16 +334,25 @@ class MessageLog(models.Model):
     def requeue(self) -> MessageLog:
         """Publish this task again, with the same arguments, as a new row, and delete this one.
 
-        Both happen in one transaction. (django-carrot's behaviour, on any status.)
+        Both happen in one transaction. As in django-carrot it works on any status. If a worker
+        runs the task just now, the new one runs beside it, and the result of that run is dropped
+        with this row.
 
         Returns:
             The new row.
+
+        Raises:
+            CarrotConfigException: the queue is not in the settings any more. Nothing has changed.
+            InvalidMessage: the arguments of this row cannot be read. Nothing has changed.
+            MessageLog.DoesNotExist: this row was requeued or deleted meanwhile.
         """
+        conf.current().queue(self.queue)
+        wire.stored_object(self.content)
         using = self._state.db or router.db_for_write(MessageLog)
         again = MessageLog(
             task=self.task,
-            task_args=json.dumps(list(self.positionals)),
-            content=self.content,
+            task_args=self._args_json(),
+            content=self.content or wire.NO_KWARGS,
             exchange=self.exchange,
             queue=self.queue,
             routing_key=self.routing_key,
@@ -268,9 +360,36 @@ class MessageLog(models.Model):
             retry_of=self.pk,
         )
         with transaction.atomic(using=using):
+            deleted, _ = self.delete(using=using)
+            if not deleted:
+                raise MessageLog.DoesNotExist(
+                    f"The row {again.retry_of} is gone: it was requeued or deleted meanwhile."
+                )
             MessageLog.objects.using(using).enqueue([again])
-            self.delete(using=using)
         return again
+
+    def _args_json(self) -> str:
+        """The stored text, letter for letter; that of django-carrot's rows as JSON."""
+        try:
+            wire.stored_list(self.task_args)
+        except InvalidMessage:
+            return json.dumps(list(self.positionals))
+        return self.task_args or wire.NO_ARGS
+
+
+def _check_priority(priority: int, queue: conf.QueueSettings) -> None:
+    if isinstance(priority, bool) or not isinstance(priority, int):
+        raise InvalidMessage(f"A priority is a whole number, not {priority!r}.")
+    if not 0 <= priority <= wire.MAX_PRIORITY:
+        raise InvalidMessage(f"A priority is from 0 to {wire.MAX_PRIORITY}, not {priority}.")
+    unheeded = priority and "x-max-priority" not in queue.queue_arguments
+    if unheeded and queue.name not in _warned_queues:
+        _warned_queues.add(queue.name)
+        _logger.warning(
+            "Queue %r has no x-max-priority: priorities have no effect. Add "
+            "{'x-max-priority': 10} to its queue_arguments in CARROT['queues'].",
+            queue.name,
+        )
 
 
 @cache
@@ -285,27 +404,133 @@ def _positions() -> dict[str, int]:
     return {field.attname: n for n, field in enumerate(MessageLog._meta.concrete_fields)}
 
 
-class ScheduledTask(models.Model):
-    """A task that is published at intervals. Names of fields are django-carrot's.
+class ScheduledTaskQuerySet(models.QuerySet["ScheduledTask"]):
+    """Updates that the scheduler heeds."""
 
-    Edits take effect at once: the service reads the due rows every second. The grid of slots
-    starts one interval after the service first sees the row, and stays when the service restarts.
+    def update(self, **values: Any) -> int:
+        """As Django's; schedules whose trigger this changes are planned anew."""
+        edited = values.keys() - ScheduledTask.OWNED
+        if edited and "next_run_time" not in values:
+            if edited & ScheduledTask.TRIGGER:
+                values.update(next_run_time=None, problem="")
+            elif values.get("active"):
+                values["next_run_time"] = Case(
+                    When(active=True, then=_mended()), default=None, output_field=DateTimeField()
+                )
+            else:
+                values["next_run_time"] = _mended()
+        return super().update(**values)
+
+    update.alters_data = True  # type: ignore[attr-defined]
+
+    def try_again(self) -> int:
+        """Let those that could not be published be tried at once; returns how many."""
+        return super(ScheduledTaskQuerySet, self.exclude(problem="")).update(
+            next_run_time=_mended()
+        )
+
+    try_again.alters_data = True  # type: ignore[attr-defined]
+
+
+def _mended() -> Case:
+    """``next_run_time`` after an edit that is not of the trigger: a schedule that could not be
+    published is tried at once."""
+    return Case(
+        When(problem="", then=F("next_run_time")),
+        When(misfire=triggers.SKIP, then=None),
+        # The sum makes SQLite write the time as Django does.
+        default=Now() + timedelta(0),
+        output_field=DateTimeField(),
+    )
+
+
+class ScheduledTask(models.Model):
+    """A task that is published again and again, or once at a time. Names are django-carrot's.
+
+    When it runs is said by ``run_at``, else by ``cron``, else by the interval. Edits, new rows and
+    deletions take effect with the next look of a scheduler, which looks every second. The fields
+    in OWNED are the scheduler's: ``save()`` leaves them alone unless they were assigned to, so that
+    a process that read the row a while ago never turns the schedule back.
     """
 
     INTERVAL_CHOICES = tuple((name, name.capitalize()) for name in triggers.SECONDS)
+    MISFIRE_CHOICES = (
+        (triggers.RUN_ONCE, "One run makes up for missed slots"),
+        (triggers.SKIP, "Missed slots are dropped"),
+    )
+    ALLOW, SKIP = "allow", "skip"
+    OVERLAP_CHOICES = ((ALLOW, "Runs may overlap"), (SKIP, "Not while the last run is unfinished"))
+    #: What says when a schedule runs: if one of these changes, it is planned anew.
+    TRIGGER = frozenset(
+        {"interval_type", "interval_count", "cron", "timezone", "run_at", "start_time", "end_time"}
+    )
+    #: What the scheduler writes.
+    OWNED = frozenset({"next_run_time", "last_run_time", "last_log", "problem"})
 
     task_name = models.CharField(max_length=MAX_TASK, unique=True)
     task = models.CharField(max_length=MAX_TASK, help_text="Dotted path of the function.")
     interval_type = models.CharField(max_length=7, choices=INTERVAL_CHOICES, default="seconds")
     interval_count = models.PositiveIntegerField(default=1, validators=[MinValueValidator(1)])
+    cron = models.CharField(
+        max_length=triggers.MAX_CRON,
+        blank=True,
+        default="",
+        help_text="Minute, hour, day of month, month, day of week; instead of the interval.",
+    )
+    timezone = models.CharField(
+        max_length=100,
+        blank=True,
+        default="",
+        help_text="Time zone of the crontab, such as Europe/Berlin; empty: that of the settings.",
+    )
+    run_at = models.DateTimeField(
+        null=True, blank=True, help_text="Run once, at this time; instead of interval and crontab."
+    )
+    start_time = models.DateTimeField(null=True, blank=True, help_text="No run before this time.")
+    end_time = models.DateTimeField(null=True, blank=True, help_text="No run after this time.")
+    misfire = models.CharField(
+        max_length=8,
+        choices=MISFIRE_CHOICES,
+        default=triggers.RUN_ONCE,
+        help_text="What becomes of slots that come while no service runs.",
+    )
+    overlap = models.CharField(
+        max_length=5,
+        choices=OVERLAP_CHOICES,
+        default=ALLOW,
+        help_text="Whether a slot is published while the task of the last one is unfinished.",
+    )
     exchange = models.CharField(max_length=255, blank=True, default="")
     routing_key = models.CharField(max_length=255, blank=True, default="")
     queue = models.CharField(max_length=255, default=conf.DEFAULT_QUEUE)
+    priority = models.PositiveSmallIntegerField(
+        default=0, validators=[MaxValueValidator(wire.MAX_PRIORITY)]
+    )
     task_args = models.TextField(blank=True, default=wire.NO_ARGS, help_text="A JSON list.")
     content = models.TextField(blank=True, default=wire.NO_KWARGS, help_text="A JSON object.")
     active = models.BooleanField(default=True)
-    next_run_time = models.DateTimeField(null=True, blank=True)
-    last_run_time = models.DateTimeField(null=True, editable=False)
+    next_run_time = models.DateTimeField(
+        null=True, blank=True, help_text="Empty: the scheduler plans it at its next look."
+    )
+    last_run_time = models.DateTimeField(
+        null=True, editable=False, help_text="The slot that was published last."
+    )
+    last_log = models.UUIDField(
+        null=True,
+        editable=False,
+        help_text="Key of the MessageLog that was published last; it may be deleted by now.",
+    )
+    problem = models.TextField(
+        blank=True, default="", editable=False, help_text="Why it cannot be published, if so."
+    )
+    declaration = models.TextField(
+        blank=True,
+        default="",
+        editable=False,
+        help_text="What @periodic_task said; empty: the schedule does not live in the code.",
+    )
+
+    objects = ScheduledTaskQuerySet.as_manager()
 
     class Meta:
         indexes: ClassVar = [
@@ -315,10 +540,118 @@ class ScheduledTask(models.Model):
             models.CheckConstraint(
                 condition=Q(interval_count__gte=1), name="carrot_interval_count_at_least_1"
             ),
+            models.CheckConstraint(
+                condition=Q(priority__lte=wire.MAX_PRIORITY), name="carrot_priority_at_most_255"
+            ),
         ]
 
     def __str__(self) -> str:
         return self.task_name
+
+    def save(
+        self,
+        *,
+        force_insert: bool | tuple[ModelBase, ...] = False,
+        force_update: bool = False,
+        using: str | None = None,
+        update_fields: Iterable[str] | None = None,
+    ) -> None:
+        """Write the row; of the scheduler's fields only those that were assigned to.
+
+        If the trigger has changed, the schedule is planned anew; else one that could not be
+        published is tried at once.
+
+        Raises:
+            DatabaseError: the row was deleted meanwhile; it does not come back.
+        """
+        if self._state.adding or force_insert:
+            super().save(
+                force_insert=force_insert,
+                force_update=force_update,
+                using=using,
+                update_fields=update_fields,
+            )
+            self._note_loaded()
+            return
+        loaded = getattr(self, "_loaded", {})
+        changed = {
+            name
+            for name in _WATCHED & self.__dict__.keys()
+            if name not in loaded or self.__dict__[name] != loaded[name]
+        }
+        if update_fields is None:
+            fields = {
+                field.attname for field in self._meta.concrete_fields if not field.primary_key
+            } - self.get_deferred_fields()
+            fields -= _UNASKED - changed
+        else:
+            fields = {*update_fields}
+        replan = changed & fields & self.TRIGGER or ("active" in changed & fields and self.active)
+        if replan and "next_run_time" not in changed & fields:
+            self.next_run_time, self.problem = None, ""
+            fields |= {"next_run_time", "problem"}
+        alias = using or router.db_for_write(type(self), instance=self)
+        with transaction.atomic(using=alias):
+            super().save(force_update=force_update, using=alias, update_fields=fields)
+            if fields - self.OWNED and "next_run_time" not in fields:
+                ScheduledTask.objects.using(alias).filter(pk=self.pk).try_again()
+        self._note_loaded(fields)
+
+    save.alters_data = True  # type: ignore[attr-defined]
+
+    def clean(self) -> None:
+        """Django's hook for forms: tells what would keep the schedule from running.
+
+        The task is not imported here: a web process may lack the worker's code. The scheduler
+        tells in ``problem`` if it cannot find it.
+        """
+        errors: dict[str, str] = {}
+
+        def check(field: str, question: Callable[[], object]) -> None:
+            try:
+                question()
+            except CarrotError as error:
+                errors.setdefault(field, str(error))
+
+        if not is_path(self.task):
+            errors["task"] = f"{self.task!r} is not of the form module.function."
+        if self.run_at is not None and self.cron:
+            errors["run_at"] = "Give run_at or cron, not both."
+        if self.timezone:
+            check("timezone", lambda: triggers.time_zone(self.timezone))
+        if self.cron and "timezone" not in errors:
+            check("cron", lambda: triggers.cron_slot(self.cron, self.zone, timezone.now()))
+        check("queue", lambda: conf.current().queue(self.queue))
+        check("task_args", lambda: self.positional_arguments)
+        check("content", lambda: self.keyword_arguments)
+        if "timezone" not in errors and self.interval_type in triggers.SECONDS:
+            check("run_at" if self.run_at else "end_time", lambda: self.timing)
+        if not errors:
+            # Django has checked the priority already.
+            check(NON_FIELD_ERRORS, lambda: self.new_row(priority=0))
+        if errors:
+            raise ValidationError(errors)
+
+    @classmethod
+    def from_db(cls, *args: Any, **kwargs: Any) -> ScheduledTask:
+        """Django's hook: notes what was read, so that ``save()`` can tell what was changed."""
+        schedule: ScheduledTask = super().from_db(*args, **kwargs)
+        schedule._note_loaded()
+        return schedule
+
+    def refresh_from_db(
+        self, using: str | None = None, fields: Iterable[str] | None = None, **kwargs: Any
+    ) -> None:
+        """As Django's, which also calls it to fetch a deferred field."""
+        names = _WATCHED if fields is None else {*fields}
+        super().refresh_from_db(using, names if fields is not None else None, **kwargs)
+        self._note_loaded(names)
+
+    def _note_loaded(self, names: Set[str] | None = None) -> None:
+        # Not by getattr: that would fetch a deferred field.
+        watched = _WATCHED if names is None else _WATCHED & names
+        now = {name: self.__dict__[name] for name in watched if name in self.__dict__}
+        self._loaded = {**getattr(self, "_loaded", {}), **now}
 
     @property
     def interval(self) -> timedelta:
@@ -342,9 +675,44 @@ class ScheduledTask(models.Model):
 
     @property
     def interval_display(self) -> str:
-        """For people: "Every 5 seconds", "Every 1 hour"."""
+        """For people: "Every 5 seconds", "Every 1 hour"; also for crontabs and one-offs."""
+        if self.run_at is not None:
+            return f"Once at {self.run_at:%Y-%m-%d %H:%M:%S %Z}".rstrip()
+        if self.cron:
+            return f"Cron {self.cron}" + (f" ({self.timezone})" if self.timezone else "")
         unit = self.interval_type
         return f"Every {self.interval_count} {unit if self.interval_count > 1 else unit[:-1]}"
+
+    @property
+    def zone(self) -> tzinfo:
+        """The time zone of the crontab.
+
+        Raises:
+            InvalidMessage: there is no time zone of that name.
+        """
+        return triggers.time_zone(self.timezone)
+
+    @property
+    def timing(self) -> triggers.Timing:
+        """When it runs.
+
+        Raises:
+            InvalidMessage: the row contradicts itself, or names no known interval or time zone.
+        """
+        if self.misfire not in dict(self.MISFIRE_CHOICES):
+            raise InvalidMessage(f"misfire is {self.misfire!r}; it must be run_once or skip.")
+        if self.overlap not in dict(self.OVERLAP_CHOICES):
+            raise InvalidMessage(f"overlap is {self.overlap!r}; it must be allow or skip.")
+        return triggers.Timing(
+            run_at=self.run_at,
+            cron=self.cron,
+            zone=self.zone,
+            interval=self.interval,
+            start=self.start_time,
+            end=self.end_time,
+            skip=self.misfire == triggers.SKIP,
+            last=self.last_run_time,
+        )
 
     @property
     def positional_arguments(self) -> tuple[Any, ...]:
@@ -355,6 +723,53 @@ class ScheduledTask(models.Model):
     def keyword_arguments(self) -> dict[str, Any]:
         """The keyword arguments."""
         return wire.stored_object(self.content)
+
+    def new_row(self, priority: int | None = None) -> MessageLog:
+        """An unsaved MessageLog of what this schedule publishes.
+
+        Raises:
+            InvalidMessage, CarrotConfigException: see ``MessageLog.checked``.
+        """
+        return MessageLog.checked(
+            self.task,
+            self.queue,
+            self.routing_key,
+            self.exchange,
+            self.priority if priority is None else priority,
+            self.positional_arguments,
+            self.keyword_arguments,
+        )
+
+    def publish(self, priority: int | None = None) -> MessageLog:
+        """Run now: publish the task once, also if the schedule is not active.
+
+        When it is due next does not change.
+
+        Args:
+            priority: 0 to 255; None takes the schedule's own.
+
+        Returns:
+            The MessageLog, PUBLISHED.
+
+        Raises:
+            InvalidMessage, CarrotConfigException: the arguments or the queue are wrong.
+            ImportError, AttributeError: there is no such function.
+        """
+        resolve_task(self.task)
+        row = self.new_row(priority)
+        using = self._state.db or router.db_for_write(MessageLog)
+        with transaction.atomic(using=using):
+            MessageLog.objects.using(using).enqueue([row])
+            type(self)._base_manager.using(using).filter(pk=self.pk).update(last_log=row.pk)
+        self.last_log = row.pk
+        self._note_loaded({"last_log"})
+        return row
+
+
+#: Fields that ``save()`` writes only if they were assigned to. The scheduler switches off what is
+#: over, so ``active`` is one of them.
+_UNASKED = ScheduledTask.OWNED | {"active"}
+_WATCHED = ScheduledTask.TRIGGER | _UNASKED
 
 
 class Worker(models.Model):

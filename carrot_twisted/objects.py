@@ -4,16 +4,20 @@
 from __future__ import annotations
 
 import logging
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from carrot_twisted import conf, wire
-from carrot_twisted.exceptions import InvalidMessage, PoisonMessage
-from carrot_twisted.models import MAX_TASK, MessageLog
-from carrot_twisted.virtual_host import VirtualHost
+import pika
+
+from carrot_twisted import blocking, conf, topology, wire
+from carrot_twisted.exceptions import BrokerError, InvalidMessage, PoisonMessage
+from carrot_twisted.models import MessageLog
+from carrot_twisted.task_paths import resolve_task
+from carrot_twisted.virtual_host import HEARTBEAT, VirtualHost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from pika.adapters.blocking_connection import BlockingChannel
 
 __all__ = [
     "BaseMessageSerializer",
@@ -22,35 +26,6 @@ __all__ = [
     "VirtualHost",
     "resolve_task",
 ]
-
-_logger = logging.getLogger("carrot_twisted.publisher")
-_warned_queues: set[str] = set()
-_resolved: dict[str, Callable[..., Any]] = {}
-
-
-def resolve_task(path: str) -> Callable[..., Any]:
-    """The function that a dotted path names. Imported once, then looked up.
-
-    Raises:
-        ImportError: no such module.
-        AttributeError: the module has no such function, or it is not callable.
-    """
-    try:
-        return _resolved[path]
-    except KeyError:
-        pass
-    module_name, _, name = path.rpartition(".")
-    if not module_name or not all(part.isidentifier() for part in path.split(".")):
-        raise ImportError(f"Unable to find the module: {path!r} is not of the form module.function")
-    try:
-        module = import_module(module_name)
-    except ImportError as error:
-        raise ImportError(f"Unable to find the module: {module_name} ({error})") from error
-    task = getattr(module, name, None)
-    if not callable(task):
-        raise AttributeError(f"Unable to find a function called {name} in the module {module_name}")
-    _resolved[path] = task
-    return task  # type: ignore[no-any-return]
 
 
 class BaseMessageSerializer:
@@ -116,6 +91,21 @@ class BaseMessageSerializer:
             "type": self.message_type,
         }
 
+    def publish(self, connection: pika.BlockingConnection, channel: BlockingChannel) -> None:
+        """Send this message and wait until the broker has it; then close the connection.
+
+        The message alone. The service runs no message without a row: ``Message.publish`` is what
+        writes it. This is for other brokers' queues, and for a ``Message.connection_channel``.
+
+        Raises:
+            BrokerError: the broker has it not, or it is not certain that it has.
+        """
+        try:
+            properties = pika.BasicProperties(**self.properties())
+            blocking.publish(channel, properties, **self.publish_kwargs())
+        finally:
+            blocking.close(connection)
+
     @classmethod
     def serialize_arguments(cls, body: str) -> tuple[Sequence[Any], Mapping[str, Any]]:
         """Positional and keyword arguments of a message body.
@@ -164,54 +154,30 @@ class Message:
         task_args: Sequence[Any] = (),
         task_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        settings = conf.current()
-        target = settings.queue(queue)
-        if virtual_host is not None and virtual_host != target.host:
-            raise InvalidMessage(
-                f"Queue {target.name!r} is on {target.host} by CARROT['queues'], not on "
-                f"{virtual_host}: give the queue that 'host' in the settings."
-            )
-        self.task = task
-        self.queue = target.name
-        self.virtual_host = target.host
-        self.routing_key = routing_key or target.name
-        self.exchange = exchange or ""
-        self.priority = _checked_priority(priority, target)
+        if virtual_host is not None:
+            target = conf.current().queue(queue)
+            if virtual_host != target.host:
+                raise InvalidMessage(
+                    f"Queue {target.name!r} is on {target.host} by CARROT['queues'], not on "
+                    f"{virtual_host}: give the queue that 'host' in the settings."
+                )
         self.task_args = tuple(task_args)
         self.task_kwargs = dict(task_kwargs or {})
-        self.args_json = (
-            wire.exact_json(list(self.task_args), "positional arguments")
-            if self.task_args
-            else wire.NO_ARGS
+        self.row = row = MessageLog.checked(
+            task, queue, routing_key, exchange, priority, self.task_args, self.task_kwargs
         )
-        self.kwargs_json = (
-            wire.exact_json(self.task_kwargs, "keyword arguments")
-            if self.task_kwargs
-            else wire.NO_KWARGS
-        )
-        for what, text, limit in (
-            ("task path", task, MAX_TASK),
-            ("exchange", self.exchange, conf.MAX_NAME_BYTES),
-            ("routing key", self.routing_key, conf.MAX_NAME_BYTES),
-        ):
-            if len(text.encode()) > limit:
-                raise InvalidMessage(f"The {what} is longer than {limit} bytes: {text[:50]}…")
-        size = len(self.args_json.encode()) + len(self.kwargs_json.encode())
-        if size > settings.max_message_size:
-            raise InvalidMessage(
-                f"The arguments take {size} bytes as JSON; at most "
-                f"{settings.max_message_size} (CARROT['max_message_size']) can be sent. Store the "
-                "data and pass its key."
-            )
-        self.row = MessageLog.new(
-            task=task,
-            task_args=self.args_json,
-            content=self.kwargs_json,
-            exchange=self.exchange,
-            queue=self.queue,
-            routing_key=self.routing_key,
-            priority=self.priority,
-        )
+        self.task = task
+        self.queue = row.queue
+        self.routing_key = row.routing_key
+        self.exchange = row.exchange
+        self.priority = row.priority
+        self.args_json = row.task_args
+        self.kwargs_json = row.content
+
+    @property
+    def virtual_host(self) -> VirtualHost:
+        """The queue's broker."""
+        return conf.current().queue(self.queue).host
 
     @property
     def formatter(self) -> DefaultMessageSerializer:
@@ -222,6 +188,23 @@ class Message:
     def uuid(self) -> str:
         """The message id, which is the primary key of its MessageLog."""
         return str(self.row.pk)
+
+    @property
+    def connection_channel(self) -> tuple[pika.BlockingConnection, BlockingChannel]:
+        """A new connection to the queue's broker, and a channel on it; the queue is there then.
+
+        The connection is the caller's to close; ``formatter.publish`` does so.
+
+        Raises:
+            BrokerError: no connection, or the broker refused to declare the queue.
+        """
+        steps = topology.work_queue(conf.current().queue(self.queue))
+        connection = blocking.connect(self.virtual_host, HEARTBEAT)
+        try:
+            return connection, blocking.declared_channel(connection, steps)
+        except BrokerError:
+            blocking.close(connection)
+            raise
 
     def publish(self, pika_log_level: int = logging.ERROR) -> MessageLog:
         """Write the MessageLog in the caller's transaction; the broker is told on commit.
@@ -235,19 +218,3 @@ class Message:
         """
         MessageLog.objects.enqueue([self.row])
         return self.row
-
-
-def _checked_priority(priority: int, queue: conf.QueueSettings) -> int:
-    if isinstance(priority, bool) or not isinstance(priority, int):
-        raise InvalidMessage(f"A priority is a whole number, not {priority!r}.")
-    if not 0 <= priority <= wire.MAX_PRIORITY:
-        raise InvalidMessage(f"A priority is from 0 to {wire.MAX_PRIORITY}, not {priority}.")
-    unheeded = priority and "x-max-priority" not in queue.queue_arguments
-    if unheeded and queue.name not in _warned_queues:
-        _warned_queues.add(queue.name)
-        _logger.warning(
-            "Queue %r has no x-max-priority: priorities have no effect. Add "
-            "{'x-max-priority': 10} to its queue_arguments in CARROT['queues'].",
-            queue.name,
-        )
-    return priority

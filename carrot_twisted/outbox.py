@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 import pika
+from django.db import transaction
+from django.db.models import Q
 from django.db.models.functions import Now
 
 from carrot_twisted import conf, statements, topology, wire
@@ -152,8 +154,42 @@ def queue_lost(queue: str, using: str) -> int:
     return _unsend(lost)
 
 
+def ring_for_all(queues: Sequence[str], using: str) -> int:
+    """Put all waiting rows of these queues back into the outbox, in chunks.
+
+    Left alone is what waits in the outbox for a later time, and what others change just now: it is
+    being claimed, or its message was sent this very moment.
+
+    Returns:
+        How many rows were put back.
+    """
+    waiting = MessageLog.objects.using(using).filter(
+        Q(confirmed_at__isnull=False) | Q(relay_at__lte=Now()),
+        status=MessageLog.PUBLISHED,
+        queue__in=queues,
+    )
+    # Rows published meanwhile need no second message, and must not keep this from ending.
+    newest = waiting.order_by("-pk").values_list("pk", flat=True).first()
+    if newest is None:
+        return 0
+    total = 0
+    rest = waiting.filter(pk__lte=newest)
+    while True:
+        with transaction.atomic(using=using):
+            candidates = rest.order_by("pk").select_for_update(skip_locked=True)
+            ids = list(candidates.values_list("pk", flat=True)[:RING_BATCH])
+            if not ids:
+                return total
+            total += _put_back(waiting.filter(pk__in=ids))
+        rest = waiting.filter(pk__gt=ids[-1], pk__lte=newest)
+
+
 def _unsend(rows: QuerySet[MessageLog]) -> int:
     ids = list(rows.order_by("publish_time").values_list("pk", flat=True)[:RING_BATCH])
     if not ids:
         return 0
-    return rows.filter(pk__in=ids).update(confirmed_at=None, token=None, relay_at=due_in(0))
+    return _put_back(rows.filter(pk__in=ids))
+
+
+def _put_back(rows: QuerySet[MessageLog]) -> int:
+    return rows.update(confirmed_at=None, token=None, relay_at=due_in(0))

@@ -1,37 +1,82 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looks for due schedules, once a second, as long as the service runs."""
+"""Looks for due schedules, once a second, and at the moment of each slot in between."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
-from twisted.internet.defer import Deferred
+from django.db import close_old_connections, router, transaction
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import LoopingCall
+from twisted.internet.threads import deferToThreadPool
 from txaio.tx import make_logger
 
 from carrot_twisted import schedules
+from carrot_twisted.models import MessageLog
 
 if TYPE_CHECKING:
-    from carrot_twisted.service.log_writer import LogWriter
+    from collections.abc import Callable, Mapping, Sequence
+
+    from carrot_twisted.models import ScheduledTask
 
 _log = make_logger()
 
 #: Seconds between looks.
-INTERVAL = 1.0
+INTERVAL = schedules.AHEAD.total_seconds()
+#: Seconds that a look waits at least for a slot: the clocks' ways to tell time differ.
+SHORTEST = 0.001
 
 
-class Scheduler:
-    """Publishes due schedules (see ``schedules.publish_due``).
+class Database(Protocol):
+    """Where the work is done. The service's is its ``LogWriter``."""
+
+    away: bool
+    """Whether it did not answer the last time."""
+
+    def call(self, function: Callable[[], Any]) -> Deferred[Any]:
+        """Run ``function`` off the reactor's thread, in a transaction; fires with its result."""
+
+
+class ScheduledTaskManager:
+    """Publishes due schedules, as long as it runs (see ``schedules``). One or many per database.
+
+    Usable in any running reactor, then without arguments. ``start``, ``stop`` and ``add_task`` are
+    called on the reactor's thread. The names are django-carrot's; it had a thread per schedule.
 
     Args:
-        writer: the way to the database.
-        using: database alias.
-        reactor: Twisted's reactor.
+        filters: look after these schedules only, as keyword arguments of ``filter()``. Schedules
+            that are not active never run.
+        run_now: publish each of them once at the start.
+        database: the way to the database; by default the reactor's threads.
+        using: database alias; by default that of ``MessageLog``.
+        reactor: Twisted's reactor; by default the installed one.
+        before: called in a transaction each, once, before the first look.
     """
 
-    def __init__(self, writer: LogWriter, using: str, reactor: Any) -> None:
-        self._writer = writer
-        self._using = using
+    def __init__(
+        self,
+        *,
+        filters: Mapping[str, Any] | None = None,
+        run_now: bool = False,
+        database: Database | None = None,
+        using: str | None = None,
+        reactor: Any = None,
+        before: Sequence[Callable[[], object]] = (),
+    ) -> None:
+        if reactor is None:
+            from twisted.internet import reactor
+        using = using or router.db_for_write(MessageLog)
+        self._reactor = reactor
+        self._database = database or _Threads(using, reactor)
+        self._publish = partial(schedules.look, using, filters)
+        self._before: list[Callable[[], object]] = [*before]
+        self._before.append(partial(schedules.try_again, using, filters))
+        if run_now:
+            self._before.append(partial(schedules.publish_all, using, filters))
+        self._looking = False
+        self._again = False
+        self._wake: Any = None
         self._loop = LoopingCall(self._look)
         self._loop.clock = reactor
 
@@ -40,19 +85,66 @@ class Scheduler:
         self._loop.start(INTERVAL, now=True)
 
     def stop(self) -> None:
-        """Look no more."""
+        """Look no more. What is being published now is published."""
         if self._loop.running:
             self._loop.stop()
+        self._wake_in(None)
+
+    def add_task(self, task: ScheduledTask) -> None:
+        """Look now: a schedule that was just saved need not wait for the next look."""
+        if self._loop.running:
+            self._look()
 
     def _look(self) -> Deferred[None]:
+        if self._looking:
+            self._again = True
+            return succeed(None)
+
         def failed(failure: Any) -> None:
             # A LoopingCall ends at its first failure; this one goes on.
-            if not self._writer.away:
+            if not self._database.away:
                 _log.failure("The scheduler met an error and goes on", failure=failure)
 
-        return Deferred.fromCoroutine(self._publish()).addErrback(failed)
+        return Deferred.fromCoroutine(self._work()).addErrback(failed)
 
-    async def _publish(self) -> None:
-        count = schedules.BATCH
-        while count == schedules.BATCH and not self._writer.away:
-            count = await self._writer.call(lambda: schedules.publish_due(self._using))
+    async def _work(self) -> None:
+        self._looking = True
+        try:
+            while self._before:
+                await self._database.call(self._before[0])
+                del self._before[0]
+            wait: float | None = 0.0
+            while self._loop.running and (wait == 0 or self._again):
+                self._again = False
+                wait = await self._database.call(self._publish)
+            self._wake_in(wait)
+        finally:
+            self._looking = False
+
+    def _wake_in(self, seconds: float | None) -> None:
+        """Look again at the moment of the next slot, if that comes before the next look."""
+        if self._wake is not None and self._wake.active():
+            self._wake.cancel()
+        self._wake = None
+        if seconds is not None and self._loop.running:
+            self._wake = self._reactor.callLater(max(seconds, SHORTEST), self._look)
+
+
+class _Threads:
+    """The reactor's own threads, outside of the service."""
+
+    away = False
+
+    def __init__(self, using: str, reactor: Any) -> None:
+        self._using = using
+        self._reactor = reactor
+
+    def call(self, function: Callable[[], Any]) -> Deferred[Any]:
+        return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), self._run, function)
+
+    def _run(self, function: Callable[[], Any]) -> Any:
+        try:
+            with transaction.atomic(using=self._using):
+                return function()
+        finally:
+            close_old_connections()

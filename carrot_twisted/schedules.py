@@ -2,110 +2,218 @@
 """Publishes the schedules that are due: each slot once, however many services look.
 
 There is no leader. Moving a schedule to its next slot is a conditional update in the transaction
-that inserts the task's row: who comes second changes nothing and publishes nothing.
+that inserts the task's row: who comes second changes nothing and publishes nothing. With
+PostgreSQL, the rows are locked first, and rows that another service has locked are left to it.
 """
 
 from __future__ import annotations
 
 import logging
-from datetime import UTC, timedelta
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from django.db.models import DateTimeField, ExpressionWrapper
+from django.db import DatabaseError, InterfaceError, connections
+from django.db.models import DateTimeField, ExpressionWrapper, Value
 from django.db.models.functions import Now
 
+from carrot_twisted import outcomes, statements
 from carrot_twisted.exceptions import CarrotError
 from carrot_twisted.models import MessageLog, ScheduledTask
-from carrot_twisted.objects import Message
-from carrot_twisted.triggers import next_slot
+from carrot_twisted.task_paths import resolve_task
 
 if TYPE_CHECKING:
+    from collections.abc import Container, Mapping
     from datetime import datetime
+    from uuid import UUID
 
-    from django.db.models import QuerySet
+    from django.db.models.expressions import Combinable, Expression
+
+    from carrot_twisted.models import ScheduledTaskQuerySet
 
 _logger = logging.getLogger("carrot_twisted.scheduler")
 
-#: When a schedule is looked at again that cannot be published.
+#: When a schedule is tried again that cannot be published, unless somebody edits it before.
 PENALTY = timedelta(hours=1)
-#: Schedules that one call takes at most.
-BATCH = 1000
+#: Schedules that one transaction takes at most.
+BATCH = 2000
+#: How far a look sees: the time to the next look.
+AHEAD = timedelta(seconds=1)
+#: Characters kept of a problem.
+MAX_PROBLEM = 2000
 
 
-def publish_due(using: str) -> int:
-    """Publish every active schedule that is due, once each. Call it inside a transaction.
+def clock() -> Combinable:
+    """The time of slots: the database's, which all services share."""
+    return Now()
 
-    A new schedule first runs one interval after it was seen, as in django-carrot. A schedule that
-    cannot be published (its queue is not configured any more, its
-    arguments are no JSON) is logged and tried again later.
+
+def look(using: str, filters: Mapping[str, Any] | None = None) -> float | None:
+    """Publish what is due. Call it inside a transaction.
+
+    With nothing to do this is one small query, which one index answers.
+
+    Args:
+        using: database alias.
+        filters: look after these schedules only.
 
     Returns:
-        How many schedules were due; BATCH at most: call it again then.
+        Seconds until the next look: 0 if there is more to do at once, None if no slot comes before
+        ``AHEAD`` has passed.
     """
-    schedules = ScheduledTask.objects.using(using).filter(active=True)
-    for fresh in schedules.filter(next_run_time__isnull=True)[:BATCH]:
-        _begin(fresh, schedules)
-    clock = ExpressionWrapper(Now(), output_field=DateTimeField())
-    due = list(
-        schedules.filter(next_run_time__lte=Now())
-        .annotate(now=clock)
-        .order_by("next_run_time")[:BATCH]
+    fields = ("rank", "next_run_time", "now")
+    schedules = _active(using, filters).annotate(now=_now())
+    new = schedules.filter(next_run_time=None).annotate(rank=Value(0))
+    soon = schedules.filter(next_run_time__lte=clock() + AHEAD).annotate(rank=Value(1))
+    # Not by OR: SQLite would walk through the whole index.
+    both = new.values_list(*fields).union(soon.values_list(*fields), all=True)
+    soonest = both.order_by("rank", "next_run_time").first()
+    if soonest is None:
+        return None
+    _, slot, now = soonest
+    if slot is not None and slot > now:
+        return float((slot - now).total_seconds())
+    # None if another service has it in its hands.
+    return 0.0 if publish_due(using, filters) else None
+
+
+def publish_due(using: str, filters: Mapping[str, Any] | None = None) -> int:
+    """Plan the active schedules that are new; without such, publish those that are due, once each.
+
+    Call it inside a transaction. A schedule that cannot be published says why in its ``problem``
+    and keeps no other from running.
+
+    Returns:
+        How many schedules were published, planned or put off; BATCH at most.
+    """
+    locks = connections[using].features.has_select_for_update_skip_locked
+    active = _active(using, filters).annotate(now=_now())
+    active = active.select_for_update(skip_locked=locks)
+    schedules: list[Any] = list(active.filter(next_run_time=None)[:BATCH])
+    if not schedules:
+        due = active.filter(next_run_time__lte=clock())
+        schedules = list(due.order_by("next_run_time")[:BATCH])
+    if not schedules:
+        return 0
+    unfinished = _unfinished(schedules, using)
+    steps = [_step(schedule, unfinished) for schedule in schedules]
+    moved = statements.move_schedules(
+        ScheduledTask._meta.db_table, [step.values() for step in steps], using
     )
-    rows = [row for schedule in due if (row := _publish(schedule, schedules)) is not None]
+    rows = [step.row for step in steps if step.row is not None and step.pk in moved]
     if rows:
         MessageLog.objects.using(using).enqueue(rows)
-    return len(due)
+    return len(moved)
 
 
-def _begin(schedule: ScheduledTask, schedules: QuerySet[ScheduledTask]) -> None:
-    """Give a new schedule its first slot."""
-    try:
-        first = Now() + schedule.interval
-    except CarrotError as error:
-        _tell(schedule, error)
-        # Looked at again in an hour, in case somebody mends it.
-        first = Now() + PENALTY
-    schedules.filter(pk=schedule.pk, next_run_time__isnull=True).update(next_run_time=first)
+def try_again(using: str, filters: Mapping[str, Any] | None = None) -> None:
+    """Let schedules that could not be published be tried at once: the code may have changed."""
+    _active(using, filters).try_again()
 
 
-def _publish(schedule: Any, schedules: QuerySet[ScheduledTask]) -> MessageLog | None:
-    """Move a due schedule on; the row to insert, if this call was the first to do so."""
-    slot: datetime = schedule.next_run_time
-    now = max(schedule.now.replace(tzinfo=schedule.now.tzinfo or UTC), slot)
-    row: MessageLog | None
-    try:
-        following = next_slot(slot, now, schedule.interval)
-        row = message_of(schedule).row
-    except CarrotError as error:
-        _tell(schedule, error)
-        following, row = now + PENALTY, None
-    moved = schedules.filter(pk=schedule.pk, next_run_time=slot).update(
-        next_run_time=following, last_run_time=slot
+def publish_all(using: str, filters: Mapping[str, Any] | None = None) -> None:
+    """Publish every active schedule now. When they are due next does not change."""
+    for schedule in _active(using, filters):
+        try:
+            schedule.publish()
+        except (DatabaseError, InterfaceError):
+            raise
+        except (Exception, SystemExit) as error:
+            _logger.error("Schedule %r cannot be published: %s", schedule.task_name, error)
+
+
+def _active(using: str, filters: Mapping[str, Any] | None) -> ScheduledTaskQuerySet:
+    return ScheduledTask.objects.using(using).filter(**(filters or {})).filter(active=True)
+
+
+def _now() -> Expression:
+    return ExpressionWrapper(clock(), output_field=DateTimeField())
+
+
+def _unfinished(schedules: list[ScheduledTask], using: str) -> Container[UUID]:
+    """Those last runs that are under way, of schedules whose runs must not overlap."""
+    last = [s.last_log for s in schedules if s.overlap == ScheduledTask.SKIP and s.last_log]
+    if not last:
+        return ()
+    rows = MessageLog.objects.using(using).unfinished().filter(pk__in=last)
+    return set(rows.values_list("pk", flat=True))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Step:
+    """What becomes of one schedule."""
+
+    pk: int
+    slot: datetime | None
+    next_run_time: datetime | None
+    last_run_time: datetime | None
+    last_log: UUID | None
+    problem: str
+    active: bool = True
+    row: MessageLog | None = None
+
+    def values(self) -> statements.MoveValues:
+        return (
+            self.pk,
+            self.slot,
+            self.next_run_time,
+            self.last_run_time,
+            self.last_log,
+            self.problem,
+            self.active,
+        )
+
+
+def _step(schedule: Any, unfinished: Container[UUID]) -> _Step:
+    """What becomes of a schedule that is new or due. Never raises: others wait behind it."""
+    stay = _Step(
+        pk=schedule.pk,
+        slot=schedule.next_run_time,
+        next_run_time=schedule.next_run_time,
+        last_run_time=schedule.last_run_time,
+        last_log=schedule.last_log,
+        problem=schedule.problem,
     )
-    return row if moved else None
+    try:
+        return _next_step(schedule, stay, unfinished)
+    except (Exception, SystemExit) as error:
+        # A module of tasks may raise anything while it is imported.
+        return _put_off(schedule, stay, error)
 
 
-def _tell(schedule: ScheduledTask, error: CarrotError) -> None:
+def _next_step(schedule: Any, stay: _Step, unfinished: Container[UUID]) -> _Step:
+    timing, now = schedule.timing, schedule.now
+    if stay.slot is None:
+        first = timing.first(now)
+        return replace(stay, next_run_time=first, active=first is not None, problem="")
+    due = timing.due(stay.slot, max(now, stay.slot))
+    step = replace(stay, next_run_time=due.following, active=due.following is not None)
+    if due.run is None:
+        missed = schedule.run_at is not None
+        problem = "Its time passed while no service ran, and misfire is skip." if missed else ""
+        return replace(step, problem=problem)
+    if schedule.overlap == ScheduledTask.SKIP and schedule.last_log in unfinished:
+        _logger.debug(
+            "Schedule %r leaves out %s: its last run is unfinished", schedule.task_name, due.run
+        )
+        return step
+    resolve_task(schedule.task)
+    row = schedule.new_row()
+    return replace(step, last_run_time=due.run, last_log=row.pk, problem="", row=row)
+
+
+def _put_off(schedule: Any, stay: _Step, error: BaseException) -> _Step:
+    expected = isinstance(error, CarrotError | ImportError | AttributeError)
+    text = outcomes.exception_text(error, MAX_PROBLEM)
+    problem = text if expected else f"{type(error).__name__}: {text}"
     _logger.error(
-        "Schedule %r cannot be published and is tried again in %s: %s",
-        schedule.task_name,
-        PENALTY,
-        error,
+        "Schedule %r cannot be published: %s", schedule.task_name, problem, exc_info=not expected
     )
-
-
-def message_of(schedule: ScheduledTask, priority: int = 0) -> Message:
-    """The message that a schedule publishes.
-
-    Raises:
-        InvalidMessage, CarrotConfigException: the schedule's arguments or queue are wrong.
-    """
-    return Message(
-        task=schedule.task,
-        queue=schedule.queue,
-        routing_key=schedule.routing_key or None,
-        exchange=schedule.exchange,
-        priority=priority,
-        task_args=schedule.positional_arguments,
-        task_kwargs=schedule.keyword_arguments,
-    )
+    again: datetime | None = schedule.now + PENALTY
+    if stay.slot is not None:
+        try:
+            again = schedule.timing.retry(stay.slot, again)
+        except Exception:
+            # The timing itself is what is wrong, and that has been told.
+            _logger.debug("Schedule %r has no timing", schedule.task_name)
+    return replace(stay, next_run_time=again, active=again is not None, problem=problem)

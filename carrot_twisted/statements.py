@@ -10,6 +10,7 @@ Table and column names are constants of this package; every value is a parameter
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -193,6 +194,62 @@ def claim_rows(
     if connection.features.has_native_uuid_field:
         return list(rows)
     return [(UUID(row[0]), *row[1:]) for row in rows]
+
+
+#: What the scheduler writes of a schedule, and what it had read of it.
+_MOVED = {
+    "id": "bigint",
+    "slot": "timestamptz",
+    "next_run_time": "timestamptz",
+    "last_run_time": "timestamptz",
+    "last_log": "uuid",
+    "problem": "text",
+    "active": "boolean",
+}
+#: As SQLite writes times: to the millisecond where it is asked for Now(), else as Django does.
+_SAME_SLOT = "strftime('%%Y-%%m-%%d %%H:%%M:%%f', {})"
+
+MoveValues = tuple[int, datetime | None, datetime | None, datetime | None, UUID | None, str, bool]
+
+
+def move_schedules(table: str, moves: Sequence[MoveValues], using: str) -> set[int]:
+    """Move schedules on, each only if its next slot is still the one that was read.
+
+    One statement. Who comes second changes nothing.
+
+    Args:
+        table: of the ScheduledTasks.
+        moves: primary key, the slot that was read, and the new next_run_time, last_run_time,
+            last_log, problem and active of each.
+        using: database alias.
+
+    Returns:
+        Primary keys of those that were moved.
+    """
+    connection = connections[using]
+    columns = [name for name in _MOVED if name not in ("id", "slot")]
+    assignments = ", ".join(f"{name} = v.{name}" for name in columns)
+    values: list[Any]
+    if _is_postgresql(connection):
+        sql = (
+            f"UPDATE {table} AS s SET {assignments} FROM {_arrays(_MOVED)} WHERE s.id = v.id "
+            "AND s.next_run_time IS NOT DISTINCT FROM v.slot RETURNING s.id"
+        )
+        values = _columns(moves)
+    else:
+        parts = ", ".join(
+            f"json_extract(value, '$[{n}]') AS {'pk' if name == 'id' else name}"
+            for n, name in enumerate(_MOVED)
+        )
+        same = f"{_SAME_SLOT.format(f'{table}.next_run_time')} IS {_SAME_SLOT.format('v.slot')}"
+        sql = (
+            f"UPDATE {table} SET {assignments} FROM (SELECT {parts} FROM json_each(%s)) AS v "
+            f"WHERE {table}.id = v.pk AND {same} RETURNING id"
+        )
+        values = [json.dumps([[_adapted(connection, value) for value in row] for row in moves])]
+    with connection.cursor() as cursor:
+        cursor.execute(sql, values)
+        return {row[0] for row in cursor.fetchall()}
 
 
 def confirm_rows(table: str, keys: Sequence[tuple[UUID, int]], using: str) -> None:

@@ -21,6 +21,9 @@ from twisted.internet.defer import Deferred
 from twisted.python import usage
 from txaio.tx import make_logger, set_global_log_level
 
+from carrot_twisted.service.notify import Notifier
+from carrot_twisted.service.pid_file import PidFile
+
 if TYPE_CHECKING:
     from carrot_twisted.service.engine import Engine, ServiceOptions
 
@@ -31,28 +34,45 @@ EXIT_CRASH = 1
 EXIT_CONFIG = 78
 #: Seconds that the interpreter gets to end, once the reactor has.
 LAST_MOMENT = 3.0
+#: Seconds between looks whether all queues are consumed, until they are.
+READY_INTERVAL = 0.1
 
 
-def _number(text: str) -> int:
+def number(text: str) -> int:
+    """Read a whole number above 0.
+
+    Raises:
+        ValueError: it is none.
+    """
     value = int(text)
     if value < 1:
         raise ValueError("must be 1 or more")
     return value
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
+    """Read a number of seconds above 0.
+
+    Raises:
+        ValueError: it is none.
+    """
     value = float(text)
     if not value > 0:
         raise ValueError("must be more than 0")
     return value
 
 
-def _level(text: str) -> str:
-    level = text.lower()
-    level = {"warning": "warn"}.get(level, level)
-    if level not in ("debug", "info", "warn", "error", "critical"):
+def level(text: str) -> str:
+    """Read a log level, in capital letters or small ones, and give it txaio's name.
+
+    Raises:
+        ValueError: it is none.
+    """
+    name = text.lower()
+    name = {"warning": "warn"}.get(name, name)
+    if name not in ("debug", "info", "warn", "error", "critical"):
         raise ValueError("must be one of debug, info, warning, error, critical")
-    return level
+    return name
 
 
 class Options(usage.Options):
@@ -65,14 +85,17 @@ class Options(usage.Options):
     )
     optParameters = (
         ["settings", "s", None, "Settings module of the project; default: DJANGO_SETTINGS_MODULE."],
-        ["concurrency", "c", None, "Tasks at once per queue, instead of the settings'.", _number],
-        ["shutdown-timeout", None, None, "Seconds for running tasks to end.", _seconds],
-        ["loglevel", "l", "info", "debug, info, warning, error or critical.", _level],
+        ["concurrency", "c", None, "Tasks at once per queue, instead of the settings'.", number],
+        ["shutdown-timeout", None, None, "Seconds for running tasks to end.", seconds],
+        ["loglevel", "l", "info", "debug, info, warning, error or critical.", level],
+        ["consumer-class", None, None, "Dotted path, for all queues, instead of the settings'."],
     )
     optFlags = (["no-scheduler", None, "Publish no scheduled tasks; only consume."],)
 
     def __init__(self) -> None:
         super().__init__()
+        #: Put on the import path; None where ``manage.py`` has set it up already.
+        self.folder: str | None = os.getcwd()
         self["queues"] = []
 
     def opt_queue(self, name: str) -> None:
@@ -96,23 +119,31 @@ class CarrotService(Service):
     Args:
         settings_module: dotted path of the Django settings.
         options: the engine's options.
-        folder: the project's folder, put on the import path.
+        folder: the project's folder, put on the import path; None if that is done.
         nodaemon: twistd stays in the foreground.
+        pid_file: twistd's, held by this process.
     """
 
     name = "carrot"
 
     def __init__(
-        self, settings_module: str, options: dict[str, Any], folder: str, nodaemon: bool
+        self,
+        settings_module: str,
+        options: dict[str, Any],
+        folder: str | None,
+        nodaemon: bool,
+        pid_file: PidFile | None = None,
     ) -> None:
         self._settings_module = settings_module
         self._options = options
         self._folder = folder
         self._nodaemon = nodaemon
+        self._pid_file = pid_file
         self._terminal = None if nodaemon else _terminal()
         self._engine: Engine | None = None
         self._reactor: Any = None
         self._signals = 0
+        self._notifier = Notifier()
 
     def startService(self) -> None:
         """Set up Django and start the engine."""
@@ -122,7 +153,9 @@ class CarrotService(Service):
         self._reactor = reactor
         # Twisted's clock is the wall's: a clock that is set would stall or fire every timer.
         self._reactor.seconds = time.monotonic
-        if self._folder not in sys.path:
+        if self._pid_file is not None:
+            self._pid_file.let_go_in_children()
+        if self._folder is not None and self._folder not in sys.path:
             sys.path.insert(0, self._folder)
         os.environ["DJANGO_SETTINGS_MODULE"] = self._settings_module
         try:
@@ -167,6 +200,9 @@ class CarrotService(Service):
             )
         except CarrotConfigException as error:
             raise _Misconfigured(str(error)) from error
+        except Exception as error:
+            # A consumer class of the project's: only the traceback says where.
+            raise _Misconfigured(f"No consumer is made: {traceback.format_exc()}") from error
 
     def _engine_options(self) -> ServiceOptions:
         from carrot_twisted.service.engine import ServiceOptions
@@ -184,6 +220,15 @@ class CarrotService(Service):
             settings=self._settings_module,
         )
         Deferred.fromCoroutine(self._engine.start()).addErrback(self._crash)
+        self._notifier.tell(STATUS="Starting: not yet consuming from all queues")
+        self._tell_when_ready()
+
+    def _tell_when_ready(self) -> None:
+        assert self._engine is not None
+        if self._engine.consuming:
+            self._notifier.tell(READY="1", STATUS="Consuming from all queues")
+        elif self._reactor.running:
+            self._reactor.callLater(READY_INTERVAL, self._tell_when_ready)
 
     def _on_signal(self, number: int, _frame: Any) -> None:
         self._signals += 1
@@ -209,6 +254,8 @@ class CarrotService(Service):
 
     async def _stop(self) -> None:
         if self._engine is not None:
+            running = self._engine.running
+            self._notifier.tell(STOPPING="1", STATUS=f"Stopping; {running} tasks are still running")
             clean = await self._engine.stop()
             _log.info("Stopped; {n} tasks were run", n=self._engine.finished)
             if not clean:
@@ -234,6 +281,8 @@ class CarrotService(Service):
         # By itself twistd tells the command that was typed 98 characters of an exception.
         assert self._terminal is not None
         os.write(self._terminal, f"carrot: {text}\n".encode(errors="replace"))
+        _exit_with(EXIT_CONFIG)
+        _end_in_time()
         raise RuntimeError("carrot cannot start, for the reason above")
 
 
@@ -288,7 +337,27 @@ def makeService(options: Options) -> CarrotService:
             "concurrency": options["concurrency"],
             "shutdown_timeout": options["shutdown-timeout"],
             "scheduler": not options["no-scheduler"],
+            "consumer_class": options["consumer-class"],
         },
-        folder=os.getcwd(),
+        folder=options.folder,
         nodaemon=bool(parent is None or parent["nodaemon"]),
+        pid_file=_hold(parent),
     )
+
+
+def _hold(twistd: Any) -> PidFile | None:
+    """Lock twistd's pid file before twistd, and perhaps a second one, writes into it."""
+    if twistd is None or not twistd.get("pidfile") or twistd.get("chroot"):
+        return None
+    pid_file = PidFile(twistd["pidfile"])
+    try:
+        if not pid_file.take(create=True):
+            raise SystemExit(
+                f"carrot runs already, as process {pid_file.read()}. For a second service give "
+                f"twistd another --pidfile than {pid_file.path}"
+            )
+    except OSError as error:
+        raise SystemExit(f"{error}. Give twistd another --pidfile.") from error
+    # twistd takes an empty file for somebody else's.
+    pid_file.write(os.getpid())
+    return pid_file

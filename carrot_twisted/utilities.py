@@ -4,15 +4,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from functools import wraps
+from typing import TYPE_CHECKING, Any, overload
 
 from carrot_twisted import conf, triggers
 from carrot_twisted.exceptions import InvalidMessage
+from carrot_twisted.housekeeping import purge_queue, requeue_all
 from carrot_twisted.models import MessageLog, ScheduledTask
 from carrot_twisted.objects import Message, resolve_task
+from carrot_twisted.view_decorators import (
+    create_class_view,
+    create_function_view,
+    decorate_class_view,
+    decorate_function_view,
+    get_mixin,
+)
 
 if TYPE_CHECKING:
     from carrot_twisted.virtual_host import VirtualHost
+
+__all__ = [
+    "create_class_view",
+    "create_function_view",
+    "create_message",
+    "create_scheduled_task",
+    "decorate_class_view",
+    "decorate_function_view",
+    "get_host_from_name",
+    "get_mixin",
+    "publish_many",
+    "publish_message",
+    "purge_queue",
+    "requeue_all",
+    "validate_task",
+]
 
 Task = str | Callable[..., Any]
 
@@ -56,7 +81,7 @@ def validate_task(task: Task) -> str:
     return path
 
 
-def create_message(
+def _message(
     task: Task,
     queue: str | None = None,
     priority: int = 0,
@@ -65,10 +90,7 @@ def create_message(
     routing_key: str | None = None,
     task_kwargs: Mapping[str, Any] | None = None,
 ) -> Message:
-    """A checked ``Message`` that is not published yet. See ``Message`` for arguments and errors.
-
-    The order of the arguments is that of django-carrot's release 1.5.0.
-    """
+    """In the order of django-carrot's release 1.5.0."""
     return Message(
         task=validate_task(task),
         queue=queue or conf.DEFAULT_QUEUE,
@@ -77,6 +99,98 @@ def create_message(
         priority=priority,
         task_args=task_args,
         task_kwargs=task_kwargs,
+    )
+
+
+def _message_as_documented(
+    task: Task,
+    priority: int = 0,
+    task_args: Sequence[Any] = (),
+    queue: str | None = None,
+    exchange: str = "",
+    routing_key: str | None = None,
+    task_kwargs: Mapping[str, Any] | None = None,
+) -> Message:
+    """In the order of django-carrot's documentation."""
+    return _message(task, queue, priority, task_args, exchange, routing_key, task_kwargs)
+
+
+@overload
+def create_message(
+    task: Task,
+    queue: str | None = None,
+    priority: int = 0,
+    task_args: Sequence[Any] = (),
+    exchange: str = "",
+    routing_key: str | None = None,
+    task_kwargs: Mapping[str, Any] | None = None,
+) -> Message: ...
+
+
+@overload
+def create_message(
+    task: Task,
+    priority: int,
+    task_args: Sequence[Any] = (),
+    queue: str | None = None,
+    exchange: str = "",
+    routing_key: str | None = None,
+    task_kwargs: Mapping[str, Any] | None = None,
+) -> Message: ...
+
+
+@wraps(_message, assigned=())
+def create_message(task: Task, *positional: Any, **named: Any) -> Message:
+    """A checked ``Message`` that is not published yet. See ``Message`` for arguments and errors.
+
+    Best give all but the task by keyword. By position two orders are accepted, because
+    django-carrot's release 1.5.0 and its documentation differ. The types tell which one it is:
+
+    - ``(task, queue, priority, task_args, exchange, routing_key, task_kwargs)``, the release's,
+      where a text or None comes second: a text is never a priority;
+    - ``(task, priority, task_args, queue, exchange, routing_key, task_kwargs)``, the
+      documentation's, where a number comes second: a number is never a queue. None counts as
+      priority 0 where a list or tuple of arguments follows it.
+
+    Raises:
+        InvalidMessage: the types fit neither order, or ``task_args`` is a text or a dictionary;
+            and what ``Message`` raises.
+    """
+    make: Callable[..., Message] = _message
+    if positional:
+        make, positional = _order_of(positional)
+    if not _are_arguments(named.get("task_args", ())):
+        raise InvalidMessage(
+            f"task_args is a list or tuple of the task's arguments, not {named['task_args']!r}."
+        )
+    return make(task, *positional, **named)
+
+
+def _order_of(given: tuple[Any, ...]) -> tuple[Callable[..., Message], tuple[Any, ...]]:
+    """Which of the two orders these arguments have, by the types of the first three."""
+    absent = object()
+    first, second, third, *_ = (*given, absent, absent)
+    then_queue = third is absent or third is None or isinstance(third, str)
+    then_arguments = third is absent or _are_arguments(third)
+    if isinstance(first, int):
+        if then_queue and (second is absent or _are_arguments(second)):
+            return _message_as_documented, given
+    elif first is None or isinstance(first, str):
+        if then_arguments and (second is absent or isinstance(second, int)):
+            return _message, given
+        if first is None and then_queue and _are_arguments(second):
+            return _message_as_documented, (0, *given[1:])
+    raise InvalidMessage(
+        f"The arguments after the task are in neither order that django-carrot has: "
+        f"{', '.join(repr(value)[:50] for value in given)}. Say what is what: create_message("
+        "task, queue='default', priority=0, task_args=[...], task_kwargs={...})."
+    )
+
+
+def _are_arguments(value: Any) -> bool:
+    """Whether this can be a task's positional arguments. A text would become its characters."""
+    return isinstance(value, list | tuple) or (
+        isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
     )
 
 
@@ -110,9 +224,17 @@ def publish_message(
         InvalidMessage, CarrotConfigException, ImportError, AttributeError: see ``create_message``.
             No row has been written then.
     """
-    return create_message(
-        task, queue, priority, task_args, exchange, routing_key, task_kwargs
-    ).publish()
+    message = Message(
+        validate_task(task),
+        None,
+        queue or conf.DEFAULT_QUEUE,
+        routing_key,
+        exchange,
+        priority,
+        task_args,
+        task_kwargs,
+    )
+    return message.publish()
 
 
 def publish_many(messages: Iterable[Message]) -> list[MessageLog]:
@@ -132,44 +254,44 @@ def publish_many(messages: Iterable[Message]) -> list[MessageLog]:
 
 def create_scheduled_task(
     task: Task,
-    interval: Mapping[str, Any],
+    interval: Mapping[str, Any] | str,
     task_name: str | None = None,
     queue: str | None = None,
     **kwargs: Any,
 ) -> ScheduledTask:
-    """Publish a task again and again, at an interval.
+    """Publish a task again and again, at an interval or by a crontab.
+
+    The arguments stand in the order of django-carrot's release 1.5.0. Its documentation has the
+    queue in the third place: a ``task_name`` that is the name of a configured queue is taken as
+    the queue if no ``queue`` is given. To name a schedule like a queue, give both.
 
     Args:
         task: the function, or its dotted path.
-        interval: one of ``{"seconds": n}``, ``{"minutes": n}``, ``{"hours": n}``, ``{"days": n}``.
+        interval: one of ``{"seconds": n}``, ``{"minutes": n}``, ``{"hours": n}``, ``{"days": n}``;
+            or a crontab such as ``"30 2 * * MON-FRI"``, in the time zone of the settings; or
+            ``{"cron": "30 2 * * *", "timezone": "Europe/Berlin"}``.
         task_name: unique name of the schedule; the task's path if not given.
         queue: name of a configured queue, "default" if not given.
         kwargs: keyword arguments of the task.
 
     Returns:
-        The schedule, active; it first runs one interval from now.
+        The schedule, active. An interval first runs one interval from now.
 
     Raises:
         InvalidMessage: the interval or the arguments make no sense, or the name is taken.
         CarrotConfigException, ImportError, AttributeError: see ``create_message``.
     """
-    message = create_message(task, queue, task_kwargs=kwargs)
-    known = ", ".join(triggers.SECONDS)
-    interval_type = next(iter(interval)) if len(interval) == 1 else ""
-    if interval_type not in triggers.SECONDS:
-        raise InvalidMessage(f"An interval is a dictionary with one of {known}, not {interval!r}.")
-    count = interval[interval_type]
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise InvalidMessage(f"An interval has a whole number, 1 or more, not {count!r}.")
+    if task_name in conf.current().queues and queue is None:
+        task_name, queue = None, task_name
+    message = _message(task, queue, task_kwargs=kwargs)
     name = task_name or message.task
     schedule, created = ScheduledTask.objects.get_or_create(
         task_name=name,
         defaults={
             "task": message.task,
-            "interval_type": interval_type,
-            "interval_count": count,
             "queue": message.queue,
             "content": message.kwargs_json,
+            **_trigger_fields(interval),
         },
     )
     if not created:
@@ -178,3 +300,13 @@ def create_scheduled_task(
             "change that one."
         )
     return schedule
+
+
+def _trigger_fields(interval: Mapping[str, Any] | str) -> dict[str, Any]:
+    if isinstance(interval, str):
+        return triggers.cron_fields(interval)
+    if not isinstance(interval, Mapping):
+        raise InvalidMessage(f"An interval is a dictionary or a crontab, not {interval!r}.")
+    if "cron" in interval and interval.keys() <= {"cron", "timezone"}:
+        return triggers.cron_fields(**interval)
+    return triggers.interval_fields(interval)

@@ -17,6 +17,8 @@ AMQPS_PORT = 5671
 #: Asked of the broker, in seconds. Long enough for a busy interpreter, short enough to notice a
 #: dead peer in about a minute.
 HEARTBEAT = 30
+#: Seconds that a blocking call waits for a broker that takes no messages (a memory alarm).
+BLOCKED_TIMEOUT = 10
 
 
 class VirtualHost:
@@ -120,10 +122,30 @@ class VirtualHost:
 
     @property
     def blocking_connection(self) -> pika.BlockingConnection:
-        """A new ``pika.BlockingConnection``, the caller's to close (django-carrot's property)."""
+        """A new ``pika.BlockingConnection``, the caller's to close (django-carrot's property).
+
+        Its calls are bounded: where the broker takes no messages for BLOCKED_TIMEOUT seconds, or
+        does not answer heartbeats, they raise one of pika's exceptions.
+        """
+        return self.connect_blocking(HEARTBEAT)
+
+    def connect_blocking(self, patience: int) -> pika.BlockingConnection:
+        """A new blocking connection that gives up on a broker which says nothing.
+
+        Args:
+            patience: seconds; after one to two times as many without a sign of life, the
+                connection's calls raise. Whoever holds the connection must use it as often.
+
+        Raises:
+            AMQPConnectionError: pika's; none of the servers let us in.
+        """
         import pika
 
-        return pika.BlockingConnection([self.parameters(server) for server in self.servers])
+        parameters = [self.parameters(server) for server in self.servers]
+        for one in parameters:
+            one.heartbeat = patience
+            one.blocked_connection_timeout = BLOCKED_TIMEOUT
+        return pika.BlockingConnection(parameters)
 
     def _identity(self) -> tuple[object, ...]:
         return (self.servers, self.name, self.username, self.password, self.secure)

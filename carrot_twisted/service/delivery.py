@@ -146,8 +146,8 @@ class SafeChannel:
         self._channel = channel
         self._settler = settler
         self._reactor = reactor
-        #: Tags that hooks have settled in a thread, and how; the reactor does it a moment later.
-        self._settled: dict[int, bool | None] = {}
+        #: Messages that hooks have in hand, and whether one has given it back; None: not settled.
+        self._watched: dict[int, bool | None] = {}
 
     def basic_ack(self, delivery_tag: int, multiple: bool = False) -> None:
         """Acknowledge a message: the broker forgets it.
@@ -169,14 +169,19 @@ class SafeChannel:
         """Give a message back, or let the broker dead-letter or drop it."""
         self._settle(delivery_tag, requeue, False)
 
+    def watch(self, delivery_tag: int) -> None:
+        """A hook is about to get this message: note how it settles it."""
+        self._watched[delivery_tag] = None
+
     def forget(self, delivery_tag: int) -> bool:
-        """The service is done with a delivery; returns whether a hook has given it back."""
-        return self._settled.pop(delivery_tag, None) is not None
+        """The hook is done with the message; returns whether it has given it back."""
+        return bool(self._watched.pop(delivery_tag, None))
 
     def _settle(self, tag: int, requeue: bool | None, multiple: bool) -> None:
         if multiple:
             raise ValueError("Settle one message at a time: others are being worked on.")
-        self._settled[tag] = requeue
+        if self._watched.get(tag, False) is None:
+            self._watched[tag] = requeue is not None
         self._reactor.callFromThread(self._settler.take, tag, requeue)
 
     def __getattr__(self, name: str) -> Any:

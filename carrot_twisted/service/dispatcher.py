@@ -16,6 +16,7 @@ unclaimed, and ``serving`` calls the hooks and claims in between.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from uuid import UUID, uuid4
 
 from txaio.tx import make_logger
 
-from carrot_twisted import execution, wire
+from carrot_twisted import execution, outcomes, wire
 from carrot_twisted.execution import Limits, Run
 from carrot_twisted.models import new_token
 from carrot_twisted.outcomes import Kind, Result, Verdict
@@ -52,6 +53,8 @@ OWN_MISSING_DELAYS = (0.1,)
 MAX_MISSING = 200
 #: Seconds until a message is served again whose hooks met a database that is away.
 AWAY_DELAY = 1.0
+#: Characters of an exception's text that go with a dead letter.
+MAX_REASON = 500
 
 DeadLetter = Callable[[Delivery, str], None]
 
@@ -70,6 +73,16 @@ class Job:
     result: Result | None = None
     custody: bool = field(default=False)
     """Acknowledged while running: the database alone has custody."""
+
+
+@dataclass(slots=True, eq=False)
+class HookedJob(Job):
+    """A message that a project's hooks read. Until they have, ``uuid`` need not be its row's."""
+
+    claiming: bool = False
+    """``uuid`` is that of the row that they have found."""
+    took: float = 0.0
+    """Seconds that they and the task have kept a thread."""
 
 
 class Dispatcher:
@@ -100,6 +113,8 @@ class Dispatcher:
         self.pace = Pace(concurrency=concurrency, fixed=queue.prefetch)
         self._consumer = consumer
         self._hooked = consumer.reads_messages
+        #: Hooks may find another row than the one with the message's id.
+        self._by_id = not consumer.overrides("get_message_log")
         self._writer = writer
         self._limits = limits
         self._dead_letter = dead_letter
@@ -116,6 +131,7 @@ class Dispatcher:
         self._pump_due = False
         self._paused = False
         self._stopping = False
+        self._stopped = False
         self.finished = 0
         """Tasks that came to an end here."""
         self.on_settled: Callable[[], None] = lambda: None
@@ -177,18 +193,19 @@ class Dispatcher:
         if self._held:
             return
         room = self.pace.claimed - self.running
+        by_id = self._by_id
         batch: dict[UUID, Job] = {}
         while self._waiting and room > 0:
             delivery = self._waiting.popleft()
             if not delivery.settler.is_open:
                 continue
-            key = _message_id(delivery)
+            key = _message_id(delivery) if by_id else None
             if key is not None and key in self._jobs:
                 self._adopt(self._jobs[key], delivery)
             elif self._hooked:
-                job = Job(key or uuid4(), [delivery])
-                self._jobs[job.uuid] = job
-                self._pool.put(job)
+                unread = HookedJob(key or uuid4(), [delivery])
+                self._jobs[unread.uuid] = unread
+                self._pool.put(unread)
                 room -= 1
             elif key is None:
                 self._bury(delivery, "the message has no message_id of a MessageLog (a UUID)")
@@ -248,6 +265,8 @@ class Dispatcher:
             elif self._stopping:
                 self._requeue(job)
             else:
+                if isinstance(job, HookedJob):
+                    job.claiming = False
                 self._wait_for_row(job)
         self._flush([job for job, _ in others])
         self._pump()
@@ -281,23 +300,46 @@ class Dispatcher:
         else:
             self._claim({job.uuid: job})
 
-    def _claim_here(self, job: Job, key: UUID) -> Run | None:
-        """On a worker thread: claim the row that the hooks have found; None if it is not ours."""
-        answer: SimpleQueue[Run | None] = SimpleQueue()
-        self._reactor.callFromThread(self._claim_for, job, key, answer)
-        return answer.get()
+    def _claim_here(self, job: HookedJob, key: UUID, ended: bool) -> Run | None:
+        """On a worker thread: claim the row that the hooks have found; None if it is not ours.
 
-    def _claim_for(self, job: Job, key: UUID, answer: SimpleQueue[Run | None]) -> None:
+        Args:
+            job: the message.
+            key: of the row.
+            ended: nothing is to run any more, only its end is to be written.
+        """
+        answer: SimpleQueue[Run | None] = SimpleQueue()
+        self._reactor.callFromThread(self._claim_for, job, key, ended, answer)
+        run = answer.get()
+        if run is not None and self._stopping and not ended:
+            self._give_back(job)
+            return None
+        return run
+
+    def _claim_for(
+        self, job: HookedJob, key: UUID, ended: bool, answer: SimpleQueue[Run | None]
+    ) -> None:
+        if self._stopped or (self._stopping and not ended):
+            self._requeue(job)
+            answer.put(None)
+            return
         other = self._jobs.get(key, job)
-        if other is not job:
+        if other is not job and isinstance(other, HookedJob) and other.claiming:
             # Two messages of one row: the first one runs it.
             del self._jobs[job.uuid]
             for delivery in job.deliveries:
                 self._adopt(other, delivery)
             answer.put(None)
+            self._pump()
+            self.on_suspect()
             return
+        if other is not job:
+            # It has this id, but its hooks may yet find that it belongs to another row.
+            other.uuid = uuid4()
+            self._jobs[other.uuid] = other
         del self._jobs[job.uuid]
         job.uuid = key
+        job.claiming = True
         self._jobs[key] = job
         job.since = self._reactor.seconds()
 
@@ -310,7 +352,7 @@ class Dispatcher:
                 job.run = _run(verdict, job.deliveries[0])
                 answer.put(job.run)
 
-        self._writer.submit(Claim(ids=[key], token=new_token(), alone=False, answer=answered))
+        self._writer.submit(Claim(ids=[key], token=new_token(), alone=ended, answer=answered))
 
     # run
 
@@ -320,8 +362,10 @@ class Dispatcher:
         if self._stopping:
             # It was on its way here while the stop began.
             self._give_back(job)
-        elif self._hooked:
+        elif isinstance(job, HookedJob):
+            started = time.monotonic()
             served = self._serve(job)
+            job.took = time.monotonic() - started
             if served.result is not None:
                 self._record(job, served.result)
             else:
@@ -330,9 +374,14 @@ class Dispatcher:
             assert run is not None
             self._record(job, execution.execute(run, self._limits, self._consumer.failure_hook()))
 
-    def _serve(self, job: Job) -> Served:
+    def _serve(self, job: HookedJob) -> Served:
         """On a worker thread: let the project's hooks read the message."""
-        delivery = job.deliveries[0]
+        delivery = next((d for d in job.deliveries if d.settler.is_open), None)
+        if delivery is None:
+            if job.run is None:
+                # Its channel is closed: the broker delivers it anew.
+                return Served(Outcome.GIVEN_BACK)
+            delivery = job.deliveries[0]
         assert delivery.channel is not None
         return Serving(
             consumer=self._consumer,
@@ -343,7 +392,7 @@ class Dispatcher:
             limits=self._limits,
         ).serve()
 
-    def _served(self, job: Job, served: Served) -> None:
+    def _served(self, job: HookedJob, served: Served) -> None:
         """The hooks are done with a message, and there is no result of a task."""
         if served.outcome is Outcome.ELSEWHERE:
             return
@@ -351,12 +400,17 @@ class Dispatcher:
             self._wait_for_row(job)
         elif served.outcome is Outcome.BROKEN:
             del self._jobs[job.uuid]
+            error = served.error
+            assert error is not None
+            reason = f"{type(error).__name__}: {outcomes.exception_text(error, MAX_REASON)}"
             for delivery in job.deliveries:
-                self._bury(delivery, f"{type(served.error).__name__}: {served.error}")
+                self._bury(delivery, reason)
         elif served.outcome is Outcome.HANDLED:
             self._settle(job)
             self._flush([job])
-        elif self._stopping:
+            self.pace.measured(job.took, len(job.deliveries[0].body))
+            self.on_settled()
+        elif served.outcome is Outcome.GIVEN_BACK or self._stopping:
             self._requeue(job)
         else:
             self._missing += 1
@@ -397,6 +451,9 @@ class Dispatcher:
             size += len(job.deliveries[0].body)
             self._tell(job, result)
             self._settle(job)
+        if self._hooked:
+            # What waits behind a thread waits for its hooks, too.
+            seconds = sum(job.took for job in jobs if isinstance(job, HookedJob))
         self.finished += sum(job.result.kind is not Kind.RELEASED for job in jobs if job.result)
         self._flush(jobs)
         if not self._stopping:
@@ -462,7 +519,8 @@ class Dispatcher:
             self._give_back(job)
 
     def stop_threads(self) -> None:
-        """Let the threads end that are free."""
+        """Let the threads end that are free. The writer ends next: nothing is claimed any more."""
+        self._stopped = True
         self._pool.stop()
 
     def release_running(self) -> int:

@@ -9,6 +9,8 @@ import secrets
 import socket
 import time
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from django.db import connections, router
@@ -18,13 +20,13 @@ from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.task import LoopingCall, deferLater
 from txaio.tx import make_logger
 
-from carrot_twisted import __version__, processes, publisher, records, task_logging
+from carrot_twisted import __version__, conf, periodic, processes, publisher, records, task_logging
 from carrot_twisted.consumer import make_consumer
 from carrot_twisted.exceptions import CarrotConfigException
 from carrot_twisted.execution import Limits
 from carrot_twisted.models import MessageLog, Worker
 from carrot_twisted.records import Claimant
-from carrot_twisted.scheduler import Scheduler
+from carrot_twisted.scheduler import ScheduledTaskManager
 from carrot_twisted.service.connection import BrokerConnection
 from carrot_twisted.service.dispatcher import Dispatcher
 from carrot_twisted.service.log_writer import LogWriter
@@ -68,6 +70,8 @@ class ServiceOptions:
     """Instead of the setting."""
     scheduler: bool = True
     """Publish scheduled tasks, too."""
+    consumer_class: str | None = None
+    """Dotted path; instead of each queue's own."""
     consumer_name: str | None = None
     """Name of the consumer objects; by default ``<queue>-consumer``."""
     logger: logging.Logger | None = None
@@ -144,8 +148,18 @@ class Engine:
             using=self._using,
             reactor=reactor,
         )
+        for name in conf.OWN_TASK_MODULES:
+            # For their periodic tasks. Those of the project have been imported by its check.
+            import_module(name)
         self._scheduler = (
-            Scheduler(self._writer, self._using, reactor) if options.scheduler else None
+            ScheduledTaskManager(
+                database=self._writer,
+                using=self._using,
+                reactor=reactor,
+                before=[partial(periodic.sync, self._using)],
+            )
+            if options.scheduler
+            else None
         )
         limits = Limits(result=settings.max_result_size, log=settings.max_log_size)
         consumers = [self._make_consumer(queue, options) for queue in queues]
@@ -392,7 +406,7 @@ class Engine:
 
     def _make_consumer(self, queue: QueueSettings, options: ServiceOptions) -> Consumer:
         return make_consumer(
-            queue.consumer_class,
+            options.consumer_class or queue.consumer_class,
             host=queue.host,
             queue=queue.name,
             logger=options.logger or logging.getLogger(task_logging.LOGGER),

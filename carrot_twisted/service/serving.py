@@ -24,14 +24,14 @@ from carrot_twisted import execution, objects, wire
 from carrot_twisted.consumer import Consumer, serving
 from carrot_twisted.exceptions import InvalidMessage, PoisonMessage
 from carrot_twisted.models import MessageLog
-from carrot_twisted.objects import BaseMessageSerializer
+from carrot_twisted.objects import BaseMessageSerializer, DefaultMessageSerializer
+from carrot_twisted.outcomes import Kind, Result
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from uuid import UUID
 
     from carrot_twisted.execution import Call, Limits, Run
-    from carrot_twisted.outcomes import Result
     from carrot_twisted.service.delivery import Delivery, SafeChannel
 
 
@@ -40,6 +40,7 @@ class Outcome(Enum):
 
     RAN = "there is a result to record"
     HANDLED = "a hook has dealt with it: acknowledge"
+    GIVEN_BACK = "a hook has returned it to the broker, or rejected it"
     MISSING = "there is no row (yet)"
     BROKEN = "a hook raised, and there is no row to say so"
     AWAY = "the database did not answer: again later"
@@ -80,7 +81,8 @@ class Serving:
         consumer: the queue's.
         channel: given to ``on_message``.
         delivery: the message.
-        claim: claims the row of that primary key and returns the run; None if it is not ours.
+        claim: claims the row of that primary key and returns the run; None if it is not ours. Its
+            second argument says that there is nothing to run any more, only an end to be written.
         claimed: the run, if the row was claimed already (a suspect, to run alone).
         limits: how much text to keep.
     """
@@ -91,7 +93,7 @@ class Serving:
         consumer: Consumer,
         channel: SafeChannel,
         delivery: Delivery,
-        claim: Callable[[UUID], Run | None],
+        claim: Callable[[UUID, bool], Run | None],
         claimed: Run | None,
         limits: Limits,
     ) -> None:
@@ -102,6 +104,10 @@ class Serving:
         self._run = claimed
         self._limits = limits
         self._served: Served | None = None
+        #: What the base's ``on_message`` has raised: it counts also where an override catches it.
+        self._error: BaseException | None = None
+        #: Of the row that ``get_message_log`` has found.
+        self._key: UUID | None = None
 
     def serve(self) -> Served:
         """Call ``on_message`` and tell what came of it. Never raises."""
@@ -120,78 +126,140 @@ class Serving:
             exchange=delivery.exchange,
             routing_key=delivery.routing_key,
         )
+        hook: Callable[..., Any] = self._consumer.on_message
+        raised: BaseException | None = None
+        self._channel.watch(delivery.tag)
         try:
-            self._consumer.on_message(self._channel, method, delivery.properties, delivery.body)
+            execution.awaited(hook(self._channel, method, delivery.properties, delivery.body))
         except BaseException as error:
-            return self._raised(error)
-        else:
-            return self._served or self._handled()
-        finally:
-            self._channel.forget(delivery.tag)
+            raised = error
+        given_back = self._channel.forget(delivery.tag)
+        return self._ended(given_back, raised)
 
-    def _raised(self, error: BaseException) -> Served:
-        if self._served is not None:
-            # What the task did stands; only what came after it has failed.
-            self._consumer.logger.error(
-                "%s.on_message raised %r after the task had ended", self._consumer.name, error
-            )
-            return self._served
-        if execution.blames_database(error):
+    def _ended(self, given_back: bool, raised: BaseException | None) -> Served:
+        """``on_message`` has returned, or raised: what that means for the message."""
+        served, error = self._served, raised or self._error
+        if served is not None and not (given_back and served.outcome is Outcome.MISSING):
+            if raised is not None:
+                # What the task did stands; only what came after it has failed.
+                self._complain(raised, "after its base's method had returned")
+            return served
+        if given_back:
+            if error is not None:
+                self._complain(error, "and has given the message back")
+            return self._released()
+        if error is None:
+            # An override has not called the base's method: the message is its own affair.
+            return self._end_without_task(_nothing, Served(Outcome.HANDLED))
+        if self._run is None and execution.blames_database(error):
             return Served(Outcome.AWAY, error=error)
-        return self._end_without_task(partial(_raise, error), Served(Outcome.BROKEN, error=error))
+        served = self._end_without_task(partial(_raise, error), Served(Outcome.BROKEN, error=error))
+        if served.outcome is Outcome.BROKEN:
+            self._complain(error, "and there is no row to say so")
+        return served
 
-    def _handled(self) -> Served:
-        """An override has not called the base's method: the message is its own affair."""
-        if self._channel.forget(self._delivery.tag):
-            return Served(Outcome.HANDLED)
-        return self._end_without_task(_nothing, Served(Outcome.HANDLED))
+    def _complain(self, error: BaseException, when: str) -> None:
+        self._consumer.logger.error(
+            "%s.on_message raised an exception, %s",
+            type(self._consumer).__name__,
+            when,
+            exc_info=error,
+        )
+
+    def _released(self) -> Served:
+        if self._run is None:
+            return Served(Outcome.GIVEN_BACK)
+        # A suspect: its row waits again, too.
+        return Served(Outcome.RAN, Result(kind=Kind.RELEASED))
 
     def _end_without_task(self, prepare: Callable[[Run], Call], otherwise: Served) -> Served:
         """Bring the message's row to its end, if it has one."""
+        # The claim must not wait for a transaction that a hook has left open in this thread.
+        execution.clean_connections()
         try:
             if self._run is None:
-                log = Consumer.get_message_log(
-                    self._consumer, self._delivery.properties, self._delivery.body
-                )
-                if log is None:
+                key = self._key or self._key_of_message()
+                if key is None:
                     return otherwise
-                self._run = self._claim(log.pk)
+                self._run = self._claim(key, True)
         except BaseException as error:
             return Served(Outcome.AWAY, error=error)
         if self._run is None:
             return Served(Outcome.ELSEWHERE)
         return self._execute(self._run, prepare)
 
+    def _key_of_message(self) -> UUID | None:
+        delivery = self._delivery
+        log = Consumer.get_message_log(self._consumer, delivery.properties, delivery.body)
+        return None if log is None else log.pk
+
     def process(self, properties: pika.BasicProperties, body: bytes) -> None:
         """The base's ``on_message``: find the row, read the task, claim, run."""
-        if self._run is not None:
-            self._served = self._execute(self._run, execution.from_row)
+        if self._served is not None and self._served.outcome is not Outcome.MISSING:
+            # An override has called it twice: a message runs once.
             return
-        log = self._find(properties, body)
-        if log is None:
-            self._served = Served(Outcome.MISSING)
-            return
-        prepare = self._read(log, properties, body)
-        self._run = self._claim(log.pk)
+        self._error = None
+        try:
+            self._served = self._process(properties, body)
+        except BaseException as error:
+            self._error = error
+            raise
+
+    def _process(self, properties: pika.BasicProperties, body: bytes) -> Served:
+        self._check_transaction()
         if self._run is None:
-            self._served = Served(Outcome.ELSEWHERE)
+            log = self._find(properties, body)
+            if log is None:
+                return Served(Outcome.MISSING)
         else:
-            self._served = self._execute(self._run, prepare)
+            log = MessageLog.objects.get(pk=self._run.uuid)
+        prepare = self._read(log, properties, body)
+        self._check_transaction()
+        self._key = log.pk
+        if self._run is None:
+            self._run = self._claim(log.pk, False)
+        if self._run is None:
+            return Served(Outcome.ELSEWHERE)
+        return self._execute(self._run, prepare)
+
+    def _check_transaction(self) -> None:
+        """The claim is made on another connection: it would wait for this thread's, for ever."""
+        if execution.in_transaction(router.db_for_write(MessageLog)):
+            raise RuntimeError(
+                f"{type(self._consumer).__name__} has a transaction open. A hook must end its own, "
+                "and the base's on_message must not be called inside of one (transaction.atomic): "
+                "the task has its own."
+            )
 
     def _execute(self, run: Run, prepare: Callable[[Run], Call]) -> Served:
         hook = self._consumer.failure_hook()
         return Served(Outcome.RAN, execution.execute(run, self._limits, hook, prepare))
 
     def _find(self, properties: pika.BasicProperties, body: bytes) -> MessageLog | None:
+        if not self._consumer.overrides("get_message_log"):
+            return self._consumer.get_message_log(properties, body)
         with transaction.atomic(using=router.db_for_write(MessageLog)):
-            log = self._consumer.get_message_log(properties, body)
-            makes_rows = type(self._consumer).get_message_log is not Consumer.get_message_log
-            if log is not None and log.confirmed_at is None and makes_rows:
+            given = execution.awaited(self._consumer.get_message_log(properties, body))
+            log = None if given is None else self._checked(given)
+            if log is not None and log.confirmed_at is None:
                 # A row that the hook has just made is not for the relays: its message is here,
                 # and comes again if this process dies.
                 rows = MessageLog.objects.unsent()
                 rows.filter(pk=log.pk, token=log.token).update(confirmed_at=Now())
         return log
+
+    def _checked(self, given: Any) -> MessageLog:
+        name = f"{type(self._consumer).__name__}.get_message_log"
+        if not isinstance(given, MessageLog):
+            raise TypeError(f"{name} must return a MessageLog or None, not {given!r:.200}")
+        if given._state.adding or given.pk is None:
+            raise ValueError(
+                f"{name} returned a MessageLog that is not in the database: make it with "
+                "MessageLog.objects.get_or_create"
+            )
+        # One that was made with a text for its primary key still has the text.
+        given.pk = MessageLog._meta.pk.to_python(given.pk)
+        return given
 
     def _read(
         self, log: MessageLog, properties: pika.BasicProperties, body: bytes
@@ -203,12 +271,22 @@ class Serving:
         except BaseException as error:
             if execution.blames_database(error):
                 raise
-            if log.attempts:
-                # Its arguments are in the row since the first attempt: this may be the relay's
-                # message, which has not the form that these hooks read.
+            if log.attempts or self._is_told_by_row(properties):
                 return execution.from_row
             return partial(_raise, error)
         return lambda _run: (task, args, kwargs)
+
+    def _is_told_by_row(self, properties: pika.BasicProperties) -> bool:
+        """Whether it is our own message, on a queue of others' messages.
+
+        A relay sends it for a row that a hook has made, too, and it has not the form that these
+        hooks read. The row has all that there is to know.
+        """
+        consumer = self._consumer
+        return properties.app_id == wire.APP_ID and (
+            consumer.overrides("get_message_log")
+            or consumer.serializer is not DefaultMessageSerializer
+        )
 
     def _task(
         self, log: MessageLog, properties: pika.BasicProperties, body: bytes

@@ -75,9 +75,12 @@ class Subscription:
         self._asked = False
         #: The project's consumer has asked for the connection.
         self._joined = False
+        #: A connection that came before that; another queue of its broker may use it.
+        self._offered: CarrotProtocol | None = None
         self._stopping = False
         self._channel: CarrotChannel | None = None
         self._settler: Settler | None = None
+        self._safe: SafeChannel | None = None
         self._tag: str | None = None
         self._prefetch = 0
         self._lock = DeferredLock()
@@ -93,11 +96,12 @@ class Subscription:
 
     def start(self) -> None:
         """Start the consumer."""
-        self._step(self._consumer.run, self.connect)
+        self._step(self._consumer.run, self.connect).addCallback(self._check_joined)
 
     def connected(self, protocol: CarrotProtocol) -> None:
         """There is a new connection: consume on it."""
         if not self._joined:
+            self._offered = protocol
             return
         consumer, connection = self._consumer, protocol.connection
         consumer.connection = connection
@@ -107,7 +111,7 @@ class Subscription:
             self._joined = False
             self._tell(consumer.on_connection_closed, connection, *_code_and_text(reason))
             if not self._stopping:
-                self._step(consumer.reconnect, self.connect)
+                self._step(consumer.reconnect, self.connect).addCallback(self._check_joined)
             return reason
 
         if protocol.closed is not None:
@@ -153,7 +157,12 @@ class Subscription:
             self._reactor.callFromThread(function, *arguments)
 
     def _join(self) -> None:
+        if self._joined:
+            return
         self._joined = True
+        offered, self._offered = self._offered, None
+        if offered is not None and offered.is_open:
+            self.connected(offered)
         self._connection.start()
 
     def _ask(self, wanted: bool) -> None:
@@ -177,6 +186,14 @@ class Subscription:
     def _hook_failed(self, failure: Any, hook: Callable[..., Any]) -> None:
         name = getattr(hook, "__qualname__", repr(hook))
         _log.failure("{hook} failed, the service goes on without it", failure=failure, hook=name)
+
+    def _check_joined(self, _: object) -> None:
+        if not (self._joined or self._stopping):
+            _log.warn(
+                "Queue {queue} is not consumed: run or reconnect of {kind} has not called connect",
+                queue=self._queue.name,
+                kind=type(self._consumer).__name__,
+            )
 
     def _check_asked(self, _: object) -> None:
         if not self._asked:
@@ -223,7 +240,7 @@ class Subscription:
         """Declare, and consume on this channel until it closes; returns why it did."""
         consumer = self._consumer
         settler = Settler(channel.raw)
-        safe = consumer.channel = SafeChannel(channel.raw, settler, self._reactor)
+        safe = consumer.channel = self._safe = SafeChannel(channel.raw, settler, self._reactor)
         channel.raw.add_on_cancel_callback(self._on_broker_cancel)
         self._tell(consumer.on_channel_open, safe)
         try:
@@ -249,7 +266,7 @@ class Subscription:
         for refusal in await done:
             if refusal.exists_differently:
                 text = f"{refusal.step.name} exists with other arguments and is used as it is: "
-                self._declared(refusal.step)
+                self._declared(refusal.step, None)
             elif refusal.forbidden:
                 # A user with few permissions may still consume what others have declared.
                 text = f"{refusal.step.name} may not be declared by this user, and has to exist: "
@@ -260,15 +277,15 @@ class Subscription:
                 self._told.add(text)
                 _log.warn("{text}", text=text)
 
-    def _declared(self, step: Step, *frame: Any) -> None:
-        """What was to be declared is there; the broker's answer is missing if it was before."""
+    def _declared(self, step: Step, frame: Any) -> None:
+        """What was to be declared is there; no frame says so if it exists with other arguments."""
         hook = {
             "exchange_declare": self._consumer.on_exchange_declare,
             "queue_declare": self._consumer.on_queue_declare,
             "queue_bind": self._consumer.on_bind,
         }[step.method]
         if step.arguments.get("queue") != topology.dead_letter_queue(self._queue.name):
-            self._tell(hook, *frame)
+            self._tell(hook, frame)
 
     def _adjust_soon(self) -> Deferred[None]:
         adjusted: Deferred[None] = self._lock.run(lambda: Deferred.fromCoroutine(self._adjust()))
@@ -318,7 +335,7 @@ class Subscription:
                 method.exchange,
                 method.routing_key,
                 method.redelivered,
-                self._consumer.channel,
+                self._safe,
             )
         )
 

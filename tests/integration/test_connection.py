@@ -758,7 +758,7 @@ class Watch:
             settings.host, QUEUE, logging.getLogger("carrot"), f"{QUEUE}-consumer"
         )
         self.link = connect(settings.host, lambda protocol: self.subscription.connected(protocol))
-        self.subscription = Subscription(
+        self.subscription: Subscription = Subscription(
             settings,
             self.consumer,
             self.link.connection,
@@ -1138,3 +1138,66 @@ async def test_a_consumer_that_does_not_start_is_told_and_may_start_later(
     assert watch.taker.bodies == []
     Consumer.start_consuming(watch.consumer)
     await watch.takes(b"waiting")
+
+
+class Patient(Consumer):
+    """Connects in its own time, as django-carrot's does after ``reconnect_timeout``."""
+
+    def run(self) -> None:
+        """Not yet: the test says when."""
+
+    def reconnect(self) -> None:
+        """Not yet either."""
+
+
+@in_reactor
+async def test_a_consumer_that_connects_late_is_told_and_then_consumes(
+    diary: Callable[[type[Consumer]], Watch], client: Broker, log: Log
+) -> None:
+    """Another queue of the same broker has made the connection meanwhile."""
+    watch = diary(Patient)
+    watch.link.connection.start()
+    for round_ in (1, 2):
+        protocol = await watch.link.up(round_)
+        await until(lambda: "run or reconnect of Patient has not called connect" in log.text)
+        assert not watch.subscription.consuming
+        await threads.deferToThread(watch.consumer.connect)
+        watch.consumer.connect()
+        await watch.consuming()
+        client.send(QUEUE, str(round_).encode())
+        await until(lambda n=round_: len(watch.taker.bodies) == n)  # type: ignore[misc]
+        assert len(protocol.connection._channels) == 1
+        if round_ == 1:
+            protocol.abort()
+            await until(lambda: not watch.subscription.consuming)
+    assert watch.taker.bodies == [b"1", b"2"]
+    await soon(watch.subscription.stop(), CLOSE)
+    await watch.link.stop()
+
+
+class Strict(Consumer):
+    """Its hooks take one frame, and it looks after its channel in its own way."""
+
+    def on_channel_open(self, channel: Any) -> None:
+        self.channel = None
+        self.frames: list[Any] = []
+
+    def on_queue_declare(self, frame: Any) -> None:
+        self.frames.append(frame)
+
+
+@in_reactor
+async def test_a_queue_that_exists_with_other_arguments_is_declared_for_the_hooks(
+    diary: Callable[[type[Consumer]], Watch], client: Broker, log: Log
+) -> None:
+    client.channel.queue_declare(QUEUE, durable=True, arguments={"x-max-length": 10})
+    watch = diary(Strict)
+    await watch.consuming()
+    assert cast("Strict", watch.consumer).frames == [None]
+    client.send(QUEUE, b"one")
+    await watch.takes(b"one")
+    delivery = watch.taker.last
+    assert delivery is not None
+    assert delivery.channel is not None, "hooks have to get one, whatever the project keeps"
+    await soon(watch.subscription.stop(), CLOSE)
+    await watch.link.stop()

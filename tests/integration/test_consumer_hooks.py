@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import uuid
@@ -129,7 +130,8 @@ def test_on_message_may_do_everything_with_a_message(
     start_service: StartService, broker: Broker, ledger: Ledger
 ) -> None:
     service = start_service(CARROT_TEST_CONSUMER=f"{CONSUMERS}.Guard", CARROT_TEST_CONCURRENCY="2")
-    rows = {what: waiting_row(what) for what in ("raise", "leave", "swallow", "ack", "fail")}
+    wishes = ("raise", "leave", "swallow", "ack", "fail", "atomic")
+    rows = {what: waiting_row(what) for what in wishes}
     for what, row in rows.items():
         wish(broker, what, row)
     rejected = waiting_row("rejected once")
@@ -147,7 +149,11 @@ def test_on_message_may_do_everything_with_a_message(
         "swallow": MessageLog.COMPLETED,
         "ack": MessageLog.COMPLETED,
         "fail": MessageLog.FAILED,
+        "atomic": MessageLog.FAILED,
     }
+    # Its claim would wait for the hook's transaction, and that for the claim.
+    assert (done["atomic"].exception or "").startswith("Guard has a transaction open")
+    assert done["atomic"].priority == 0
     assert done["raise"].exception == "on_message is broken"
     assert "RuntimeError: on_message is broken" in (done["raise"].traceback or "")
     assert (done["leave"].exception, done["fail"].exception) == ("3", "refused by the guard")
@@ -161,6 +167,7 @@ def test_on_message_may_do_everything_with_a_message(
     assert sorted(ledger()) == [
         "as usual",
         "fail(tests.project.tasks.effect, 3)",
+        f"fail(tests.project.tasks.effect, {done['atomic'].exception})",
         "fail(tests.project.tasks.effect, on_message is broken)",
         "fail(tests.project.tasks.effect, refused by the guard)",
         "fail(tests.project.tasks.fail, break the hook)",
@@ -174,6 +181,24 @@ def test_on_message_may_do_everything_with_a_message(
     assert "on_message is broken" in str(properties.headers)
     assert service.stop() == 0
     assert broker.depth("default") == 0
+
+
+def test_a_hook_that_does_not_return_holds_up_no_stop(
+    start_service: StartService, broker: Broker, ledger: Ledger
+) -> None:
+    service = start_service(
+        "--shutdown-timeout=0.5",
+        CARROT_TEST_CONSUMER=f"{CONSUMERS}.Guard",
+        CARROT_TEST_CONCURRENCY="1",
+    )
+    row = waiting_row("after all")
+    wish(broker, "hang", row)
+    behind = publish_message(tasks.effect, "behind it")
+    wait_until(lambda: ledger() == ["hangs"])
+    service.stop()
+    wait_until(lambda: broker.depth("default") == 2)
+    rows = MessageLog.objects.filter(pk__in=[row.pk, behind.pk])
+    assert {(one.status, one.attempts) for one in rows} == {(MessageLog.PUBLISHED, 0)}
 
 
 def test_many_messages_through_a_hook_run_once_also_across_a_stop(
@@ -221,6 +246,10 @@ sets = [
 ]
 for one in sets:
     one.start_consuming()
+try:
+    sets[0].start_consuming()
+except RuntimeError as error:
+    print(error)
 wait_until(lambda: not MessageLog.objects.unfinished().exists())
 for one in sets:
     one.stop_consuming()
@@ -240,7 +269,7 @@ def test_a_consumer_set_consumes_in_any_program(
         [sys.executable, "-c", SCRIPT],
         cwd=REPOSITORY,
         env={
-            **__import__("os").environ,
+            **os.environ,
             "DJANGO_SETTINGS_MODULE": "tests.settings",
             "CARROT_BROKER_URL": broker_url,
             "CARROT_DATABASE_URL": current_database_url(),
@@ -250,7 +279,10 @@ def test_a_consumer_set_consumes_in_any_program(
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "done"
+    assert done.stdout.splitlines()[-2:] == [
+        "default-set consumes already; stop_consuming ends that.",
+        "done",
+    ]
     assert sorted(ledger()) == ["here", "two"]
     assert {row.status for row in final(*rows)} == {MessageLog.COMPLETED}
     assert broker.depth("default") == 0

@@ -4,19 +4,26 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, connection, transaction
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from carrot_twisted import schedules
 from carrot_twisted.exceptions import InvalidMessage
 from carrot_twisted.models import MessageLog, ScheduledTask
 from carrot_twisted.utilities import create_scheduled_task
-from tests.processes import wait_until
+from tests.conftest import current_database_url
+from tests.processes import REPOSITORY, wait_until
 from tests.project import tasks
 
 if TYPE_CHECKING:
@@ -77,6 +84,104 @@ def test_a_schedule_that_cannot_be_published_stops_none_of_the_others() -> None:
 
 
 @pytest.mark.usefixtures("served")
+def test_10_000_schedules_due_in_the_same_second_are_published_in_one_go() -> None:
+    ScheduledTask.objects.bulk_create(
+        ScheduledTask(
+            task_name=f"s{number}",
+            task="tests.project.tasks.echo",
+            task_args=f"[{number}]",
+            interval_type="hours",
+            next_run_time=timezone.now(),
+        )
+        for number in range(10_000)
+    )
+    begin = time.monotonic()
+    looks = 0
+    wait: float | None = 0.0
+    while wait == 0:
+        with transaction.atomic():
+            wait = schedules.look("default")
+        looks += 1
+    assert time.monotonic() - begin < 20
+    assert looks <= 10_000 / schedules.BATCH + 1
+    assert MessageLog.objects.count() == 10_000
+    due = timezone.now() + timedelta(minutes=59)
+    assert ScheduledTask.objects.filter(next_run_time__gt=due, problem="").count() == 10_000
+
+
+def test_a_killed_service_leaves_no_slot_out_and_none_twice(
+    start_service: StartService, ledger: Ledger
+) -> None:
+    """Also live edits, a one-off and a periodic task of the code, to start few services."""
+    environment = {"CARROT_TEST_PERIODIC": "1"}
+    tick = create_scheduled_task(tasks.effect, {"seconds": 1}, "tick", "default", key="tick")
+    services = [start_service(**environment), start_service(**environment)]
+    wait_until(lambda: ledger().count("tick") >= 2)
+    services[0].kill()
+    services[0] = start_service(**environment)
+    count = ledger().count("tick")
+    wait_until(lambda: ledger().count("tick") >= count + 2)
+    create_scheduled_task("tests.project.tasks.effect", {"seconds": 1}, "new", key="new")
+    wait_until(lambda: "new" in ledger(), 4)
+    once = ScheduledTask.objects.create(
+        task_name="once",
+        task="tests.project.tasks.effect",
+        content='{"key": "once"}',
+        run_at=timezone.now(),
+    )
+    wait_until(lambda: "once" in ledger(), 4)
+    ScheduledTask.objects.get(task_name="new").delete()
+    for service in services:
+        service.kill()
+
+    rows = list(MessageLog.objects.order_by("publish_time"))
+    keys = [row.keywords["key"] for row in rows]
+    tick.refresh_from_db()
+    assert tick.last_log in {row.pk for row in rows}
+    # Slots are on whole seconds, and published within that second. On a machine that is very busy
+    # one run may make up for two slots.
+    slots = [int(row.publish_time.timestamp()) for row in rows if row.keywords["key"] == "tick"]
+    assert len(set(slots)) == len(slots)
+    assert slots[-1] - slots[0] + 1 - len(slots) in (0, 1)
+    assert keys.count("once") == 1
+    once.refresh_from_db()
+    assert not once.active
+    assert keys.count("periodic") >= 3
+    assert ScheduledTask.objects.filter(task_name="from the code").count() == 1
+
+
+@pytest.mark.once
+@pytest.mark.usefixtures("served")
+def test_it_runs_in_any_reactor_without_a_service(broker_url: str) -> None:
+    program = """
+import django; django.setup()
+from twisted.internet import reactor
+from carrot_twisted.scheduler import ScheduledTaskManager
+manager = ScheduledTaskManager(run_now=True)
+reactor.callWhenRunning(manager.start)
+reactor.callLater(3, reactor.stop)
+reactor.run()
+from carrot_twisted.publisher import flush
+assert flush(10)
+"""
+    create_scheduled_task(tasks.echo, {"seconds": 1})
+    subprocess.run(
+        [sys.executable, "-c", program],
+        check=True,
+        timeout=60,
+        cwd=REPOSITORY,
+        env={
+            **os.environ,
+            "DJANGO_SETTINGS_MODULE": "tests.settings",
+            "CARROT_DATABASE_URL": current_database_url(),
+            "CARROT_BROKER_URL": broker_url,
+        },
+    )
+    assert MessageLog.objects.count() in (2, 3)
+    assert not MessageLog.objects.unsent().exists()
+
+
+@pytest.mark.usefixtures("served")
 def test_a_schedule_that_makes_no_sense_is_refused() -> None:
     for interval in ({}, {"weeks": 1}, {"seconds": 0}, {"seconds": 1, "days": 1}, {"days": 1.5}):
         with pytest.raises(InvalidMessage, match="interval"):
@@ -87,3 +192,45 @@ def test_a_schedule_that_makes_no_sense_is_refused() -> None:
     with pytest.raises(IntegrityError), transaction.atomic():
         ScheduledTask.objects.update(interval_count=0)
     assert ScheduledTask.objects.count() == 1
+
+
+@pytest.mark.usefixtures("served")
+def test_rows_that_another_service_has_in_its_hands_are_left_to_it() -> None:
+    """PostgreSQL locks them; SQLite lets one write at a time."""
+    create_scheduled_task(tasks.echo, {"hours": 1})
+    ScheduledTask.objects.update(next_run_time=timezone.now() - timedelta(seconds=1))
+
+    def other() -> float | None:
+        try:
+            with transaction.atomic():
+                return schedules.look("default")
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(1) as pool:
+        with transaction.atomic():
+            assert schedules.look("default") == 0.0
+            answer = pool.submit(other)
+            if connection.vendor == "postgresql":
+                assert answer.result(10) is None
+        assert answer.result(30) is None
+    assert MessageLog.objects.count() == 1
+
+
+@pytest.mark.only("postgres")
+@pytest.mark.usefixtures("served")
+def test_an_idle_look_uses_the_index_of_postgresql() -> None:
+    later = timezone.now() + timedelta(hours=1)
+    ScheduledTask.objects.bulk_create(
+        ScheduledTask(task_name=f"s{n}", task="t.t", active=n % 2 == 0, next_run_time=later)
+        for n in range(10_000)
+    )
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE carrot_twisted_scheduledtask")
+        with CaptureQueriesContext(connection) as queries:
+            assert schedules.look("default") is None
+        (query,) = queries.captured_queries
+        cursor.execute("EXPLAIN " + query["sql"])
+        plan = "\n".join(row[0] for row in cursor.fetchall())
+    assert plan.count("carrot_due") == 2
+    assert "Seq Scan" not in plan

@@ -6,8 +6,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 import uuid
 from typing import TYPE_CHECKING, Any
+
+from django.db import transaction
 
 from carrot_twisted.consumer import Consumer
 from carrot_twisted.models import MessageLog
@@ -120,6 +123,14 @@ class Guard(Consumer):
         if wish == "reject" and not method_frame.redelivered:
             channel.basic_reject(method_frame.delivery_tag, requeue=True)
             return
+        if wish == "atomic":
+            with transaction.atomic():
+                MessageLog.objects.filter(pk=properties.message_id).update(priority=1)
+                super().on_message(channel, method_frame, properties, body)
+            return
+        if wish == "hang":
+            tasks.ledger("hangs")
+            time.sleep(600)
         if wish == "fail":
             log = self.get_message_log(properties, body)
             assert log is not None

@@ -14,6 +14,7 @@ from typing import Any
 from django.db import connection, transaction
 
 from carrot_twisted.models import MessageLog
+from carrot_twisted.periodic import periodic_task
 from carrot_twisted.utilities import publish_message
 
 logger = logging.getLogger(__name__)
@@ -129,3 +130,8 @@ def database_threads() -> int:
     with connection.cursor() as cursor:
         cursor.execute("SELECT 1")
     return threading.get_ident()
+
+
+if "CARROT_TEST_PERIODIC" in os.environ:
+    # For the services of the one test that asks for it.
+    periodic_task(seconds=1, task_name="from the code", kwargs={"key": "periodic"})(effect)

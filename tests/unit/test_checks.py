@@ -31,6 +31,7 @@ def databases(monkeypatch: pytest.MonkeyPatch) -> Databases:
 
     class Settings:
         DATABASES = value
+        USE_TZ = True
 
     monkeypatch.setattr(checks, "settings", Settings)
     return value
@@ -122,6 +123,13 @@ def test_a_consumer_class_of_the_project_is_accepted(settings: Any, module: Path
     assert checks.check_carrot() == []
 
 
+def test_e010_times_without_a_zone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("carrot_twisted.checks.settings.USE_TZ", False)
+    told = found()
+    assert told.keys() == {"E010"}
+    assert "Set USE_TZ = True" in told["E010"]
+
+
 @pytest.mark.parametrize(
     "options", [None, {}, {"transaction_mode": "DEFERRED"}, {"timeout": 20}], ids=repr
 )
@@ -138,8 +146,53 @@ def test_w001_an_sqlite_database_that_would_lock_up(
 
 
 def test_other_databases_are_not_warned_of(databases: Databases) -> None:
-    databases["default"] = {"ENGINE": "django.db.backends.postgresql"}
+    databases["default"] = {"ENGINE": "django.db.backends.mysql"}
     assert checks.check_carrot() == []
+
+
+@pytest.mark.parametrize("engine", ["django.db.backends.postgresql", "app.gis.postgis"])
+def test_w002_a_postgresql_database_that_is_connected_to_for_each_task(
+    databases: Databases, engine: str
+) -> None:
+    databases["log"] = {"ENGINE": engine}
+    told = found()
+    assert told.keys() == {"W002"}
+    assert "PostgreSQL database 'log'" in told["W002"]
+    assert "CONN_HEALTH_CHECKS" in told["W002"]
+    databases["log"]["CONN_MAX_AGE"] = 0
+    assert found() == told
+
+
+@pytest.mark.parametrize(
+    "change", [{"CONN_MAX_AGE": 60}, {"CONN_MAX_AGE": None}, {"OPTIONS": {"pool": True}}], ids=repr
+)
+def test_connections_that_are_kept_are_not_warned_of(
+    databases: Databases, change: dict[str, Any]
+) -> None:
+    databases["default"] = {"ENGINE": "django.db.backends.postgresql", **change}
+    assert checks.check_carrot() == []
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("no.such.decorator", "cannot be imported: ModuleNotFoundError"),
+        ("tests.project.tasks.no_such", "cannot be imported: ImportError"),
+        ("os.sep", "cannot be called"),
+        ("carrot_probe.f", "cannot be imported: SystemExit"),
+    ],
+)
+def test_e009_a_decorator_of_the_monitor_that_is_none(
+    settings: Any, module: Path, path: str, text: str
+) -> None:
+    module.write_text("raise SystemExit(3)")
+    settings.CARROT = {
+        "monitor_authentication": ["django.contrib.auth.decorators.login_required", path]
+    }
+    told = found()
+    assert told.keys() == {"E009"}
+    assert f"CARROT['monitor_authentication'] names {path!r}, which {text}" in told["E009"]
+    assert "Give dotted paths of decorators for views" in told["E009"]
 
 
 def test_the_service_starts_with_a_warning_and_refuses_an_error(

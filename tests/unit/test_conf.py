@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import inspect
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -11,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pika.channel import Channel
 
+import carrot_twisted
 from carrot_twisted import conf, topology
 from carrot_twisted.exceptions import CarrotConfigException
+from carrot_twisted.models import MessageLog
 from carrot_twisted.virtual_host import VirtualHost
 
 SECRET = "s3cr3t-Wort"
@@ -28,18 +31,21 @@ def problems(settings: Any, value: Any) -> dict[str, str]:
 
 
 def test_without_the_setting_there_is_one_queue_on_this_machine(settings: Any) -> None:
+    settings.CARROT = {}  # Django tells of this change, but not of the next.
     del settings.CARROT
     value = conf.current()
     assert list(value.queues) == ["default"]
     assert value.default_broker == VirtualHost("amqp://guest:guest@localhost:5672/")
+    assert value.default_broker == VirtualHost(carrot_twisted.DEFAULT_BROKER)
     assert value.task_modules == ()
+    assert value.monitor_authentication == ()
 
 
 def test_defaults_are_those_of_the_dictionary(settings: Any) -> None:
     settings.CARROT = {}
     value = conf.current()
     for key, default in conf.DEFAULTS.items():
-        if key not in ("default_broker", "queues", "task_modules"):
+        if isinstance(default, int | float):
             assert getattr(value, key) == default
     queue = value.queue("default")
     assert queue == conf.QueueSettings(
@@ -80,6 +86,8 @@ def test_every_value_can_be_set(settings: Any) -> None:
         "ack_deadline": 5.5,
         "lease": 0.5,
         "max_crashes": 6,
+        "monitor_authentication": ("app.views.guarded",),
+        "retention": {"COMPLETED": 0.5, "FAILED": 90, "CANCELLED": None},
     }
     value = conf.current()
     mail, rest = value.queues.values()
@@ -100,6 +108,33 @@ def test_every_value_can_be_set(settings: Any) -> None:
     assert (value.max_message_size, value.max_result_size, value.max_log_size) == (1, 2, 3)
     assert (value.shutdown_timeout, value.ack_deadline, value.lease) == (4.0, 5.5, 0.5)
     assert value.max_crashes == 6
+    assert value.registered_modules == ("carrot_twisted.helper_tasks", "app.tasks", "other")
+    assert value.monitor_authentication == ("app.views.guarded",)
+    assert value.retention == {"COMPLETED": timedelta(hours=12), "FAILED": timedelta(days=90)}
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        ({}, {"COMPLETED": 3, "CANCELLED": 3}),
+        ({"FAILED": 7}, {"COMPLETED": 3, "FAILED": 7, "CANCELLED": 3}),
+        ({"COMPLETED": None}, {"CANCELLED": 3}),
+        ({"COMPLETED": 36_500}, {"COMPLETED": 36_500, "CANCELLED": 3}),
+        (None, {}),
+    ],
+    ids=repr,
+)
+def test_rows_are_kept_for_days_by_final_state(
+    settings: Any, value: Any, wanted: dict[str, int]
+) -> None:
+    """A state that is not named keeps its default; None switches it off as a whole."""
+    settings.CARROT = {"retention": value}
+    got = conf.current().retention
+    assert got == {state: timedelta(days=days) for state, days in wanted.items()}
+
+
+def test_the_states_that_can_be_kept_are_the_final_ones() -> None:
+    assert set(conf.DEFAULTS["retention"]) == set(MessageLog.FINAL)
 
 
 def test_a_virtual_host_object_is_a_broker_too(settings: Any) -> None:
@@ -172,6 +207,15 @@ MISTAKES: dict[str, tuple[Any, str, str]] = {
     "queues a text": ({"queues": "default"}, "E006", "a list of dictionaries"),
     "modules a text": ({"task_modules": "app.tasks"}, "E006", "a list of module names"),
     "modules no names": ({"task_modules": ["app/tasks.py"]}, "E006", "a list of module names"),
+    "decorators a text": ({"monitor_authentication": "app.f"}, "E006", "a list of dotted paths"),
+    "decorators no paths": ({"monitor_authentication": [len]}, "E006", "a list of dotted paths"),
+    "retention a number": ({"retention": 3}, "E006", "Write {'COMPLETED': days, …}, or None to"),
+    "retention of no state": ({"retention": {"COMPLETE": 3}}, "E002", "mean 'COMPLETED'?"),
+    "retention of a state that is not final": (
+        {"retention": {"PUBLISHED": 3}},
+        "E002",
+        "CARROT['retention'] has an unknown key 'PUBLISHED'.",
+    ),
 }
 OUT_OF_RANGE: dict[str, list[Any]] = {
     "max_message_size": [0, -1, 1.5, "1", None, True],
@@ -185,6 +229,12 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
 for _key, _values in OUT_OF_RANGE.items():
     for _value in _values:
         MISTAKES[f"{_key} {_value!r}"] = ({_key: _value}, "E006", f"CARROT['{_key}']")
+for _value in (0, -1, "3", True, float("nan"), float("inf"), 36_501):
+    MISTAKES[f"retention {_value!r}"] = (
+        {"retention": {"FAILED": _value}},
+        "E006",
+        "CARROT['retention']['FAILED']",
+    )
 WRONG_IN_A_QUEUE: dict[str, list[Any]] = {
     "concurrency": [0, -1, 1.5, "4", None, True],
     "consumable": [1, "yes", None],

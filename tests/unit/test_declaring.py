@@ -167,3 +167,45 @@ def test_the_callers_list_of_steps_is_not_used_up(
     declare(connection, steps, outcome)
     connection.run()
     assert len(steps) == 3
+
+
+class TestToldOfEach:
+    def test_each_declaration_is_told_in_order_with_the_brokers_answer(
+        self, connection: FakeConnection, outcome: Outcome
+    ) -> None:
+        told: list[tuple[Step, Any]] = []
+        steps = work_queue()
+        declare(connection, steps, outcome, lambda step, frame: told.append((step, frame)))
+        assert told == []
+        connection.run()
+        # The fake's answer is None.
+        assert told == [(step, None) for step in steps]
+
+    def test_what_is_refused_is_not_told(
+        self, connection: FakeConnection, outcome: Outcome
+    ) -> None:
+        told: list[str] = []
+        connection.broker.queues["default"] = {"durable": False}
+        steps = work_queue()
+        declare(connection, steps, outcome, lambda step, _: told.append(step.method))
+        connection.run()
+        assert told == ["exchange_declare", "queue_bind"]
+        assert [refusal.step for refusal in outcome.refusals] == [steps[1]]
+
+    def test_it_is_told_before_the_next_one_is_asked_for(
+        self, connection: FakeConnection, outcome: Outcome
+    ) -> None:
+        declared: list[list[str]] = []
+        known = connection.broker.declared
+        declare(connection, work_queue(), outcome, lambda *_: declared.append(list(known)))
+        connection.run()
+        assert declared[0] == ["default"]
+        assert len(declared) == 3
+
+    def test_after_a_lost_connection_nothing_more_is_told(
+        self, connection: FakeConnection, outcome: Outcome
+    ) -> None:
+        declare(connection, work_queue(), outcome, lambda *_: pytest.fail("told"))
+        connection.lose()
+        connection.run()
+        assert len(outcome.refusals) == 3

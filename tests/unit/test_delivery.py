@@ -235,6 +235,8 @@ class TestTheChannelForHooks:
     def test_it_settles_in_the_reactor_and_remembers_what_was_given_back(self) -> None:
         desk = Desk(4)
         safe, reactor = self.safe(desk)
+        for tag in (1, 2, 3, 4):
+            safe.watch(tag)
         safe.basic_ack(1)
         safe.basic_nack(2)
         safe.basic_nack(3, requeue=False)
@@ -245,6 +247,42 @@ class TestTheChannelForHooks:
         assert (channel.acked, channel.requeued, channel.rejected) == ({1}, {2, 4}, {3})
         assert [safe.forget(tag) for tag in (1, 2, 3, 4)] == [False, True, True, True]
         assert [safe.forget(tag) for tag in (1, 2, 3, 4)] == [False] * 4
+
+    def test_the_first_word_about_a_message_counts_here_too(self) -> None:
+        desk = Desk(2)
+        safe, reactor = self.safe(desk)
+        for tag in (1, 2):
+            safe.watch(tag)
+        safe.basic_ack(1)
+        safe.basic_nack(1)
+        safe.basic_nack(2)
+        safe.basic_ack(2)
+        reactor.turn()
+        assert (desk.channel.acked, desk.channel.requeued) == ({1}, {2})
+        assert [safe.forget(tag) for tag in (1, 2)] == [False, True]
+
+    def test_what_a_hook_settles_too_late_is_not_remembered(self) -> None:
+        """A project may keep messages, and settle them from a thread of its own."""
+        desk = Desk(50)
+        safe, reactor = self.safe(desk)
+        for tag in range(1, 51):
+            safe.watch(tag)
+            safe.forget(tag)
+            desk.ack(tag)
+            safe.basic_nack(tag)
+        reactor.turn()
+        assert safe._watched == {}
+        assert desk.channel.requeued == set()
+
+    def test_after_its_close_nothing_is_sent_and_nothing_raises(self) -> None:
+        desk = Desk(2)
+        safe, reactor = self.safe(desk)
+        safe.basic_ack(1)
+        desk.channel.is_open = False
+        reactor.turn()
+        safe.basic_nack(2)
+        reactor.turn()
+        assert desk.channel.frames == []
 
     def test_many_at_once_would_be_other_threads_messages(self) -> None:
         safe, reactor = self.safe(Desk(2))

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from typing import TYPE_CHECKING, Any
+import threading
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID, uuid4
 
 import pika
@@ -22,7 +24,7 @@ from carrot_twisted.execution import Limits
 from carrot_twisted.outcomes import Kind, Result, Verdict
 from carrot_twisted.records import Claimed
 from carrot_twisted.service import dispatcher as module
-from carrot_twisted.service.delivery import Delivery, Settler
+from carrot_twisted.service.delivery import Delivery, SafeChannel, Settler
 from carrot_twisted.service.dispatcher import Dispatcher, Job
 from carrot_twisted.service.log_writer import Claim, Finish
 from carrot_twisted.service.quarantine import Quarantine
@@ -37,10 +39,21 @@ TASK = "tests.project.tasks.noop"
 class Reactor(Clock):
     """Twisted's Clock; what threads hand over runs with the next ``advance``."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.handed_over: SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]]] = SimpleQueue()
+
     def callFromThread(  # noqa: N802
         self, function: Callable[..., Any], *args: Any
     ) -> None:
-        self.callLater(0, function, *args)
+        self.handed_over.put((function, args))
+
+    def advance(self, amount: float) -> None:
+        super().advance(amount)
+        while not self.handed_over.empty():
+            function, args = self.handed_over.get()
+            function(*args)
+            super().advance(0)
 
 
 class Writer:
@@ -48,21 +61,24 @@ class Writer:
 
     def __init__(self) -> None:
         self.operations: list[Any] = []
+        self._lock = threading.Lock()
 
     def submit(self, operation: Any) -> None:
-        self.operations.append(operation)
+        with self._lock:
+            self.operations.append(operation)
 
     def take(self, kind: type[Any]) -> list[Any]:
         """What was submitted of one kind, and is now on its way."""
-        taken = [op for op in self.operations if isinstance(op, kind)]
-        self.operations = [op for op in self.operations if not isinstance(op, kind)]
+        with self._lock:
+            taken = [op for op in self.operations if isinstance(op, kind)]
+            self.operations = [op for op in self.operations if not isinstance(op, kind)]
         return taken
 
 
 class Desk:
     """A dispatcher among fakes."""
 
-    def __init__(self, concurrency: int = 2) -> None:
+    def __init__(self, concurrency: int = 2, kind: type[Consumer] = Consumer) -> None:
         self.clock = Reactor()
         self.writer = Writer()
         self.dead: list[tuple[Delivery, str]] = []
@@ -70,7 +86,7 @@ class Desk:
         self.dispatcher = Dispatcher(
             queue=queue,
             concurrency=concurrency,
-            consumer=Consumer(queue.host, queue.name, logging.getLogger("carrot"), "consumer"),
+            consumer=kind(queue.host, queue.name, logging.getLogger("carrot"), "consumer"),
             writer=self.writer,  # type: ignore[arg-type]
             limits=Limits(result=1000, log=1000),
             dead_letter=lambda delivery, reason: self.dead.append((delivery, reason)),
@@ -81,6 +97,7 @@ class Desk:
     def open_channel(self) -> None:
         self.channel = Channel()
         self.settler = Settler(self.channel)
+        self.safe = SafeChannel(cast("Any", self.channel), self.settler, self.clock)
         self.tag = 0
 
     def deliver(
@@ -100,7 +117,9 @@ class Desk:
             app_id=app_id,
             headers={"type": TASK} if headers is None else headers,
         )
-        self.dispatcher.deliver(Delivery(self.settler, self.tag, properties, body, "", "default"))
+        self.dispatcher.deliver(
+            Delivery(self.settler, self.tag, properties, body, "", "default", channel=self.safe)
+        )
         return key
 
     def turn(self, seconds: float = 0.0) -> None:

@@ -10,15 +10,17 @@ import uuid
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 from django.core.management import call_command
 from django.db import transaction
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from carrot_twisted import wire
-from carrot_twisted.exceptions import InvalidMessage
-from carrot_twisted.models import MessageLog, message_id
+from carrot_twisted.exceptions import CarrotConfigException, InvalidMessage
+from carrot_twisted.models import MessageLog, ScheduledTask, message_id
+from carrot_twisted.utilities import create_message
 from tests.unit.test_wire import any_texts, json_values
 
 if TYPE_CHECKING:
@@ -205,6 +207,76 @@ def test_where_the_old_row_cannot_be_deleted_there_is_no_new_one(
     assert handed_over.rows == []
 
 
+@pytest.mark.django_db(transaction=True)
+def test_a_row_is_requeued_once(handed_over: RecordingPublisher) -> None:
+    """Two people may press the button, each on a page of his own."""
+    MessageLog.objects.create(task="app.work", queue="default")
+    one, two = MessageLog.objects.get(), MessageLog.objects.get()
+    new = one.requeue()
+    with pytest.raises(MessageLog.DoesNotExist, match="requeued or deleted meanwhile"):
+        two.requeue()
+    assert handed_over.rows == list(MessageLog.objects.all()) == [new]
+
+
+@pytest.mark.django_db
+def test_a_row_of_a_queue_that_left_the_settings_is_kept_when_requeued() -> None:
+    old = MessageLog.objects.create(task="app.work", queue="gone", status="FAILED")
+    with pytest.raises(CarrotConfigException, match="Cannot find queue called gone in"):
+        old.requeue()
+    assert list(MessageLog.objects.all()) == [old]
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("wrong", [{"task_args": "5"}, {"content": "[1, 2]"}], ids=repr)
+def test_a_row_whose_arguments_cannot_be_read_is_kept_when_requeued(wrong: dict[str, str]) -> None:
+    old = MessageLog.objects.create(task="app.work", queue="default", **wrong)
+    with pytest.raises(InvalidMessage):
+        old.requeue()
+    assert list(MessageLog.objects.all()) == [old]
+
+
+@pytest.mark.django_db
+def test_a_row_of_django_carrot_is_requeued_as_it_was_sent() -> None:
+    """Its text of a tuple becomes the JSON of its message, where inner tuples were lists."""
+    old = MessageLog.objects.create(
+        task="app.work", queue="default", task_args="('a, b', [1, 2], (3,), None)"
+    )
+    assert json.loads(old.requeue().task_args) == ["a, b", [1, 2], [3], None]
+
+
+@pytest.mark.defect(25)
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    "args",
+    [["a, b"], [[1, 2], [3]], [{"a": 1, "b": 2}], [None], ["é 漢\x00\ud800'\""], []],
+    ids=repr,
+)
+def test_arguments_with_commas_can_be_requeued(args: list[Any]) -> None:
+    """django-carrot split its text at every comma; one such row made "retry all" fail half-way."""
+    old = MessageLog.objects.create(
+        task="app.work", queue="default", task_args=wire.exact_json(args, "args")
+    )
+    new = old.requeue()
+    new.refresh_from_db()
+    assert new.positionals == tuple(args)
+
+
+@pytest.mark.defect(26)
+@pytest.mark.parametrize("text", ["5", '{"a": 1}', "('a'", "a, b", "x" * 10_000, '"text"'])
+def test_arguments_that_are_no_list_or_object_are_told(text: str) -> None:
+    """django-carrot stored any JSON and met an error when it published it."""
+    log = MessageLog(task_args=text, content="[1, 2]")
+    with pytest.raises(InvalidMessage, match="Positional arguments are a JSON list, not "):
+        _ = log.positionals
+    with pytest.raises(InvalidMessage, match=r"Keyword arguments are a JSON object, not '\[1, 2"):
+        _ = log.keywords
+    schedule = ScheduledTask(task_args=text, content="[1, 2]")
+    with pytest.raises(InvalidMessage):
+        _ = schedule.positional_arguments
+    with pytest.raises(InvalidMessage):
+        _ = schedule.keyword_arguments
+
+
 @given(
     st.lists(json_values | any_texts, max_size=3),
     st.dictionaries(any_texts, json_values | any_texts, max_size=3),
@@ -228,6 +300,28 @@ def test_requeued_arguments_are_exactly_equal(args: list[Any], kwargs: dict[str,
     assert json.loads(again.task_args) == args
 
 
+@pytest.mark.django_db
+@hypothesis.settings(max_examples=25)
+@given(
+    st.lists(json_values | any_texts, max_size=3),
+    st.dictionaries(any_texts, json_values | any_texts, max_size=3),
+)
+@example(["a, b", [1, [2, 3]], {"k": 1, "l": 2}, None, "é漢\x00\ud800"], {"x, y": {"a": 1, "b": 2}})
+def test_what_was_published_can_be_requeued_in_every_database(
+    args: list[Any], kwargs: dict[str, Any]
+) -> None:
+    try:
+        message = create_message(
+            "tests.project.tasks.noop", "other", 7, args, "x", "key", task_kwargs=kwargs
+        )
+    except InvalidMessage:
+        return
+    old = MessageLog.objects.get(pk=message.publish().pk)
+    new = MessageLog.objects.get(pk=old.requeue().pk)
+    assert repr((new.positionals, new.keywords)) == repr((tuple(args), kwargs))
+    assert (new.queue, new.priority, new.exchange, new.routing_key) == ("other", 7, "x", "key")
+
+
 def _requeue_without_database(old: MessageLog, kept: list[MessageLog]) -> MessageLog:
     class Manager:
         def using(self, alias: str) -> Manager:
@@ -238,7 +332,7 @@ def _requeue_without_database(old: MessageLog, kept: list[MessageLog]) -> Messag
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MessageLog, "objects", Manager())
-        patch.setattr(MessageLog, "delete", lambda self, using: None)
+        patch.setattr(MessageLog, "delete", lambda self, using: (1, {}))
         patch.setattr(transaction, "atomic", _Nothing)
         return old.requeue()
 

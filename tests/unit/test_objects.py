@@ -8,10 +8,16 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pika
+import pika.exceptions
 import pytest
 
-from carrot_twisted import exceptions, objects
-from carrot_twisted.exceptions import CarrotConfigException, InvalidMessage, PoisonMessage
+from carrot_twisted import exceptions, models, objects, task_paths
+from carrot_twisted.exceptions import (
+    BrokerError,
+    CarrotConfigException,
+    InvalidMessage,
+    PoisonMessage,
+)
 from carrot_twisted.models import MessageLog
 from carrot_twisted.objects import (
     BaseMessageSerializer,
@@ -48,6 +54,7 @@ TASK = "tests.project.tasks.noop"
         (BaseMessageSerializer.body, "(self)"),
         (BaseMessageSerializer.properties, "(self)"),
         (BaseMessageSerializer.serialize_arguments, "(body)"),
+        (BaseMessageSerializer.publish, "(self, connection, channel)"),
         (Message.publish, "(self, pika_log_level=40)"),
     ],
     ids=lambda value: getattr(value, "__qualname__", ""),
@@ -100,6 +107,50 @@ def test_the_serializer_of_a_subclass_names_its_own_types() -> None:
     got = Mine(Message(TASK)).properties()
     assert got["headers"] == {"job": TASK}
     assert (got["type"], got["content_type"]) == ("mine", "text/json")
+
+
+class RefusingChannel:
+    """A blocking channel whose broker takes nothing."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def confirm_delivery(self) -> None: ...
+
+    def basic_publish(self, **_: Any) -> None:
+        raise self.error
+
+
+class Connection:
+    """A blocking connection that notes how it ends."""
+
+    closed = 0
+
+    def close(self) -> None:
+        self.closed += 1
+        raise pika.exceptions.ConnectionWrongStateError("it is closed")
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (pika.exceptions.UnroutableError([]), "no queue is bound to exchange '' with routing key"),
+        (pika.exceptions.NackError([]), "its queue may be full"),
+        (pika.exceptions.ConnectionBlockedTimeout(), "did not confirm the message: Connection"),
+        (pika.exceptions.ChannelClosedByBroker(404, "no exchange"), "no exchange"),
+        (OSError("cable"), "cable"),
+    ],
+    ids=repr,
+)
+def test_a_message_that_the_broker_has_not_is_told_and_the_connection_closed(
+    error: Exception, text: str
+) -> None:
+    """django-carrot published without a confirm: what the broker did not take was lost."""
+    connection: Any = Connection()
+    channel: Any = RefusingChannel(error)
+    with pytest.raises(BrokerError, match=text):
+        Message(TASK).formatter.publish(connection, channel)
+    assert connection.closed == 1
 
 
 def test_a_serializer_made_for_reading_says_that_it_cannot_write() -> None:
@@ -185,7 +236,7 @@ def test_an_equal_virtual_host_is_accepted() -> None:
 def test_a_priority_without_effect_is_warned_of_once(
     settings: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(objects, "_warned_queues", set())
+    monkeypatch.setattr(models, "_warned_queues", set())
     settings.CARROT = {
         "queues": [
             {"name": "plain"},
@@ -245,7 +296,7 @@ def test_a_path_that_failed_is_looked_up_again(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(AttributeError):
         resolve_task(path)
     monkeypatch.setattr(tasks, "comes_later", tasks.noop, raising=False)
-    monkeypatch.setattr(objects, "_resolved", {})
+    monkeypatch.setattr(task_paths, "_resolved", {})
     assert resolve_task(path) is tasks.noop
 
 

@@ -42,6 +42,7 @@ def test_the_settings_module_is_all_that_is_needed() -> None:
         "no-scheduler": 0,
         "shutdown-timeout": None,
         "loglevel": "info",
+        "consumer-class": None,
     }
 
 
@@ -57,10 +58,12 @@ def test_everything_can_be_said() -> None:
         "--no-scheduler",
         "--shutdown-timeout=2.5",
         "--loglevel=WARNING",
+        "--consumer-class=app.Mine",
     )
     assert options["queues"] == ["mail", "other"]
     assert (options["concurrency"], options["shutdown-timeout"]) == (3, 2.5)
     assert (options["no-scheduler"], options["loglevel"]) == (1, "warn")
+    assert options["consumer-class"] == "app.Mine"
 
 
 def test_two_command_lines_do_not_share_their_queues() -> None:
@@ -108,8 +111,10 @@ def test_a_mistake_on_the_command_line_is_told(arguments: list[str], text: str) 
 
 def test_the_help_tells_of_each_option() -> None:
     text = str(Options())
-    for name in ("settings", "queue", "concurrency", "no-scheduler", "shutdown-timeout", "level"):
-        assert f"--{name}" in text or f"--log{name}" in text
+    for name in ("settings", "queue", "concurrency", "no-scheduler", "shutdown-timeout"):
+        assert f"--{name}" in text
+    for name in ("loglevel", "consumer-class"):
+        assert f"--{name}" in text
     assert "manage.py" in text
 
 
@@ -117,11 +122,14 @@ def test_the_service_remembers_what_was_said(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    service = makeService(parse("-s", "proj.settings", "-q", "mail", "-c", "3"))
+    service = makeService(
+        parse("-s", "proj.settings", "-q", "mail", "-c", "3", "--consumer-class=app.Mine")
+    )
     assert isinstance(service, CarrotService)
     assert service.name == "carrot"
     assert service._settings_module == "proj.settings"
     given = {"queues": ("mail",), "concurrency": 3, "shutdown_timeout": None}
+    given["consumer_class"] = "app.Mine"
     assert service._options.items() >= given.items()
     assert service._folder == str(tmp_path)
 
@@ -139,6 +147,32 @@ def test_it_knows_whether_twistd_stays_in_the_foreground(nodaemon: bool) -> None
     twistd["nodaemon"] = nodaemon
     options.parent = twistd
     assert makeService(options)._nodaemon is nodaemon
+
+
+def twistd_with(pid_file: Path) -> usage.Options:
+    """twistd's own options."""
+    twistd = usage.Options()
+    twistd.update(nodaemon=True, pidfile=str(pid_file), chroot=None)
+    return twistd
+
+
+def test_the_pid_file_of_twistd_is_held_from_the_beginning(tmp_path: Path) -> None:
+    """twistd looks, and writes later: two that are started at once would both go on."""
+    first, second = parse("-s", "x"), parse("-s", "x")
+    first.parent = second.parent = twistd_with(tmp_path / "pid")
+    service = makeService(first)
+    with pytest.raises(SystemExit, match=f"carrot runs already, as process {os.getpid()}"):
+        makeService(second)
+    assert service._pid_file is not None
+    service._pid_file.release()
+    assert makeService(second)._pid_file is not None
+
+
+def test_a_pid_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    options = parse("-s", "x")
+    options.parent = twistd_with(tmp_path / "no such folder" / "pid")
+    with pytest.raises(SystemExit, match="another --pidfile"):
+        makeService(options)
 
 
 def test_make_service_touches_neither_django_nor_the_reactor() -> None:

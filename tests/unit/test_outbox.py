@@ -271,3 +271,54 @@ class TestRingingAgain:
         for _ in range(5):
             self.waiting(0)
         assert [outbox.queue_lost("default", "default") for _ in range(4)] == [2, 2, 1, 0]
+
+
+class TestRingingForAll:
+    def test_every_waiting_row_gets_a_new_message_and_no_other(self) -> None:
+        waiting = {
+            stored(confirmed_at=Now()).pk,
+            stored(confirmed_at=Now() - timedelta(days=9), publish_error="no").pk,
+            stored(0).pk,
+            stored(60, queue="other").pk,
+        }
+        others = [
+            stored(confirmed_at=Now(), queue="gone"),
+            *(stored(status=s) for s in (MessageLog.IN_PROGRESS, *MessageLog.FINAL)),
+        ]
+        before = [fields_of(log) for log in others]
+        assert outbox.ring_for_all(["default", "other"], "default") == 4
+        assert set(taken(queues=("default", "other"))) == waiting
+        assert [fields_of(log) for log in others] == before
+
+    def test_what_waits_for_a_later_time_keeps_it(self) -> None:
+        """A task that was released because of the database, say, or is being sent just now."""
+        before = fields_of(stored(-60))
+        assert outbox.ring_for_all(["default"], "default") == 0
+        assert list(MessageLog.objects.values()) == [before]
+
+    def test_the_confirm_of_the_old_message_says_nothing(self) -> None:
+        log = stored()
+        post = post_of(log)
+        outbox.ring_for_all(["default"], "default")
+        outbox.note_confirmed([post], "default")
+        assert taken() == [log.pk]
+
+    def test_it_goes_in_chunks_and_ends_although_tasks_are_published(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(outbox, "RING_BATCH", 2)
+        rows = {stored(confirmed_at=Now()).pk for _ in range(5)}
+        put_back = outbox._put_back
+
+        def meanwhile(query: Any) -> int:
+            stored(confirmed_at=Now())
+            return put_back(query)
+
+        monkeypatch.setattr(outbox, "_put_back", meanwhile)
+        assert outbox.ring_for_all(["default"], "default") == 5
+        assert set(taken()) == rows
+
+    def test_of_nothing_nothing_comes(self) -> None:
+        assert outbox.ring_for_all(["default"], "default") == 0
+        stored(confirmed_at=Now())
+        assert outbox.ring_for_all([], "default") == 0

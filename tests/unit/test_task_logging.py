@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from contextlib import contextmanager
 from contextvars import copy_context
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from carrot_twisted import task_logging
-from carrot_twisted.task_logging import Transcript, capture
+from carrot_twisted.task_logging import ListHandler, LoggingTask, Transcript, capture
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -163,3 +164,81 @@ class TestTranscript:
         transcript = Transcript(100)
         transcript.add("a\x00\udc80")
         assert transcript.text(100) == r"a\x00\udc80"
+
+
+def record(thread_name: str, text: str, level: int = logging.INFO) -> logging.LogRecord:
+    made = logging.LogRecord("carrot", level, "file.py", 1, text, (), None)
+    made.threadName = thread_name
+    return made
+
+
+class TestListHandler:
+    """django-carrot's, for a project's own ways to run a task."""
+
+    def test_it_keeps_the_lines_of_its_thread_and_no_others(self) -> None:
+        """Defect 36: django-carrot's compares the beginning of the line."""
+        handler = ListHandler("consumer-1", logging.DEBUG)
+        for name in ("consumer-1", "consumer-12", "consumer", "MainThread", "consumer-1 "):
+            handler.handle(record(name, f"by {name}"))
+        assert [line.partition(":: ")[2] for line in handler.output] == ["by consumer-1"]
+        assert handler.parse_output().startswith("consumer-1 ")
+
+    def test_it_keeps_no_record_below_its_level(self) -> None:
+        handler = ListHandler("t", logging.WARNING)
+        logger = logging.getLogger("probe")
+        logger.addHandler(handler)
+        logger.handle(record("t", "low", logging.INFO))
+        logger.handle(record("t", "high", logging.ERROR))
+        assert [line.partition(" ERROR:: ")[2] for line in handler.output] == ["high"]
+
+    def test_its_output_is_one_text(self) -> None:
+        handler = ListHandler("t", logging.DEBUG)
+        assert handler.parse_output() == ""
+        for text in ("one", "two"):
+            handler.handle(record("t", text))
+        assert [line[-3:] for line in handler.parse_output().split("\n")] == ["one", "two"]
+
+
+class TestLoggingTask:
+    def task(self, text: str, fail: bool = False) -> str:
+        logging.getLogger("probe").warning("logs %s", text)
+        if fail:
+            raise ValueError(text)
+        return f"returns {text}"
+
+    def test_it_runs_the_function_and_keeps_what_that_logs(self) -> None:
+        logger = logging.getLogger("probe")
+        task = LoggingTask(self.task, logger, "", "a", fail=False)
+        logger.warning("before")
+        assert task.run() == "returns a"
+        logger.warning("after")
+        assert task.get_logs().endswith("WARNING:: logs a")
+        assert task.get_logs().count("::") == 1
+
+    def test_lines_of_another_thread_are_not_kept(self) -> None:
+        def work() -> None:
+            thread = threading.Thread(target=self.task, args=("elsewhere",))
+            thread.start()
+            thread.join()
+
+        task = LoggingTask(work, logging.getLogger("probe"), "")
+        task.run()
+        assert task.get_logs() == ""
+
+    def test_after_an_exception_its_handler_is_gone_and_the_lines_are_there(self) -> None:
+        logger = logging.getLogger("probe")
+        before = list(logger.handlers)
+        task = LoggingTask(self.task, logger, "", "b", fail=True)
+        with pytest.raises(ValueError, match="b"):
+            task.run()
+        assert logger.handlers == before
+        assert task.get_logs().endswith("logs b")
+
+    def test_it_belongs_to_the_thread_that_is_named(self) -> None:
+        task = LoggingTask(self.task, logging.getLogger("probe"), "consumer-1", "c")
+        task.run()
+        assert task.get_logs() == ""
+        thread = threading.Thread(target=task.run, name="consumer-1")
+        thread.start()
+        thread.join()
+        assert task.get_logs().startswith("consumer-1 ")

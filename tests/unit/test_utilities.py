@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from django.db import IntegrityError, connection, transaction
 
-from carrot_twisted import utilities
+from carrot_twisted import outcomes, utilities
 from carrot_twisted.exceptions import CarrotConfigException, InvalidMessage
 from carrot_twisted.models import MessageLog
 from carrot_twisted.utilities import (
@@ -46,6 +46,12 @@ TASK = "tests.project.tasks.noop"
             "(task, *task_args, priority=0, queue=None, exchange='', routing_key=None, "
             "**task_kwargs)",
         ),
+        (utilities.get_mixin, "(decorator)"),
+        (utilities.create_class_view, "(view, decorator)"),
+        (utilities.decorate_class_view, "(view_class, decorators=None)"),
+        (utilities.create_function_view, "(view, decorator)"),
+        (utilities.decorate_function_view, "(view, decorators=None)"),
+        (utilities.requeue_all, "()"),
     ],
 )
 def test_signatures_are_django_carrots(function: Callable[..., Any], signature: str) -> None:
@@ -58,6 +64,139 @@ def test_signatures_are_django_carrots(function: Callable[..., Any], signature: 
         assert ours[name].kind is parameter.kind
         if parameter.default is not inspect.Parameter.empty:
             assert ours[name].default == parameter.default
+
+
+def test_all_functions_of_django_carrot_are_there() -> None:
+    names = {
+        "get_host_from_name",
+        "validate_task",
+        "create_message",
+        "publish_message",
+        "create_scheduled_task",
+        "get_mixin",
+        "create_class_view",
+        "decorate_class_view",
+        "create_function_view",
+        "decorate_function_view",
+        "purge_queue",
+        "requeue_all",
+    }
+    assert names <= set(utilities.__all__) <= set(vars(utilities))
+    assert all((getattr(utilities, name).__doc__ or "").strip() for name in names)
+
+
+# create_message: which order of arguments is it?
+
+QUEUE, ARGS, KWARGS = "other", [1, "a"], {"k": 2}
+
+
+@pytest.mark.parametrize(
+    ("positional", "named"),
+    [
+        # django-carrot's release 1.5.0
+        ((QUEUE, 3, ARGS, "x", "key", KWARGS), {}),
+        ((QUEUE, 3, ARGS, "x", "key"), {"task_kwargs": KWARGS}),
+        ((QUEUE, 3), {"task_args": ARGS, "exchange": "x", "routing_key": "key"}),
+        ((QUEUE,), {"priority": 3, "task_args": ARGS, "exchange": "x", "routing_key": "key"}),
+        # its documentation
+        ((3, ARGS, QUEUE, "x", "key", KWARGS), {}),
+        ((3, tuple(ARGS), QUEUE, "x"), {"routing_key": "key"}),
+        ((3, ARGS), {"queue": QUEUE, "exchange": "x", "routing_key": "key"}),
+        ((3,), {"queue": QUEUE, "task_args": ARGS, "exchange": "x", "routing_key": "key"}),
+        # by keyword
+        (
+            (),
+            {
+                "queue": QUEUE,
+                "priority": 3,
+                "task_args": ARGS,
+                "exchange": "x",
+                "routing_key": "key",
+            },
+        ),
+    ],
+)
+def test_both_orders_of_arguments_are_understood(
+    positional: tuple[Any, ...], named: dict[str, Any]
+) -> None:
+    if len(positional) < 6:
+        named = {"task_kwargs": KWARGS, **named}
+    make: Any = create_message
+    message = make(TASK, *positional, **named)
+    assert (message.queue, message.priority, message.task_args) == (QUEUE, 3, tuple(ARGS))
+    assert (message.exchange, message.routing_key) == ("x", "key")
+    assert message.task_kwargs == KWARGS
+
+
+@pytest.mark.parametrize(
+    ("positional", "wanted"),
+    [
+        ((None,), ("default", 0, ())),
+        ((None, 3), ("default", 3, ())),
+        ((None, 3, ARGS), ("default", 3, (1, "a"))),
+        ((None, ARGS), ("default", 0, (1, "a"))),
+        ((None, ARGS, None), ("default", 0, (1, "a"))),
+        ((None, ARGS, QUEUE), (QUEUE, 0, (1, "a"))),
+        ((0, (), None), ("default", 0, ())),
+        (("", 0, ()), ("default", 0, ())),
+    ],
+)
+def test_none_is_told_by_what_follows_it(
+    positional: tuple[Any, ...], wanted: tuple[Any, ...]
+) -> None:
+    make: Any = create_message
+    message = make(TASK, *positional)
+    assert (message.queue, message.priority, message.task_args) == wanted
+
+
+@pytest.mark.parametrize(
+    "positional",
+    [
+        (3, QUEUE),
+        (3, ARGS, 5),
+        (3, None),
+        (QUEUE, ARGS),
+        (QUEUE, "3"),
+        (QUEUE, None),
+        (QUEUE, 3, "text"),
+        (QUEUE, 3, None),
+        (None, None),
+        (None, None, ARGS),
+        (None, ARGS, 3),
+        (ARGS,),
+        (1.5,),
+        ({"k": 2},),
+    ],
+    ids=repr,
+)
+def test_what_is_in_neither_order_is_refused_and_not_guessed(positional: tuple[Any, ...]) -> None:
+    make: Any = create_message
+    with pytest.raises(InvalidMessage, match=r"create_message\(task, queue='default', priority=0"):
+        make(TASK, *positional)
+
+
+@pytest.mark.parametrize("value", ["abc", b"abc", {"a": 1}, 5, None], ids=repr)
+def test_a_text_is_no_list_of_arguments(value: Any) -> None:
+    """It would arrive as its characters."""
+    with pytest.raises(InvalidMessage, match="task_args is a list or tuple of the task's argu"):
+        create_message(TASK, task_args=value)
+
+
+@pytest.mark.parametrize(
+    ("positional", "named"),
+    [
+        ((QUEUE,), {"queue": QUEUE}),
+        ((3,), {"priority": 3}),
+        ((), {"args": [1]}),
+        ((QUEUE, 0, (), "", None, None, 1), {}),
+    ],
+)
+def test_arguments_that_python_refuses_are_refused_as_ever(
+    positional: tuple[Any, ...], named: dict[str, Any]
+) -> None:
+    make: Any = create_message
+    with pytest.raises(TypeError):
+        make(TASK, *positional, **named)
 
 
 # validate_task
@@ -144,6 +283,26 @@ def test_the_error_says_where_to_define_a_task() -> None:
 )
 def test_a_path_is_looked_up(path: str, error: type[Exception]) -> None:
     with pytest.raises(error):
+        validate_task(path)
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "text"),
+    [
+        ("no.such.f", ImportError, "Unable to find the module: no.such "),
+        ("noop", ImportError, "Unable to find the module: 'noop' is not of the form module.func"),
+        (
+            "tests.project.tasks.no_such",
+            AttributeError,
+            "Unable to find a function called no_such in the module tests.project.tasks",
+        ),
+    ],
+)
+def test_the_error_of_a_path_is_django_carrots(
+    path: str, error: type[Exception], text: str
+) -> None:
+    """Also for a bare name, where django-carrot let a "ValueError: Empty module name" through."""
+    with pytest.raises(error, match=text):
         validate_task(path)
 
 
@@ -252,6 +411,38 @@ def test_nothing_is_inserted_when_something_is_refused(
         publish_message(**values)
     assert not MessageLog.objects.exists()
     assert handed_over.rows == []
+
+
+@pytest.mark.defect(6)
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    "mistake",
+    [{"priority": 256}, {"task_args": [object()]}, {"task_kwargs": {"a": {1}}}, {"queue": "gone"}],
+    ids=lambda value: next(iter(value)),
+)
+def test_what_cannot_be_sent_leaves_no_row(
+    mistake: dict[str, Any], handed_over: RecordingPublisher
+) -> None:
+    """django-carrot inserted the row first, then met the error: the row stayed PUBLISHED."""
+    with pytest.raises((InvalidMessage, CarrotConfigException)):
+        create_message(TASK, **mistake).publish()
+    assert not MessageLog.objects.exists()
+    assert handed_over.rows == []
+
+
+@pytest.mark.defect(6)
+@pytest.mark.django_db
+def test_keyword_arguments_may_have_any_name() -> None:
+    names = ("priority", "queue", "exchange", "routing_key", "task")
+    log = create_message(TASK, task_kwargs=dict.fromkeys(names, 1)).publish()
+    assert log.keywords == dict.fromkeys(names, 1)
+
+
+@pytest.mark.defect(27)
+@pytest.mark.parametrize("value", [{"a": object()}, {1: {2}}], ids=["object", "set"])
+def test_a_result_that_is_not_json_fails_no_task(value: dict[Any, Any]) -> None:
+    """django-carrot called such a task FAILED, although it had done its work."""
+    assert outcomes.output_text(value, 1000) == str(value)
 
 
 @pytest.mark.django_db
@@ -377,6 +568,18 @@ def test_the_rows_of_many_can_be_saved_afterwards() -> None:
     log.save()
     assert MessageLog.objects.get(pk=log.pk).routing_key == "changed"
     assert MessageLog.objects.count() == 2
+
+
+@pytest.mark.django_db
+def test_requeue_all_tells_of_queues_that_left_the_settings(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """No service sends their messages."""
+    for queue, status in (("gone", "PUBLISHED"), ("gone", "PUBLISHED"), ("old", "COMPLETED")):
+        MessageLog.objects.create(task=TASK, queue=queue, status=status)
+    assert utilities.requeue_all() == 0
+    (text,) = caplog.messages
+    assert text.startswith("Queue 'gone' is not in CARROT['queues']")
 
 
 def test_the_public_functions_have_documentation() -> None:

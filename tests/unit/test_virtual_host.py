@@ -8,11 +8,12 @@ import traceback
 from typing import Any
 from urllib.parse import quote
 
+import pika
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from carrot_twisted.virtual_host import VirtualHost
+from carrot_twisted.virtual_host import BLOCKED_TIMEOUT, HEARTBEAT, VirtualHost
 
 SECRET = "s3cr3t-Wort"  # unlike anything else in these texts
 
@@ -47,6 +48,24 @@ def parts(host: VirtualHost) -> tuple[Any, ...]:
 )
 def test_a_url_is_taken_apart(url: str, expected: tuple[Any, ...]) -> None:
     assert parts(VirtualHost(url)) == expected
+
+
+def test_a_blocking_connection_tries_all_servers_and_never_waits_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried: list[Any] = []
+    monkeypatch.setattr(pika, "BlockingConnection", tried.extend)
+    _ = VirtualHost("amqp://u:p@one,two:1/v").blocking_connection
+    assert [(p.host, p.port, p.virtual_host, p.heartbeat) for p in tried] == [
+        ("one", 5672, "v", HEARTBEAT),
+        ("two", 1, "v", HEARTBEAT),
+    ]
+    VirtualHost("amqp://h/").connect_blocking(7)
+    assert tried[2].heartbeat == 7
+    assert {p.blocked_connection_timeout for p in tried} == {BLOCKED_TIMEOUT}
+    assert {(p.socket_timeout, p.stack_timeout, p.connection_attempts) for p in tried} == {
+        (5, 10, 1)
+    }
 
 
 @pytest.mark.parametrize(

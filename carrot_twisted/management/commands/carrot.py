@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``manage.py carrot``: what ``twistd -n carrot`` runs, for those who do not use twistd."""
+
+from __future__ import annotations
+
+import os
+from argparse import ArgumentTypeError
+from typing import TYPE_CHECKING, Any
+
+from django.core.management.base import BaseCommand, CommandError
+from twisted.python.usage import UsageError
+from twisted.scripts.twistd import ServerOptions, runApp  # type: ignore[attr-defined]
+
+from carrot_twisted import tap
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from django.core.management.base import CommandParser
+
+#: Exit status of a command line that makes no sense, as argparse has it.
+EXIT_USAGE = 2
+
+
+class Command(BaseCommand):
+    """Options of the service, and the service in the foreground."""
+
+    help = (
+        "Runs the tasks that this project publishes, and publishes scheduled ones, until Ctrl-C "
+        "or SIGTERM: then running tasks end first."
+    )
+    #: The service checks what it needs, and says so with an exit status of its own.
+    requires_system_checks = ()
+    logfile = "-"
+    logfile_help = "File to log to; default: standard output."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """Add the options of the service."""
+        parser.add_argument("-l", "--logfile", default=self.logfile, help=self.logfile_help)
+        parser.add_argument(
+            "--loglevel",
+            type=read_by(tap.level),
+            default="info",
+            help="debug, info, warning, error or critical; default: info.",
+        )
+        parser.add_argument(
+            "--no-scheduler",
+            dest="run_scheduler",
+            action="store_false",
+            help="Publish no scheduled tasks; only consume.",
+        )
+        parser.add_argument(
+            "--consumer-class",
+            metavar="PATH",
+            help="Dotted path of a Consumer, for all queues; default: each queue's own.",
+        )
+        parser.add_argument(
+            "--queue",
+            dest="queues",
+            action="append",
+            metavar="NAME",
+            help="Consume from this queue only; may be given several times.",
+        )
+        parser.add_argument(
+            "--concurrency",
+            type=read_by(tap.number),
+            metavar="N",
+            help="Tasks at once per queue; default: each queue's own.",
+        )
+        parser.add_argument(
+            "--shutdown-timeout",
+            type=read_by(tap.seconds),
+            metavar="SECONDS",
+            help="Time for running tasks to end when the service stops; default: the setting.",
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Run the service in this process, until it is stopped."""
+        runApp(self.configuration(options, "--nodaemon"))
+
+    def configuration(self, options: Mapping[str, Any], *twistd: str) -> ServerOptions:
+        """What twistd makes of these options.
+
+        Args:
+            options: those of ``add_arguments``.
+            twistd: arguments of twistd itself.
+
+        Raises:
+            CommandError: the log file cannot be written, or an option makes no sense.
+        """
+        arguments = [*twistd, "--pidfile=", f"--logfile={options['logfile']}", "carrot"]
+        arguments += [f"--queue={name}" for name in options["queues"] or ()]
+        arguments += [
+            f"--{name.replace('_', '-')}={options[name]}"
+            for name in ("loglevel", "consumer_class", "concurrency", "shutdown_timeout")
+            if options[name] is not None
+        ]
+        if not options["run_scheduler"]:
+            arguments.append("--no-scheduler")
+        if options["logfile"] != "-":
+            _require_writable(options["logfile"])
+        configuration = ServerOptions()
+        try:
+            # The settings module is in the environment: Django is using it.
+            configuration.parseOptions(arguments)
+        except UsageError as error:
+            raise CommandError(str(error), returncode=EXIT_USAGE) from error
+        configuration.subOptions.folder = None
+        return configuration
+
+
+def read_by(reader: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Let argparse tell what the reader says of a wrong value, too."""
+
+    def read(text: str) -> Any:
+        try:
+            return reader(text)
+        except ValueError as error:
+            raise ArgumentTypeError(str(error)) from error
+
+    return read
+
+
+def _require_writable(logfile: str) -> None:
+    try:
+        with open(logfile, "ab"):
+            pass
+    except OSError as error:
+        raise CommandError(
+            f"The log file {os.path.abspath(logfile)} cannot be written ({error.strerror}). "
+            "Name another one with --logfile."
+        ) from error

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tells whoever started the service how it fares, by the protocol of systemd: sd_notify(3).
+
+systemd (``Type=notify``) and ``manage.py carrot_daemon start`` wait for ``READY=1``.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import suppress
+
+
+class Notifier:
+    """The way to the socket that ``NOTIFY_SOCKET`` names; without that, nothing is told.
+
+    Takes the variable away: a program that a task starts does not speak for the service.
+    """
+
+    def __init__(self) -> None:
+        address = os.environ.pop("NOTIFY_SOCKET", "")
+        # A name in the kernel, not in a file system.
+        self._address = f"\0{address[1:]}" if address.startswith("@") else address
+
+    def tell(self, **state: str) -> None:
+        """Send these variables, such as ``READY="1"``. Never waits, never fails."""
+        if not self._address:
+            return
+        text = "\n".join(f"{name}={value}" for name, value in state.items())
+        # Whoever listened may have gone: the service works on.
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.setblocking(False)
+            sender.connect(self._address)
+            sender.send(text.encode())
