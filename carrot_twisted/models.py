@@ -640,11 +640,14 @@ class ScheduledTask(models.Model):
         return schedule
 
     def refresh_from_db(
-        self, using: str | None = None, fields: Iterable[str] | None = None, **kwargs: Any
+        self,
+        using: str | None = None,
+        fields: Iterable[str] | None = None,
+        from_queryset: models.QuerySet[ScheduledTask] | None = None,
     ) -> None:
         """As Django's, which also calls it to fetch a deferred field."""
-        names = _WATCHED if fields is None else {*fields}
-        super().refresh_from_db(using, names if fields is not None else None, **kwargs)
+        names = None if fields is None else {*fields}
+        super().refresh_from_db(using, names, from_queryset)
         self._note_loaded(names)
 
     def _note_loaded(self, names: Set[str] | None = None) -> None:

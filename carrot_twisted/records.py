@@ -19,7 +19,7 @@ from carrot_twisted.models import MessageLog, Worker, due_in
 from carrot_twisted.outcomes import Kind, Result, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from uuid import UUID
 
 _TABLE = MessageLog._meta.db_table
@@ -51,6 +51,9 @@ class Claimant:
     judges: bool
     """Whether leases may be judged: not before this worker has kept its own for a full lease.
     After an outage of the database everybody's lease looks dead."""
+    runs: Callable[[UUID, int | None], bool] = lambda _key, _token: False
+    """Whether a row is being run in this process, under that token: its message may have come by
+    another queue, too."""
 
 
 #: From so many lost workers on, a row runs alone: its neighbours shall not be lost, and blamed,
@@ -70,8 +73,8 @@ def claim(
     Args:
         ids: primary keys, all different.
         token: of this batch; a repeated call with the same token finds what it had claimed.
-        claimant: who claims. A row in progress under its own name counts as lost: the caller asks
-            only for what it is not running.
+        claimant: who claims. A row in progress under its own name counts as lost, unless its
+            ``runs`` knows better.
         using: database alias.
     """
     result: dict[UUID, Claimed | Verdict] = dict.fromkeys(ids, Verdict.MISSING)
@@ -109,7 +112,8 @@ def _judge(
     if taken:
         dead = dead_workers({worker for _, worker, _ in taken}, claimant, using)
         for pk, worker, row_token in taken:
-            if worker == claimant.worker or worker in dead:
+            mine = worker == claimant.worker
+            if worker in dead or (mine and not claimant.runs(pk, row_token)):
                 result[pk] = _take_over(pk, row_token, token, claimant, using)
 
 

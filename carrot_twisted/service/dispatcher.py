@@ -122,6 +122,8 @@ class Dispatcher:
         self._pool: WorkerPool[Job] = WorkerPool(queue.name, concurrency, self._work, reactor)
         self._waiting: deque[Delivery] = deque()
         self._jobs: dict[UUID, Job] = {}
+        #: Tokens of claims that are under way.
+        self._asking: set[int] = set()
         #: How many of the jobs wait for their row: they must not keep others from running.
         self._missing = 0
         #: Jobs that wait until nothing else runs in this process.
@@ -146,6 +148,13 @@ class Dispatcher:
     def suspects(self) -> int:
         """Messages whose row has cost workers, waiting to run alone."""
         return len(self._suspects)
+
+    def runs(self, key: UUID, token: int | None) -> bool:
+        """Whether a row is claimed here under this token. On the writer's thread."""
+        job = self._jobs.get(key)
+        return token in self._asking or (
+            job is not None and job.run is not None and job.run.token == token
+        )
 
     def start(self) -> None:
         """Start the worker threads."""
@@ -240,8 +249,11 @@ class Dispatcher:
     def _claim(self, batch: dict[UUID, Job], alone: bool = False) -> None:
         def answer(verdicts: dict[UUID, Claimed | Verdict]) -> None:
             self._claimed(batch, verdicts)
+            self._asking.discard(token)
 
-        self._writer.submit(Claim(ids=list(batch), token=new_token(), alone=alone, answer=answer))
+        token = new_token()
+        self._asking.add(token)
+        self._writer.submit(Claim(ids=list(batch), token=token, alone=alone, answer=answer))
 
     def _claimed(self, batch: dict[UUID, Job], verdicts: dict[UUID, Claimed | Verdict]) -> None:
         """On the writer's thread: what may run goes to the worker threads without a detour."""
@@ -351,8 +363,11 @@ class Dispatcher:
             else:
                 job.run = _run(verdict, job.deliveries[0])
                 answer.put(job.run)
+            self._asking.discard(token)
 
-        self._writer.submit(Claim(ids=[key], token=new_token(), alone=ended, answer=answered))
+        token = new_token()
+        self._asking.add(token)
+        self._writer.submit(Claim(ids=[key], token=token, alone=ended, answer=answered))
 
     # run
 

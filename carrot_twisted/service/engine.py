@@ -385,6 +385,7 @@ class Engine:
             max_crashes=self._settings.max_crashes,
             alone=alone,
             judges=since is not None and self._reactor.seconds() - since > self._settings.lease,
+            runs=lambda key, token: any(d.runs(key, token) for d in self._dispatchers),
         )
 
     def _take_custody(self) -> None:

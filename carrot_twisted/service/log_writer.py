@@ -134,6 +134,7 @@ class LogWriter:
         """End when all is written; fires then."""
         assert self._stopped is not None
         self._inbox.put(None)
+        self._thread.adjustPoolsize(0, 0)
         return self._stopped
 
     def give_up(self) -> None:

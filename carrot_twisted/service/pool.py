@@ -76,6 +76,8 @@ class WorkerPool(Generic[Job]):
         """Let the loops end when they have nothing to do. Does not wait."""
         for _ in range(self._size):
             self._inbox.put(None)
+        # And the threads with them; not stop(), which waits for a task that is stuck.
+        self._threads.adjustPoolsize(0, 0)
 
     def _loop(self) -> None:
         while (job := self._inbox.get()) is not None:

@@ -255,6 +255,7 @@ def test_the_log_level_has_effect(start_service: StartService) -> None:
 
 @pytest.mark.once
 @pytest.mark.parametrize("state", ["well", "password", "virtual host", "away"])
+@pytest.mark.defect(29)
 def test_no_log_line_shows_the_password(
     start_service: StartService, private_broker: RabbitMQ, state: str
 ) -> None:

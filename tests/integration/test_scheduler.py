@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     Ledger = Callable[[], list[str]]
 
 
+@pytest.mark.defect(18)
 def test_two_services_publish_each_slot_once_and_no_scheduler_means_none(
     start_service: StartService, ledger: Ledger
 ) -> None:
@@ -109,6 +110,7 @@ def test_10_000_schedules_due_in_the_same_second_are_published_in_one_go() -> No
     assert ScheduledTask.objects.filter(next_run_time__gt=due, problem="").count() == 10_000
 
 
+@pytest.mark.defect(17)
 def test_a_killed_service_leaves_no_slot_out_and_none_twice(
     start_service: StartService, ledger: Ledger
 ) -> None:

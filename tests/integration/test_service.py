@@ -314,6 +314,25 @@ def test_a_message_that_arrives_twice_runs_once(
     assert broker.depth("default.dead") == 0
 
 
+def test_a_message_that_comes_by_two_queues_of_one_service_runs_once(
+    start_service: StartService, broker: Broker, ledger: Ledger
+) -> None:
+    """As a fanout exchange would bring it."""
+    service = start_service()
+    service.wait_for("Consuming queue other")
+    row = create_message(tasks.effect, task_args=["once", 1.0]).row
+    row.save(force_insert=True)
+    MessageLog.objects.filter(pk=row.pk).update(confirmed_at=timezone.now())
+    message = {"headers": {"type": row.task}, "message_id": str(row.pk)}
+    broker.send("default", b"{}", **message)
+    wait_until(lambda: MessageLog.objects.filter(pk=row.pk, status="IN_PROGRESS").exists())
+    broker.send("other", b"{}", **message)
+    done = run(row)
+    assert service.stop() == 0
+    assert (ledger(), done.attempts, done.crashes) == (["once"], 1, 0)
+    assert broker.depth("default") == broker.depth("other") == 0
+
+
 def test_a_queue_that_is_deleted_under_load_loses_no_task(
     start_service: StartService, broker: Broker, ledger: Ledger
 ) -> None:

@@ -342,6 +342,31 @@ class TestAdoption:
         assert desk.claims() == []
 
 
+class TestWhatRunsHere:
+    """The database asks, when a message of a running row comes by another queue."""
+
+    def test_a_claim_is_known_from_its_start_to_the_end_that_is_written(self, desk: Desk) -> None:
+        key = desk.deliver()
+        desk.turn()
+        (claim,) = desk.writer.operations
+        assert desk.dispatcher.runs(key, claim.token)
+        desk.answer()
+        assert desk.dispatcher.runs(key, claim.token)
+        assert not desk.dispatcher.runs(key, claim.token + 1)
+        desk.run()
+        assert desk.dispatcher.runs(key, claim.token)
+        desk.write()
+        assert not desk.dispatcher.runs(key, claim.token)
+
+    def test_a_claim_that_is_denied_is_forgotten(self, desk: Desk) -> None:
+        key = desk.deliver()
+        desk.turn()
+        (claim,) = desk.writer.operations
+        desk.answer(every=Verdict.FINAL)
+        assert not desk.dispatcher.runs(key, claim.token)
+        assert desk.dispatcher._asking == set()
+
+
 class TestMissingRows:
     def test_a_row_that_comes_late_is_found(self, desk: Desk) -> None:
         """django-carrot publishes before the commit."""

@@ -167,6 +167,14 @@ class TestTakeover:
         assert isinstance(claimed, Claimed)
         assert claimed.token == 8
 
+    def test_its_own_row_that_it_runs_is_not_taken_from_itself(self) -> None:
+        """Its message came by two queues of one service; the task would run twice at once."""
+        worker("me")
+        pk = running("me", token=7)
+        knows = replace(ME, runs=lambda key, token: (key, token) == (pk, 7))
+        assert claim_one(pk, token=8, claimant=knows) is Verdict.ELSEWHERE
+        assert (state(pk)["token"], state(pk)["crashes"]) == (7, 0)
+
     def test_a_row_without_a_token_is_taken_over_as_well(self) -> None:
         """Another program may have set IN_PROGRESS by hand."""
         assert isinstance(claim_one(running("gone", token=None)), Claimed)  # type: ignore[arg-type]

@@ -234,6 +234,7 @@ class TestProblems:
 
     @pytest.mark.parametrize(("wrong", "text"), WRONG, ids=lambda value: repr(value)[:50])
     @pytest.mark.parametrize("late", [9.0, None], ids=["due", "new"])
+    @pytest.mark.defect(21)
     def test_one_that_is_wrong_says_so_and_keeps_no_other_from_running(
         self, wrong: dict[str, Any], text: str, late: float | None, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -440,6 +441,7 @@ class TestEdits:
             one.save()
         assert not ScheduledTask.objects.exists()
 
+    @pytest.mark.defect(20)
     def test_the_database_refuses_what_can_never_be(self) -> None:
         schedule()
         for wrong in ({"interval_count": 0}, {"priority": 256}):
@@ -474,7 +476,8 @@ class TestRunNow:
             schedule(**wrong).publish()
         assert not MessageLog.objects.exists()
 
-    def test_defect_23_arguments_arrive_as_they_are(self) -> None:
+    @pytest.mark.defect(23)
+    def test_arguments_arrive_as_they_are(self) -> None:
         """django-carrot passed the text of each."""
         log = schedule(task_args='[true, 1, "test", {"foo": "bar"}]').publish()
         assert log.positionals == (True, 1, "test", {"foo": "bar"})
@@ -571,7 +574,8 @@ class TestCreateScheduledTask:
             create_scheduled_task(TASK, interval)
         assert not ScheduledTask.objects.exists()
 
-    def test_defect_22_a_name_is_given_once(self) -> None:
+    @pytest.mark.defect(22)
+    def test_a_name_is_given_once(self) -> None:
         create_scheduled_task(TASK, {"hours": 1})
         with pytest.raises(InvalidMessage, match="There is a schedule named"):
             create_scheduled_task(TASK, {"hours": 2})
@@ -607,6 +611,7 @@ def test_crontabs_and_one_offs_can_be_read_too() -> None:
 
 
 @pytest.mark.django_db
+@pytest.mark.defect(19)
 def test_an_idle_look_is_one_query_on_the_index(django_assert_num_queries: Any) -> None:
     for number in range(20):
         schedule(f"future{number}", -5000.0)
@@ -683,6 +688,7 @@ class Service:
 
 @pytest.mark.django_db
 class TestScheduledTaskManager:
+    @pytest.mark.defect(19)
     def test_60_runs_at_2_seconds_have_a_mean_period_of_2_seconds(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -709,6 +715,7 @@ class TestScheduledTaskManager:
         service.manager.start()
         assert service.run(10) == pytest.approx([3.25, 3.5], abs=0.002)
 
+    @pytest.mark.defect(24)
     def test_new_ones_edits_and_deletions_are_seen_within_two_seconds(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -725,6 +732,7 @@ class TestScheduledTaskManager:
         ScheduledTask.objects.all().delete()
         assert service.run(10) == []
 
+    @pytest.mark.defect(21)
     def test_an_error_does_not_end_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         service = Service(monkeypatch)
         schedule(late=None, interval_count=5)
@@ -757,6 +765,22 @@ class TestScheduledTaskManager:
         service.manager.start()
         service.run(20)
         assert published() == [("wanted",)]
+
+    @pytest.mark.defect(17)
+    def test_a_restart_neither_forgets_nor_repeats(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A daily task of a service that is restarted twice a day runs daily."""
+        day = 86_400.0
+        service = Service(monkeypatch)
+        schedule(late=None, interval_type="days", interval_count=1)
+        moments = []
+        for _ in range(10):
+            service.manager.start()
+            moments += service.run(10)
+            service.manager.stop()
+            service.clock.advance(day / 2 - 10)
+        assert len(moments) == 4
+        for number, moment in enumerate(moments, 1):
+            assert 0 <= moment - number * day <= day / 2
 
     def test_at_its_start_it_tries_again_what_could_not_be_published(
         self, monkeypatch: pytest.MonkeyPatch

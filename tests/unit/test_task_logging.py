@@ -175,8 +175,9 @@ def record(thread_name: str, text: str, level: int = logging.INFO) -> logging.Lo
 class TestListHandler:
     """django-carrot's, for a project's own ways to run a task."""
 
+    @pytest.mark.defect(36)
     def test_it_keeps_the_lines_of_its_thread_and_no_others(self) -> None:
-        """Defect 36: django-carrot's compares the beginning of the line."""
+        """django-carrot's compares the beginning of the line: consumer-1 gets consumer-12's."""
         handler = ListHandler("consumer-1", logging.DEBUG)
         for name in ("consumer-1", "consumer-12", "consumer", "MainThread", "consumer-1 "):
             handler.handle(record(name, f"by {name}"))

@@ -277,6 +277,7 @@ def test_the_fields_of_intervals_and_crontabs() -> None:
     ],
     ids=repr,
 )
+@pytest.mark.defect(20)
 def test_what_is_no_interval_is_refused(interval: dict[str, Any]) -> None:
     """django-carrot ran {'weeks': 1} every second, and {'seconds': 0} without a pause."""
     with pytest.raises(InvalidMessage, match="An interval"):
