@@ -10,24 +10,20 @@ Everything here happens in the reactor, but for the methods noted otherwise. A m
     record    the thread hands its result to the LogWriter
     settle    after the commit: acknowledge, on the channel that delivered
 
-Where a project's consumer reads messages in its own way, the worker thread gets the message
-unclaimed, and ``serving`` calls the hooks and claims in between.
+Where a project's consumer reads messages in its own way, ``hooked_dispatcher`` has another order.
 """
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from txaio.tx import make_logger
 
-from carrot_twisted import execution, outcomes, wire
+from carrot_twisted import execution, wire
 from carrot_twisted.execution import Limits, Run
 from carrot_twisted.models import new_token
 from carrot_twisted.outcomes import Kind, Result, Verdict
@@ -36,7 +32,6 @@ from carrot_twisted.service.delivery import Delivery
 from carrot_twisted.service.log_writer import Claim, Finish, LogWriter
 from carrot_twisted.service.pool import WorkerPool
 from carrot_twisted.service.prefetch import Pace
-from carrot_twisted.service.serving import Outcome, Served, Serving
 
 if TYPE_CHECKING:
     from carrot_twisted.conf import QueueSettings
@@ -51,10 +46,6 @@ MISSING_DELAYS = (0.1, 0.3, 1.0, 2.0, 3.0, 4.0)
 OWN_MISSING_DELAYS = (0.1,)
 #: So many messages may wait for their rows at once; further ones are taken for dead.
 MAX_MISSING = 200
-#: Seconds until a message is served again whose hooks met a database that is away.
-AWAY_DELAY = 1.0
-#: Characters of an exception's text that go with a dead letter.
-MAX_REASON = 500
 
 DeadLetter = Callable[[Delivery, str], None]
 
@@ -74,15 +65,11 @@ class Job:
     custody: bool = field(default=False)
     """Acknowledged while running: the database alone has custody."""
 
-
-@dataclass(slots=True, eq=False)
-class HookedJob(Job):
-    """A message that a project's hooks read. Until they have, ``uuid`` need not be its row's."""
-
-    claiming: bool = False
-    """``uuid`` is that of the row that they have found."""
-    took: float = 0.0
-    """Seconds that they and the task have kept a thread."""
+    @property
+    def seconds(self) -> float:
+        """How long it has kept a worker thread."""
+        assert self.result is not None
+        return self.result.ended - self.result.started
 
 
 class Dispatcher:
@@ -112,9 +99,6 @@ class Dispatcher:
         self.name = queue.name
         self.pace = Pace(concurrency=concurrency, fixed=queue.prefetch)
         self._consumer = consumer
-        self._hooked = consumer.reads_messages
-        #: Hooks may find another row than the one with the message's id.
-        self._by_id = not consumer.overrides("get_message_log")
         self._writer = writer
         self._limits = limits
         self._dead_letter = dead_letter
@@ -202,28 +186,26 @@ class Dispatcher:
         if self._held:
             return
         room = self.pace.claimed - self.running
-        by_id = self._by_id
         batch: dict[UUID, Job] = {}
         while self._waiting and room > 0:
             delivery = self._waiting.popleft()
-            if not delivery.settler.is_open:
-                continue
-            key = _message_id(delivery) if by_id else None
-            if key is not None and key in self._jobs:
-                self._adopt(self._jobs[key], delivery)
-            elif self._hooked:
-                unread = HookedJob(key or uuid4(), [delivery])
-                self._jobs[unread.uuid] = unread
-                self._pool.put(unread)
-                room -= 1
-            elif key is None:
-                self._bury(delivery, "the message has no message_id of a MessageLog (a UUID)")
-            else:
-                job = batch[key] = self._jobs[key] = Job(key, [delivery])
-                job.since = self._reactor.seconds()
+            if delivery.settler.is_open and self._admit(delivery, batch):
                 room -= 1
         if batch:
             self._claim(batch)
+
+    def _admit(self, delivery: Delivery, batch: dict[UUID, Job]) -> bool:
+        """Make a job of a message, for the batch to claim; False if it takes no thread."""
+        key = message_id_of(delivery)
+        if key is None:
+            self._bury(delivery, "the message has no message_id of a MessageLog (a UUID)")
+            return False
+        if key in self._jobs:
+            self._adopt(self._jobs[key], delivery)
+            return False
+        job = batch[key] = self._jobs[key] = Job(key, [delivery])
+        job.since = self._reactor.seconds()
+        return True
 
     def _adopt(self, job: Job, delivery: Delivery) -> None:
         if job.custody:
@@ -263,7 +245,7 @@ class Dispatcher:
             if isinstance(verdict, Verdict):
                 others.append((job, verdict))
             else:
-                job.run = _run(verdict, job.deliveries[0])
+                job.run = run_of(verdict, job.deliveries[0])
                 self._pool.put(job)
         if others:
             self._reactor.callFromThread(self._not_claimed, others)
@@ -277,8 +259,6 @@ class Dispatcher:
             elif self._stopping:
                 self._requeue(job)
             else:
-                if isinstance(job, HookedJob):
-                    job.claiming = False
                 self._wait_for_row(job)
         self._flush([job for job, _ in others])
         self._pump()
@@ -307,131 +287,28 @@ class Dispatcher:
         self._missing -= 1
         if self._stopping or self._paused or self._held:
             self._requeue(job)
-        elif self._hooked:
-            self._pool.put(job)
         else:
-            self._claim({job.uuid: job})
+            self._retry(job)
 
-    def _claim_here(self, job: HookedJob, key: UUID, ended: bool) -> Run | None:
-        """On a worker thread: claim the row that the hooks have found; None if it is not ours.
-
-        Args:
-            job: the message.
-            key: of the row.
-            ended: nothing is to run any more, only its end is to be written.
-        """
-        answer: SimpleQueue[Run | None] = SimpleQueue()
-        self._reactor.callFromThread(self._claim_for, job, key, ended, answer)
-        run = answer.get()
-        if run is not None and self._stopping and not ended:
-            self._give_back(job)
-            return None
-        return run
-
-    def _claim_for(
-        self, job: HookedJob, key: UUID, ended: bool, answer: SimpleQueue[Run | None]
-    ) -> None:
-        if self._stopped or (self._stopping and not ended):
-            self._requeue(job)
-            answer.put(None)
-            return
-        other = self._jobs.get(key, job)
-        if other is not job and isinstance(other, HookedJob) and other.claiming:
-            # Two messages of one row: the first one runs it.
-            del self._jobs[job.uuid]
-            for delivery in job.deliveries:
-                self._adopt(other, delivery)
-            answer.put(None)
-            self._pump()
-            self.on_suspect()
-            return
-        if other is not job:
-            # It has this id, but its hooks may yet find that it belongs to another row.
-            other.uuid = uuid4()
-            self._jobs[other.uuid] = other
-        del self._jobs[job.uuid]
-        job.uuid = key
-        job.claiming = True
-        self._jobs[key] = job
-        job.since = self._reactor.seconds()
-
-        def answered(verdicts: dict[UUID, Claimed | Verdict]) -> None:
-            verdict = verdicts[key]
-            if isinstance(verdict, Verdict):
-                self._reactor.callFromThread(self._not_claimed, [(job, verdict)])
-                answer.put(None)
-            else:
-                job.run = _run(verdict, job.deliveries[0])
-                answer.put(job.run)
-            self._asking.discard(token)
-
-        token = new_token()
-        self._asking.add(token)
-        self._writer.submit(Claim(ids=[key], token=token, alone=ended, answer=answered))
+    def _retry(self, job: Job) -> None:
+        """Look for a job's row again."""
+        self._claim({job.uuid: job})
 
     # run
 
     def _work(self, job: Job) -> None:
         """On a worker thread."""
-        run = job.run
         if self._stopping:
             # It was on its way here while the stop began.
             self._give_back(job)
-        elif isinstance(job, HookedJob):
-            started = time.monotonic()
-            served = self._serve(job)
-            job.took = time.monotonic() - started
-            if served.result is not None:
-                self._record(job, served.result)
-            else:
-                self._reactor.callFromThread(self._served, job, served)
         else:
-            assert run is not None
-            self._record(job, execution.execute(run, self._limits, self._consumer.failure_hook()))
+            self._run(job)
 
-    def _serve(self, job: HookedJob) -> Served:
-        """On a worker thread: let the project's hooks read the message."""
-        delivery = next((d for d in job.deliveries if d.settler.is_open), None)
-        if delivery is None:
-            if job.run is None:
-                # Its channel is closed: the broker delivers it anew.
-                return Served(Outcome.GIVEN_BACK)
-            delivery = job.deliveries[0]
-        assert delivery.channel is not None
-        return Serving(
-            consumer=self._consumer,
-            channel=delivery.channel,
-            delivery=delivery,
-            claim=partial(self._claim_here, job),
-            claimed=job.run,
-            limits=self._limits,
-        ).serve()
-
-    def _served(self, job: HookedJob, served: Served) -> None:
-        """The hooks are done with a message, and there is no result of a task."""
-        if served.outcome is Outcome.ELSEWHERE:
-            return
-        if served.outcome is Outcome.MISSING and not self._stopping:
-            self._wait_for_row(job)
-        elif served.outcome is Outcome.BROKEN:
-            del self._jobs[job.uuid]
-            error = served.error
-            assert error is not None
-            reason = f"{type(error).__name__}: {outcomes.exception_text(error, MAX_REASON)}"
-            for delivery in job.deliveries:
-                self._bury(delivery, reason)
-        elif served.outcome is Outcome.HANDLED:
-            self._settle(job)
-            self._flush([job])
-            self.pace.measured(job.took, len(job.deliveries[0].body))
-            self.on_settled()
-        elif served.outcome is Outcome.GIVEN_BACK or self._stopping:
-            self._requeue(job)
-        else:
-            self._missing += 1
-            self._reactor.callLater(AWAY_DELAY, self._claim_again, job)
-        self._pump()
-        self.on_suspect()
+    def _run(self, job: Job) -> None:
+        """On a worker thread: run the task."""
+        run = job.run
+        assert run is not None
+        self._record(job, execution.execute(run, self._limits, self._consumer.failure_hook()))
 
     def _give_back(self, job: Job) -> None:
         """Not begun: the row to the outbox if it is claimed, else the message to the broker."""
@@ -460,15 +337,11 @@ class Dispatcher:
         seconds = 0.0
         size = 0
         for job in jobs:
-            result = job.result
-            assert result is not None
-            seconds += result.ended - result.started
+            assert job.result is not None
+            seconds += job.seconds
             size += len(job.deliveries[0].body)
-            self._tell(job, result)
+            self._tell(job, job.result)
             self._settle(job)
-        if self._hooked:
-            # What waits behind a thread waits for its hooks, too.
-            seconds = sum(job.took for job in jobs if isinstance(job, HookedJob))
         self.finished += sum(job.result.kind is not Kind.RELEASED for job in jobs if job.result)
         self._flush(jobs)
         if not self._stopping:
@@ -555,14 +428,16 @@ class Dispatcher:
             delivery.requeue()
 
 
-def _message_id(delivery: Delivery) -> UUID | None:
+def message_id_of(delivery: Delivery) -> UUID | None:
+    """The message's id, if it can be that of a row."""
     try:
         return UUID(delivery.properties.message_id)
     except (ValueError, TypeError, AttributeError):
         return None
 
 
-def _run(claimed: Claimed, delivery: Delivery) -> Run:
+def run_of(claimed: Claimed, delivery: Delivery) -> Run:
+    """What a worker thread gets of a claimed row, and of the message that rang for it."""
     header = (delivery.properties.headers or {}).get(wire.TYPE_HEADER)
     return Run(
         uuid=claimed.uuid,

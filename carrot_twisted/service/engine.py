@@ -29,6 +29,7 @@ from carrot_twisted.records import Claimant
 from carrot_twisted.scheduler import ScheduledTaskManager
 from carrot_twisted.service.connection import BrokerConnection
 from carrot_twisted.service.dispatcher import Dispatcher
+from carrot_twisted.service.hooked_dispatcher import HookedDispatcher
 from carrot_twisted.service.log_writer import LogWriter
 from carrot_twisted.service.posting import ReactorPublisher
 from carrot_twisted.service.quarantine import Quarantine
@@ -164,7 +165,7 @@ class Engine:
         limits = Limits(result=settings.max_result_size, log=settings.max_log_size)
         consumers = [self._make_consumer(queue, options) for queue in queues]
         self._dispatchers = [
-            Dispatcher(
+            (HookedDispatcher if consumer.reads_messages else Dispatcher)(
                 queue=queue,
                 concurrency=options.concurrency or queue.concurrency,
                 consumer=consumer,

@@ -26,6 +26,7 @@ from carrot_twisted.records import Claimed
 from carrot_twisted.service import dispatcher as module
 from carrot_twisted.service.delivery import Delivery, SafeChannel, Settler
 from carrot_twisted.service.dispatcher import Dispatcher, Job
+from carrot_twisted.service.hooked_dispatcher import HookedDispatcher
 from carrot_twisted.service.log_writer import Claim, Finish
 from carrot_twisted.service.quarantine import Quarantine
 from tests.unit.test_delivery import Channel
@@ -83,10 +84,11 @@ class Desk:
         self.writer = Writer()
         self.dead: list[tuple[Delivery, str]] = []
         queue = conf.current().queue("default")
-        self.dispatcher = Dispatcher(
+        consumer = kind(queue.host, queue.name, logging.getLogger("carrot"), "consumer")
+        self.dispatcher = (HookedDispatcher if consumer.reads_messages else Dispatcher)(
             queue=queue,
             concurrency=concurrency,
-            consumer=kind(queue.host, queue.name, logging.getLogger("carrot"), "consumer"),
+            consumer=consumer,
             writer=self.writer,  # type: ignore[arg-type]
             limits=Limits(result=1000, log=1000),
             dead_letter=lambda delivery, reason: self.dead.append((delivery, reason)),

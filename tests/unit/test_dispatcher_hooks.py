@@ -17,7 +17,7 @@ import pytest
 from carrot_twisted import execution
 from carrot_twisted.consumer import Consumer
 from carrot_twisted.outcomes import Kind, Result, Verdict
-from carrot_twisted.service import dispatcher as module
+from carrot_twisted.service import hooked_dispatcher as module
 from carrot_twisted.service.log_writer import Claim
 from carrot_twisted.service.quarantine import Quarantine
 from carrot_twisted.service.serving import Outcome, Served
@@ -329,7 +329,7 @@ class TestHooks:
         """Otherwise a service would hold hundreds of messages that another one could read."""
         times = iter((0.0, 60.0, 0.0, 60.0))
         clock = SimpleNamespace(monotonic=lambda: next(times))
-        monkeypatch.setattr("carrot_twisted.service.dispatcher.time", clock)
+        monkeypatch.setattr("carrot_twisted.service.hooked_dispatcher.time", clock)
         before = desk.dispatcher.pace.seconds
         for serve in (task_of(uuid4()), lambda _: Served(Outcome.HANDLED)):
             desk.serve = serve
