@@ -17,7 +17,8 @@ from django.db.models.functions import Now
 
 from carrot_twisted import conf, objects, outcomes, triggers, wire
 from carrot_twisted.exceptions import CarrotConfigException, InvalidMessage
-from carrot_twisted.models import MAX_TASK, MessageLog, ScheduledTask
+from carrot_twisted.message_log import MAX_TASK
+from carrot_twisted.models import MessageLog, ScheduledTask
 
 if TYPE_CHECKING:
     from collections.abc import Collection

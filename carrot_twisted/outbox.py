@@ -18,7 +18,8 @@ from django.db.models import Q
 from django.db.models.functions import Now
 
 from carrot_twisted import conf, statements, topology, wire
-from carrot_twisted.models import GRACE, MessageLog, due_in, new_token
+from carrot_twisted.message_log import GRACE, due_in, new_token
+from carrot_twisted.models import MessageLog
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

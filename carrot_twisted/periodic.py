@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from carrot_twisted import conf, triggers
 from carrot_twisted.exceptions import InvalidMessage
-from carrot_twisted.models import MAX_TASK, MessageLog, ScheduledTask
+from carrot_twisted.message_log import MAX_TASK
+from carrot_twisted.models import MessageLog, ScheduledTask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

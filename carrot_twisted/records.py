@@ -15,7 +15,8 @@ from django.db.models import BooleanField, Case, F, Value, When
 from django.db.models.functions import Now
 
 from carrot_twisted import processes, statements
-from carrot_twisted.models import MessageLog, Worker, due_in
+from carrot_twisted.message_log import due_in
+from carrot_twisted.models import MessageLog, Worker
 from carrot_twisted.outcomes import Kind, Result, Verdict
 
 if TYPE_CHECKING:

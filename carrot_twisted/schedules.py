@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from django.db.models.expressions import Combinable, Expression
 
-    from carrot_twisted.models import ScheduledTaskQuerySet
+    from carrot_twisted.scheduled_task import ScheduledTaskQuerySet
 
 _logger = logging.getLogger("carrot_twisted.scheduler")
 

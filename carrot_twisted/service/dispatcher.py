@@ -25,7 +25,7 @@ from txaio.tx import make_logger
 
 from carrot_twisted import execution, wire
 from carrot_twisted.execution import Limits, Run
-from carrot_twisted.models import new_token
+from carrot_twisted.message_log import new_token
 from carrot_twisted.outcomes import Kind, Result, Verdict
 from carrot_twisted.records import Claimed, Finished
 from carrot_twisted.service.delivery import Delivery

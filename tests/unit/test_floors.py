@@ -41,7 +41,16 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "virtual_host",
         "wire",
     ),
-    1: ("migrations.*", "models", "old_tables", "records", "statements"),
+    1: (
+        "message_log",
+        "migrations.*",
+        "models",
+        "old_tables",
+        "records",
+        "scheduled_task",
+        "statements",
+        "worker",
+    ),
     2: (
         "backends",
         "blocking",

@@ -13,7 +13,8 @@ from django.db.models.functions import Now
 
 from carrot_twisted import old_rows
 from carrot_twisted.exceptions import InvalidMessage, PoisonMessage
-from carrot_twisted.models import MAX_TASK, MessageLog
+from carrot_twisted.message_log import MAX_TASK
+from carrot_twisted.models import MessageLog
 from carrot_twisted.old_tables import OldMessageLog, OldScheduledTask
 
 TASK = "tests.project.tasks.echo"

@@ -11,7 +11,7 @@ import pika
 import pika.exceptions
 import pytest
 
-from carrot_twisted import exceptions, models, objects, task_paths
+from carrot_twisted import exceptions, message_log, objects, task_paths
 from carrot_twisted.exceptions import (
     BrokerError,
     CarrotConfigException,
@@ -236,7 +236,7 @@ def test_an_equal_virtual_host_is_accepted() -> None:
 def test_a_priority_without_effect_is_warned_of_once(
     settings: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "_warned_queues", set())
+    monkeypatch.setattr(message_log, "_warned_queues", set())
     settings.CARROT = {
         "queues": [
             {"name": "plain"},

@@ -13,7 +13,8 @@ from django.db.models.functions import Now
 from carrot_twisted import outbox, topology
 from carrot_twisted.conf import current
 from carrot_twisted.exceptions import CarrotConfigException
-from carrot_twisted.models import GRACE, MessageLog, due_in
+from carrot_twisted.message_log import GRACE, due_in
+from carrot_twisted.models import MessageLog
 from carrot_twisted.virtual_host import VirtualHost
 
 if TYPE_CHECKING:

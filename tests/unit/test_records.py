@@ -13,7 +13,8 @@ import pytest
 from django.db.models.functions import Now
 
 from carrot_twisted import outbox, processes, records
-from carrot_twisted.models import MessageLog, Worker, new_token
+from carrot_twisted.message_log import new_token
+from carrot_twisted.models import MessageLog, Worker
 from carrot_twisted.outcomes import Kind, Result, Verdict
 from carrot_twisted.records import Claimant, Claimed, Finished
 

@@ -1,0 +1,398 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The record of one task, and the outbox.
+
+The row is the job, the message its doorbell. A row that is committed as PUBLISHED without
+``confirmed_at`` is in the outbox: some service's relay sends it again until the broker confirms.
+Every time that is compared with another is the database's clock.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import logging
+import os
+import random
+import time
+import uuid
+from datetime import timedelta
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from django.db import models, router, transaction
+from django.db.models import Q
+from django.db.models.functions import Now
+
+from carrot_twisted import conf, signals, statements, wire
+from carrot_twisted.exceptions import CarrotConfigException, InvalidMessage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from django.db.models.expressions import CombinedExpression
+
+_logger = logging.getLogger("carrot_twisted.publisher")
+_warned_queues: set[str] = set()
+
+#: Longest dotted path of a task.
+MAX_TASK = 200
+#: Rows per INSERT statement of ``enqueue``.
+INSERT_BATCH = 2000
+#: A new row is its publisher's business for so many seconds, then any relay's.
+GRACE = 3.0
+
+
+def due_in(seconds: float) -> CombinedExpression:
+    """A value for ``relay_at``: relays take the row ``seconds`` from now (database's clock)."""
+    return Now() + timedelta(seconds=seconds - GRACE)
+
+
+def message_id() -> uuid.UUID:
+    """A new time-ordered UUID (version 7): rows of one time stand together in the index."""
+    milliseconds = time.time_ns() // 1_000_000
+    noise = int.from_bytes(os.urandom(10), "big")
+    return uuid.UUID(
+        int=(milliseconds & 0xFFFFFFFFFFFF) << 80
+        | 0x7 << 76
+        | (noise >> 62 & 0xFFF) << 64
+        | 0b10 << 62
+        | noise & 0x3FFFFFFFFFFFFFFF
+    )
+
+
+def new_token() -> int:
+    """Tells one batch of messages, or of runs, from all others."""
+    return random.getrandbits(62)
+
+
+class MessageLogQuerySet(models.QuerySet["MessageLog"]):
+    """The questions that are asked of the rows, and the way into the outbox."""
+
+    def enqueue(self, rows: Sequence[MessageLog]) -> None:
+        """Insert new rows in the caller's transaction; on its commit the broker is told.
+
+        Args:
+            rows: unsaved rows, PUBLISHED. All are inserted or none.
+        """
+        # As save() does: an alias chosen with using(), or else the routers' choice for writing.
+        using: str = self._db or router.db_for_write(self.model)  # type: ignore[attr-defined]
+        token = new_token()
+        for row in rows:
+            row.token = token
+        if len(rows) == 1:
+            rows[0].save(force_insert=True, using=using)
+        else:
+            with transaction.atomic(using=using):
+                for start in range(0, len(rows), INSERT_BATCH):
+                    statements.insert_rows(
+                        self.model._meta.db_table, rows[start : start + INSERT_BATCH], using
+                    )
+        # robust: the commit has happened; nothing that fails now may tell the caller otherwise.
+        transaction.on_commit(
+            partial(signals.rows_committed.send_robust, sender=self.model, rows=rows, using=using),
+            using=using,
+            robust=True,
+        )
+
+    def unfinished(self) -> MessageLogQuerySet:
+        """Rows that still have to come to an end."""
+        return self.filter(status__in=MessageLog.UNFINISHED)
+
+    def unsent(self) -> MessageLogQuerySet:
+        """The outbox: committed rows that the broker has not confirmed."""
+        return self.filter(status=MessageLog.PUBLISHED, confirmed_at__isnull=True)
+
+
+class MessageLog(models.Model):
+    """One published task: what to run, where it stands, what came of it.
+
+    Lifecycle: PUBLISHED, IN_PROGRESS, then COMPLETED or FAILED; CANCELLED only from PUBLISHED.
+    A release, a lost worker or a retry leads from IN_PROGRESS back to PUBLISHED. A final row
+    never changes again. Field names are django-carrot's where it has them.
+    """
+
+    PUBLISHED = "PUBLISHED"
+    IN_PROGRESS = "IN_PROGRESS"
+    FAILED = "FAILED"
+    COMPLETED = "COMPLETED"
+    CANCELLED = "CANCELLED"
+    STATUS_CHOICES = (
+        (PUBLISHED, "Published"),
+        (IN_PROGRESS, "In progress"),
+        (FAILED, "Failed"),
+        (COMPLETED, "Completed"),
+        (CANCELLED, "Cancelled"),
+    )
+    UNFINISHED = (PUBLISHED, IN_PROGRESS)
+    FINAL = (COMPLETED, FAILED, CANCELLED)
+
+    uuid = models.UUIDField(primary_key=True, default=message_id, editable=False)
+    status = models.CharField(max_length=11, choices=STATUS_CHOICES, default=PUBLISHED)
+    task = models.CharField(max_length=MAX_TASK, help_text="Dotted path of the function.")
+    task_args = models.TextField(
+        default=wire.NO_ARGS, verbose_name="Task positional arguments", help_text="A JSON list."
+    )
+    content = models.TextField(
+        default=wire.NO_KWARGS, verbose_name="Task keyword arguments", help_text="A JSON object."
+    )
+    exchange = models.CharField(max_length=255, blank=True, default="")
+    queue = models.CharField(max_length=255)
+    routing_key = models.CharField(max_length=255, blank=True, default="")
+    priority = models.PositiveSmallIntegerField(default=0)
+
+    publish_time = models.DateTimeField(db_default=Now(), editable=False)
+    start_time = models.DateTimeField(null=True, help_text="Start of the last attempt.")
+    completion_time = models.DateTimeField(null=True)
+    failure_time = models.DateTimeField(null=True)
+
+    output = models.TextField(null=True, help_text="What the function returned.")
+    exception = models.TextField(null=True)
+    traceback = models.TextField(null=True)
+    log = models.TextField(null=True, help_text="Log lines of the last attempt.")
+
+    attempts = models.PositiveIntegerField(default=0, help_text="How often it was started.")
+    crashes = models.PositiveIntegerField(
+        default=0, help_text="How many workers were lost while they ran it."
+    )
+    worker = models.CharField(
+        max_length=100, blank=True, default="", help_text="Name of the last worker that took it."
+    )
+    token = models.BigIntegerField(
+        null=True,
+        editable=False,
+        help_text="Of the last message or run: only its holder may say what became of it.",
+    )
+    confirmed_at = models.DateTimeField(
+        null=True, editable=False, help_text="When the broker took the message; empty: unsent."
+    )
+    relay_at = models.DateTimeField(
+        db_default=Now(), editable=False, help_text="GRACE seconds after this, a relay sends it."
+    )
+    publish_error = models.TextField(
+        blank=True, default="", help_text="Why the broker did not take the message, if so."
+    )
+    retry_of = models.UUIDField(null=True, editable=False, help_text="The row requeued as this.")
+
+    objects = MessageLogQuerySet.as_manager()
+
+    class Meta:
+        # Partial indexes, one for each hot question. An update writes only to those whose
+        # condition holds for the new row: two or three of them per change of state.
+        indexes: ClassVar = [
+            models.Index(
+                "queue",
+                "publish_time",
+                name="carrot_waiting",
+                condition=Q(status__in=("PUBLISHED", "IN_PROGRESS")),
+            ),
+            models.Index(
+                "relay_at",
+                name="carrot_unsent",
+                condition=Q(status="PUBLISHED", confirmed_at__isnull=True),
+            ),
+            models.Index("worker", name="carrot_running", condition=Q(status="IN_PROGRESS")),
+            models.Index("failure_time", name="carrot_failed", condition=Q(status="FAILED")),
+            models.Index(
+                "completion_time", name="carrot_completed", condition=Q(status="COMPLETED")
+            ),
+            models.Index("publish_time", name="carrot_cancelled", condition=Q(status="CANCELLED")),
+        ]
+
+    def __str__(self) -> str:
+        return self.task
+
+    @classmethod
+    def new(cls, **given: Any) -> MessageLog:
+        """An unsaved row with these fields.
+
+        The same as ``MessageLog(**given)`` in half the time: Django fills 25 fields much faster by
+        position than by name, and every published task pays for one row.
+        """
+        values = list(_defaults())
+        values[0] = message_id()
+        for name, value in given.items():
+            values[_positions()[name]] = value
+        # mypy's plugin for Django takes the list for the first field.
+        return cls(*values)  # type: ignore[misc]
+
+    @classmethod
+    def checked(
+        cls,
+        task: str,
+        queue: str,
+        routing_key: str | None,
+        exchange: str,
+        priority: int,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> MessageLog:
+        """An unsaved row that can be published: the one way in, for messages and schedules.
+
+        Args:
+            task: dotted path of the function; not imported here.
+            queue: name of a queue in the settings.
+            routing_key: defaults to the queue's name.
+            exchange: "" for RabbitMQ's default exchange.
+            priority: 0 to 255.
+            args: positional arguments, JSON values.
+            kwargs: keyword arguments, JSON values.
+
+        Raises:
+            InvalidMessage: arguments that JSON would change, a priority out of range, names or
+                arguments too long.
+            CarrotConfigException: no such queue in the settings.
+        """
+        settings = conf.current()
+        target = settings.queue(queue)
+        exchange = exchange or ""
+        routing_key = routing_key or target.name
+        _check_priority(priority, target)
+        args_json = wire.exact_json([*args], "positional arguments") if args else wire.NO_ARGS
+        kwargs_json = wire.exact_json(kwargs, "keyword arguments") if kwargs else wire.NO_KWARGS
+        for what, text, limit in (
+            ("task path", task, MAX_TASK),
+            ("exchange", exchange, conf.MAX_NAME_BYTES),
+            ("routing key", routing_key, conf.MAX_NAME_BYTES),
+        ):
+            if len(text.encode()) > limit:
+                raise InvalidMessage(f"The {what} is longer than {limit} bytes: {text[:50]}…")
+        size = len(args_json.encode()) + len(kwargs_json.encode())
+        if size > settings.max_message_size:
+            raise InvalidMessage(
+                f"The arguments take {size} bytes as JSON; at most "
+                f"{settings.max_message_size} (CARROT['max_message_size']) can be sent. Store the "
+                "data and pass its key."
+            )
+        return cls.new(
+            task=task,
+            task_args=args_json,
+            content=kwargs_json,
+            exchange=exchange,
+            queue=target.name,
+            routing_key=routing_key,
+            priority=priority,
+        )
+
+    @property
+    def positionals(self) -> tuple[Any, ...]:
+        """The positional arguments.
+
+        Raises:
+            InvalidMessage: the row holds no list; other programs may have written it.
+        """
+        text = self.task_args or wire.NO_ARGS
+        try:
+            try:
+                value = json.loads(text)
+            except ValueError:
+                # A row brought over from django-carrot, which stored the text of a tuple.
+                value = ast.literal_eval(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            value = None
+        if not isinstance(value, list | tuple):
+            raise InvalidMessage(f"Positional arguments are a JSON list, not {text[:100]!r}.")
+        return tuple(value)
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """The keyword arguments.
+
+        Raises:
+            InvalidMessage: the row holds no JSON object; other programs may have written it.
+        """
+        return wire.stored_object(self.content)
+
+    @property
+    def virtual_host(self) -> str | None:
+        """URL of the queue's broker without the password; None if the queue left the settings."""
+        try:
+            return str(conf.current().queue(self.queue).host)
+        except CarrotConfigException:
+            return None
+
+    @property
+    def queue_wait(self) -> timedelta | None:
+        """Time from publishing to the start of the last attempt, if it has started."""
+        if self.start_time is None:
+            return None
+        return max(self.start_time - self.publish_time, timedelta())
+
+    @property
+    def run_time(self) -> timedelta | None:
+        """Run time of the last attempt, if it has ended."""
+        end = self.completion_time or self.failure_time
+        if self.start_time is None or end is None:
+            return None
+        return max(end - self.start_time, timedelta())
+
+    def requeue(self) -> MessageLog:
+        """Publish this task again, with the same arguments, as a new row, and delete this one.
+
+        Both happen in one transaction. As in django-carrot it works on any status. If a worker
+        runs the task just now, the new one runs beside it, and the result of that run is dropped
+        with this row.
+
+        Returns:
+            The new row.
+
+        Raises:
+            CarrotConfigException: the queue is not in the settings any more. Nothing has changed.
+            InvalidMessage: the arguments of this row cannot be read. Nothing has changed.
+            MessageLog.DoesNotExist: this row was requeued or deleted meanwhile.
+        """
+        conf.current().queue(self.queue)
+        wire.stored_object(self.content)
+        using = self._state.db or router.db_for_write(MessageLog)
+        again = MessageLog(
+            task=self.task,
+            task_args=self._args_json(),
+            content=self.content or wire.NO_KWARGS,
+            exchange=self.exchange,
+            queue=self.queue,
+            routing_key=self.routing_key,
+            priority=self.priority,
+            retry_of=self.pk,
+        )
+        with transaction.atomic(using=using):
+            deleted, _ = self.delete(using=using)
+            if not deleted:
+                raise MessageLog.DoesNotExist(
+                    f"The row {again.retry_of} is gone: it was requeued or deleted meanwhile."
+                )
+            MessageLog.objects.using(using).enqueue([again])
+        return again
+
+    def _args_json(self) -> str:
+        """The stored text, letter for letter; that of django-carrot's rows as JSON."""
+        try:
+            wire.stored_list(self.task_args)
+        except InvalidMessage:
+            return json.dumps(list(self.positionals))
+        return self.task_args or wire.NO_ARGS
+
+
+def _check_priority(priority: int, queue: conf.QueueSettings) -> None:
+    if isinstance(priority, bool) or not isinstance(priority, int):
+        raise InvalidMessage(f"A priority is a whole number, not {priority!r}.")
+    if not 0 <= priority <= wire.MAX_PRIORITY:
+        raise InvalidMessage(f"A priority is from 0 to {wire.MAX_PRIORITY}, not {priority}.")
+    unheeded = priority and "x-max-priority" not in queue.queue_arguments
+    if unheeded and queue.name not in _warned_queues:
+        _warned_queues.add(queue.name)
+        _logger.warning(
+            "Queue %r has no x-max-priority: priorities have no effect. Add "
+            "{'x-max-priority': 10} to its queue_arguments in CARROT['queues'].",
+            queue.name,
+        )
+
+
+@cache
+def _defaults() -> tuple[Any, ...]:
+    """Default of each field of a MessageLog, in Django's order."""
+    return tuple(field.get_default() for field in MessageLog._meta.concrete_fields)
+
+
+@cache
+def _positions() -> dict[str, int]:
+    """Position of each field of a MessageLog in that order; the primary key is the first."""
+    return {field.attname: n for n, field in enumerate(MessageLog._meta.concrete_fields)}
