@@ -10,11 +10,16 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from carrot_twisted import conf, triggers
+from django.db import connections, transaction
+
+from carrot_twisted import conf, outcomes, triggers
+from carrot_twisted.aside import Errand
 from carrot_twisted.exceptions import InvalidMessage
 from carrot_twisted.message_log import MAX_TASK
 from carrot_twisted.models import MessageLog, ScheduledTask
@@ -23,6 +28,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 _logger = logging.getLogger("carrot_twisted.scheduler")
+
+#: Seconds that a ``when`` may take.
+PATIENCE = 2.0
+#: Milliseconds that a start waits for a row that somebody else has locked.
+LOCK_TIMEOUT = 200
+#: What PostgreSQL says when these have passed.
+_LOCK_NOT_AVAILABLE = "55P03"
 
 Function = TypeVar("Function", bound="Callable[..., Any]")
 
@@ -117,6 +129,8 @@ def periodic_task(
         name = task_name or path
         if len(name) > MAX_TASK:
             raise InvalidMessage(f"A task_name has at most {MAX_TASK} characters: {name[:50]}…")
+        if not name.isprintable():
+            raise InvalidMessage(f"A task_name is a text that can be printed, not {name!r}.")
         known = next(iter(conf.current().queues))
         # In any queue: the settings may have none called "default". The row's problem tells that.
         row = MessageLog.checked(
@@ -170,16 +184,32 @@ def _register(name: str, declaration: Declaration) -> None:
     _declared[name] = declaration
 
 
-def _is_wanted(name: str, declaration: Declaration) -> bool | None:
-    """What ``when`` says; None if it fails."""
-    try:
-        return declaration.when is None or bool(declaration.when())
-    except Exception:
-        _logger.exception("The 'when' of schedule %r failed; the schedule stays as it is", name)
-        return None
+def _are_wanted() -> dict[str, bool | None]:
+    """What each ``when`` says; None if it fails. They have PATIENCE seconds in all.
+
+    Each is the project's code, so it runs beside this thread and its transaction.
+    """
+    errands = {name: Errand(one.when) for name, one in _declared.items() if one.when is not None}
+    answers: dict[str, bool | None] = dict.fromkeys(_declared, True)
+    end = time.monotonic() + PATIENCE
+    for name, errand in errands.items():
+        answers[name] = None
+        try:
+            if errand.ended(max(0.0, end - time.monotonic())):
+                answers[name] = bool(errand.result())
+            else:
+                _logger.error(
+                    "The 'when' of schedule %r takes longer than %s seconds; the schedule stays as "
+                    "it is",
+                    name,
+                    PATIENCE,
+                )
+        except Exception:
+            _logger.exception("The 'when' of schedule %r failed; the schedule stays as it is", name)
+    return answers
 
 
-def sync(using: str) -> None:
+def sync(using: str) -> bool:
     """Bring the rows in line with the code. Call it inside a transaction, when a service starts.
 
     A declaration that is new or has changed is written to its row, which is active then. One that
@@ -188,24 +218,59 @@ def sync(using: str) -> None:
 
     Args:
         using: database alias.
+
+    Returns:
+        Whether that is done; False: somebody else has locked a row, call it again later.
     """
-    answers = {name: _is_wanted(name, one) for name, one in _declared.items()}
+    answers = _are_wanted()
     schedules = ScheduledTask.objects.using(using)
     stored = dict(schedules.exclude(declaration="").values_list("task_name", "declaration"))
     # In order of names: so two services that start at once wait for each other, in no circle.
-    for name in sorted(answers):
-        declaration = _declared[name]
-        if not answers[name] or stored.get(name) == declaration.text:
-            continue
-        fields = {**declaration.fields, "active": True, "declaration": declaration.text}
-        # Not get_or_create: with the name taken meanwhile, this transaction would be lost.
-        schedules.bulk_create([ScheduledTask(task_name=name, **fields)], ignore_conflicts=True)
-        # The row may be of another version of the code, or made by hand before.
-        changed = schedules.filter(task_name=name).exclude(declaration=declaration.text)
-        if changed.update(run_at=None, **fields):
-            _logger.info("Schedule %r is changed to what the code says", name)
-        elif name not in stored:
-            _logger.info("Schedule %r is new in the code", name)
-    for name in sorted(name for name in stored if answers.get(name, False) is False):
-        schedules.filter(task_name=name).exclude(declaration="").delete()
-        _logger.info("Schedule %r has left the code and is deleted", name)
+    changes: list[tuple[str, Callable[[], None]]] = [
+        (name, partial(_store, name, _declared[name], name in stored, using))
+        for name in sorted(answers)
+        if answers[name] and stored.get(name) != _declared[name].text
+    ]
+    changes += [
+        (name, partial(_delete, name, using))
+        for name in sorted(stored)
+        if answers.get(name, False) is False
+    ]
+    if changes and connections[using].vendor == "postgresql":
+        # The service does nothing else meanwhile.
+        with connections[using].cursor() as cursor:
+            cursor.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT}")
+    done = True
+    for name, change in changes:
+        try:
+            with transaction.atomic(using=using):
+                change()
+        except Exception as error:
+            # Not only DatabaseError: a driver may refuse a value itself.
+            if getattr(error.__cause__, "sqlstate", None) == _LOCK_NOT_AVAILABLE:
+                _logger.warning("The row of schedule %r is locked; it is changed later", name)
+                done = False
+            elif outcomes.blames_database(error):
+                raise
+            else:
+                _logger.exception("The database refuses schedule %r of the code", name)
+    return done
+
+
+def _store(name: str, declaration: Declaration, known: bool, using: str) -> None:
+    schedules = ScheduledTask.objects.using(using)
+    fields = {**declaration.fields, "active": True, "declaration": declaration.text}
+    # Not get_or_create: with the name taken meanwhile, this transaction would be lost.
+    schedules.bulk_create([ScheduledTask(task_name=name, **fields)], ignore_conflicts=True)
+    # The row may be of another version of the code, or made by hand before.
+    changed = schedules.filter(task_name=name).exclude(declaration=declaration.text)
+    if changed.update(run_at=None, **fields):
+        _logger.info("Schedule %r is changed to what the code says", name)
+    elif not known:
+        _logger.info("Schedule %r is new in the code", name)
+
+
+def _delete(name: str, using: str) -> None:
+    schedules = ScheduledTask.objects.using(using)
+    schedules.filter(task_name=name).exclude(declaration="").delete()
+    _logger.info("Schedule %r has left the code and is deleted", name)

@@ -96,12 +96,14 @@ class ScheduledTask(models.Model):
         max_length=triggers.MAX_CRON,
         blank=True,
         default="",
+        db_default="",
         help_text="Minute, hour, day of month, month, day of week; instead of the interval.",
     )
     timezone = models.CharField(
         max_length=100,
         blank=True,
         default="",
+        db_default="",
         help_text="Time zone of the crontab, such as Europe/Berlin; empty: that of the settings.",
     )
     run_at = models.DateTimeField(
@@ -113,19 +115,21 @@ class ScheduledTask(models.Model):
         max_length=8,
         choices=MISFIRE_CHOICES,
         default=triggers.RUN_ONCE,
+        db_default=triggers.RUN_ONCE,
         help_text="What becomes of slots that come while no service runs.",
     )
     overlap = models.CharField(
         max_length=5,
         choices=OVERLAP_CHOICES,
         default=ALLOW,
+        db_default=ALLOW,
         help_text="Whether a slot is published while the task of the last one is unfinished.",
     )
     exchange = models.CharField(max_length=255, blank=True, default="")
     routing_key = models.CharField(max_length=255, blank=True, default="")
     queue = models.CharField(max_length=255, default=conf.DEFAULT_QUEUE)
     priority = models.PositiveSmallIntegerField(
-        default=0, validators=[MaxValueValidator(wire.MAX_PRIORITY)]
+        default=0, db_default=0, validators=[MaxValueValidator(wire.MAX_PRIORITY)]
     )
     task_args = models.TextField(blank=True, default=wire.NO_ARGS, help_text="A JSON list.")
     content = models.TextField(blank=True, default=wire.NO_KWARGS, help_text="A JSON object.")
@@ -142,11 +146,16 @@ class ScheduledTask(models.Model):
         help_text="Key of the MessageLog that was published last; it may be deleted by now.",
     )
     problem = models.TextField(
-        blank=True, default="", editable=False, help_text="Why it cannot be published, if so."
+        blank=True,
+        default="",
+        db_default="",
+        editable=False,
+        help_text="Why it cannot be published, if so.",
     )
     declaration = models.TextField(
         blank=True,
         default="",
+        db_default="",
         editable=False,
         help_text="What @periodic_task said; empty: the schedule does not live in the code.",
     )
@@ -154,6 +163,8 @@ class ScheduledTask(models.Model):
     objects = ScheduledTaskQuerySet.as_manager()
 
     class Meta:
+        # Fields that django-carrot has not have a default in the database as well ("db_default"):
+        # a service of the release before them still inserts rows during a rolling upgrade.
         indexes: ClassVar = [
             models.Index("next_run_time", name="carrot_due", condition=Q(active=True)),
         ]
@@ -185,6 +196,8 @@ class ScheduledTask(models.Model):
         Raises:
             DatabaseError: the row was deleted meanwhile; it does not come back.
         """
+        if self.pk is None:
+            self._forget_original()
         if self._state.adding or force_insert:
             super().save(
                 force_insert=force_insert,
@@ -238,6 +251,10 @@ class ScheduledTask(models.Model):
             errors["task"] = f"{self.task!r} is not of the form module.function."
         if self.run_at is not None and self.cron:
             errors["run_at"] = "Give run_at or cron, not both."
+        for field in ("run_at", "start_time", "end_time"):
+            value = getattr(self, field)
+            if value is not None and timezone.is_naive(value):
+                errors[field] = "Give a time with a time zone."
         if self.timezone:
             check("timezone", lambda: triggers.time_zone(self.timezone))
         if self.cron and "timezone" not in errors:
@@ -245,7 +262,8 @@ class ScheduledTask(models.Model):
         check("queue", lambda: conf.current().queue(self.queue))
         check("task_args", lambda: self.positional_arguments)
         check("content", lambda: self.keyword_arguments)
-        if "timezone" not in errors and self.interval_type in triggers.SECONDS:
+        wrong = errors.keys() & {"timezone", "run_at", "start_time", "end_time"}
+        if not wrong and self.interval_type in triggers.SECONDS:
             check("run_at" if self.run_at else "end_time", lambda: self.timing)
         if not errors:
             # Django has checked the priority already.
@@ -270,6 +288,18 @@ class ScheduledTask(models.Model):
         names = None if fields is None else {*fields}
         super().refresh_from_db(using, names, from_queryset)
         self._note_loaded(names)
+
+    def _forget_original(self) -> None:
+        """A row that was read and has lost its key is saved as a copy: its slots are its own."""
+        self._state.adding = True
+        loaded = getattr(self, "_loaded", {})
+        if not loaded:
+            return
+        fresh = type(self)()
+        self.declaration = ""
+        for name in self.OWNED:
+            if self.__dict__.get(name) == loaded.get(name):
+                setattr(self, name, getattr(fresh, name))
 
     def _note_loaded(self, names: Set[str] | None = None) -> None:
         # Not by getattr: that would fetch a deferred field.

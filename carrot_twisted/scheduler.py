@@ -10,6 +10,7 @@ from django.db import close_old_connections, router, transaction
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import LoopingCall
 from twisted.internet.threads import deferToThreadPool
+from twisted.python.failure import Failure
 from txaio.tx import make_logger
 
 from carrot_twisted import schedules
@@ -24,6 +25,8 @@ _log = make_logger()
 
 #: Seconds between looks.
 INTERVAL = schedules.AHEAD.total_seconds()
+#: Seconds until what had to be done before the first look is tried again.
+BEFORE_RETRY = 10.0
 #: Seconds that a look waits at least for a slot: the clocks' ways to tell time differ.
 SHORTEST = 0.001
 
@@ -51,7 +54,8 @@ class ScheduledTaskManager:
         database: the way to the database; by default the reactor's threads.
         using: database alias; by default that of ``MessageLog``.
         reactor: Twisted's reactor; by default the installed one.
-        before: called in a transaction each, once, before the first look.
+        before: called in a transaction each, before the first look. What raises, or returns False,
+            is called again after BEFORE_RETRY seconds; schedules are published meanwhile.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class ScheduledTaskManager:
         self._before.append(partial(schedules.try_again, using, filters))
         if run_now:
             self._before.append(partial(schedules.publish_all, using, filters))
+        self._before_at = 0.0
         self._looking = False
         self._again = False
         self._wake: Any = None
@@ -100,19 +105,19 @@ class ScheduledTaskManager:
             self._again = True
             return succeed(None)
 
-        def failed(failure: Any) -> None:
-            # A LoopingCall ends at its first failure; this one goes on.
-            if not self._database.away:
-                _log.failure("The scheduler met an error and goes on", failure=failure)
+        # A LoopingCall ends at its first failure; this one goes on.
+        return Deferred.fromCoroutine(self._work()).addErrback(self._failed)
 
-        return Deferred.fromCoroutine(self._work()).addErrback(failed)
+    def _failed(self, failure: Failure) -> None:
+        if not self._database.away:
+            _log.failure("The scheduler met an error and goes on", failure=failure)
 
     async def _work(self) -> None:
         self._looking = True
         try:
-            while self._before:
-                await self._database.call(self._before[0])
-                del self._before[0]
+            if self._before and self._reactor.seconds() >= self._before_at:
+                self._before_at = self._reactor.seconds() + BEFORE_RETRY
+                self._before = [one for one in self._before if not await self._is_done(one)]
             wait: float | None = 0.0
             while self._loop.running and (wait == 0 or self._again):
                 self._again = False
@@ -120,6 +125,13 @@ class ScheduledTaskManager:
             self._wake_in(wait)
         finally:
             self._looking = False
+
+    async def _is_done(self, function: Callable[[], object]) -> bool:
+        try:
+            return await self._database.call(function) is not False
+        except Exception:
+            self._failed(Failure())
+            return False
 
     def _wake_in(self, seconds: float | None) -> None:
         """Look again at the moment of the next slot, if that comes before the next look."""

@@ -9,8 +9,11 @@ PostgreSQL, the rows are locked first, and rows that another service has locked 
 from __future__ import annotations
 
 import logging
+import sys
+import time
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from django.db import DatabaseError, InterfaceError, connections
@@ -18,9 +21,10 @@ from django.db.models import DateTimeField, ExpressionWrapper, Value
 from django.db.models.functions import Now
 
 from carrot_twisted import outcomes, statements
+from carrot_twisted.aside import Errand
 from carrot_twisted.exceptions import CarrotError
 from carrot_twisted.models import MessageLog, ScheduledTask
-from carrot_twisted.task_paths import resolve_task
+from carrot_twisted.task_paths import is_path, resolve_task
 
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping
@@ -35,12 +39,27 @@ _logger = logging.getLogger("carrot_twisted.scheduler")
 
 #: When a schedule is tried again that cannot be published, unless somebody edits it before.
 PENALTY = timedelta(hours=1)
+#: When a schedule is tried again whose task is still being imported. Less than ``triggers.GRACE``.
+SOON = timedelta(seconds=3)
+#: Seconds that one look waits for imports, at most.
+PATIENCE = 1.0
+#: Seconds after which an import counts as one that will not end.
+HANGING = 60.0
 #: Schedules that one transaction takes at most.
 BATCH = 2000
 #: How far a look sees: the time to the next look.
 AHEAD = timedelta(seconds=1)
 #: Characters kept of a problem.
 MAX_PROBLEM = 2000
+#: How the problem of a schedule begins that has no slot yet, whatever its next_run_time says.
+UNPLANNED = "It cannot be planned: "
+
+#: Imports that are under way, by module.
+_imports: dict[str, Errand] = {}
+
+
+class _StillImporting(CarrotError):
+    """The module of the task is still being imported."""
 
 
 def clock() -> Combinable:
@@ -73,8 +92,12 @@ def look(using: str, filters: Mapping[str, Any] | None = None) -> float | None:
     _, slot, now = soonest
     if slot is not None and slot > now:
         return float((slot - now).total_seconds())
-    # None if another service has it in its hands.
-    return 0.0 if publish_due(using, filters) else None
+    if publish_due(using, filters):
+        return 0.0
+    # Somebody else has these rows in their hands. The others keep their moment.
+    later = soon.filter(next_run_time__gt=clock()).order_by("next_run_time")
+    times = later.values_list("next_run_time", "now").first()
+    return None if times is None else float((times[0] - times[1]).total_seconds())
 
 
 def publish_due(using: str, filters: Mapping[str, Any] | None = None) -> int:
@@ -96,7 +119,8 @@ def publish_due(using: str, filters: Mapping[str, Any] | None = None) -> int:
     if not schedules:
         return 0
     unfinished = _unfinished(schedules, using)
-    steps = [_step(schedule, unfinished) for schedule in schedules]
+    tasks = _Tasks()
+    steps = [_step(schedule, unfinished, tasks) for schedule in schedules]
     moved = statements.move_schedules(
         ScheduledTask._meta.db_table, [step.values() for step in steps], using
     )
@@ -107,14 +131,24 @@ def publish_due(using: str, filters: Mapping[str, Any] | None = None) -> int:
 
 
 def try_again(using: str, filters: Mapping[str, Any] | None = None) -> None:
-    """Let schedules that could not be published be tried at once: the code may have changed."""
-    _active(using, filters).try_again()
+    """Let schedules that could not be published be tried at once: the code may have changed.
+
+    Call it inside a transaction. Rows that somebody else has locked are left as they are: a service
+    that starts must not wait for them.
+    """
+    broken = _active(using, filters).exclude(problem="")
+    if connections[using].features.has_select_for_update_skip_locked:
+        locked = broken.select_for_update(skip_locked=True).values_list("pk", flat=True)
+        broken = ScheduledTask.objects.using(using).filter(pk__in=list(locked))
+    broken.try_again()
 
 
 def publish_all(using: str, filters: Mapping[str, Any] | None = None) -> None:
     """Publish every active schedule now. When they are due next does not change."""
+    tasks = _Tasks()
     for schedule in _active(using, filters):
         try:
+            tasks.check(schedule.task)
             schedule.publish()
         except (DatabaseError, InterfaceError):
             raise
@@ -164,7 +198,60 @@ class _Step:
         )
 
 
-def _step(schedule: Any, unfinished: Container[UUID]) -> _Step:
+class _Tasks:
+    """Tells whether tasks can be found, in one look: each module is imported once.
+
+    An import is the project's code. It happens beside this thread, whose transaction it could
+    spoil, and is not waited for longer than PATIENCE in all.
+    """
+
+    def __init__(self) -> None:
+        self._end = time.monotonic() + PATIENCE
+        self._failed: dict[str, Exception] = {}
+
+    def check(self, path: str) -> None:
+        """Raise what keeps the task from being found."""
+        module = path.rpartition(".")[0]
+        if is_path(path) and not _is_loaded(module):
+            self._load(path, module)
+        resolve_task(path)
+
+    def _load(self, path: str, module: str) -> None:
+        if module in self._failed:
+            # Told with its traceback once.
+            raise self._failed[module].with_traceback(None)
+        # One that was waited for before is only looked at.
+        patience = 0.0 if module in _imports else self._end - time.monotonic()
+        if module not in _imports and patience > 0:
+            _imports[module] = Errand(partial(resolve_task, path))
+        errand = _imports.get(module)
+        if errand is None or not errand.ended(patience):
+            hangs = errand is not None and errand.age > HANGING
+            raise (ImportError if hangs else _StillImporting)(
+                f"The module {module} is still being imported. Add it to CARROT['task_modules'], "
+                "and see to it that its import waits for nothing."
+            )
+        del _imports[module]
+        try:
+            errand.result()
+        except AttributeError:
+            # Perhaps the module is there, and has other functions.
+            if not _is_loaded(module):
+                raise
+        except Exception as error:
+            self._failed[module] = error
+            raise
+
+
+def _is_loaded(module: str) -> bool:
+    found = sys.modules.get(module)
+    # Set by Python while the module's code runs.
+    return found is not None and not getattr(
+        getattr(found, "__spec__", None), "_initializing", False
+    )
+
+
+def _step(schedule: Any, unfinished: Container[UUID], tasks: _Tasks) -> _Step:
     """What becomes of a schedule that is new or due. Never raises: others wait behind it."""
     stay = _Step(
         pk=schedule.pk,
@@ -175,15 +262,14 @@ def _step(schedule: Any, unfinished: Container[UUID]) -> _Step:
         problem=schedule.problem,
     )
     try:
-        return _next_step(schedule, stay, unfinished)
-    except (Exception, SystemExit) as error:
-        # A module of tasks may raise anything while it is imported.
+        return _next_step(schedule, stay, unfinished, tasks)
+    except Exception as error:
         return _put_off(schedule, stay, error)
 
 
-def _next_step(schedule: Any, stay: _Step, unfinished: Container[UUID]) -> _Step:
+def _next_step(schedule: Any, stay: _Step, unfinished: Container[UUID], tasks: _Tasks) -> _Step:
     timing, now = schedule.timing, schedule.now
-    if stay.slot is None:
+    if stay.slot is None or not _is_planned(schedule):
         first = timing.first(now)
         return replace(stay, next_run_time=first, active=first is not None, problem="")
     due = timing.due(stay.slot, max(now, stay.slot))
@@ -197,20 +283,32 @@ def _next_step(schedule: Any, stay: _Step, unfinished: Container[UUID]) -> _Step
             "Schedule %r leaves out %s: its last run is unfinished", schedule.task_name, due.run
         )
         return step
-    resolve_task(schedule.task)
+    tasks.check(schedule.task)
     row = schedule.new_row()
     return replace(step, last_run_time=due.run, last_log=row.pk, problem="", row=row)
 
 
-def _put_off(schedule: Any, stay: _Step, error: BaseException) -> _Step:
+def _is_planned(schedule: Any) -> bool:
+    """Whether its next_run_time is a slot, and not just the time to plan it again."""
+    return schedule.next_run_time is not None and not schedule.problem.startswith(UNPLANNED)
+
+
+def _put_off(schedule: Any, stay: _Step, error: Exception) -> _Step:
     expected = isinstance(error, CarrotError | ImportError | AttributeError)
     text = outcomes.exception_text(error, MAX_PROBLEM)
     problem = text if expected else f"{type(error).__name__}: {text}"
-    _logger.error(
-        "Schedule %r cannot be published: %s", schedule.task_name, problem, exc_info=not expected
-    )
-    again: datetime | None = schedule.now + PENALTY
-    if stay.slot is not None:
+    pending = isinstance(error, _StillImporting)
+    if not pending or problem != schedule.problem:
+        _logger.error(
+            "Schedule %r cannot be published: %s",
+            schedule.task_name,
+            problem,
+            exc_info=error if not expected else None,
+        )
+    again: datetime | None = schedule.now + (SOON if pending else PENALTY)
+    if not _is_planned(schedule):
+        problem = UNPLANNED + problem
+    elif stay.slot is not None:
         try:
             again = schedule.timing.retry(stay.slot, again)
         except Exception:

@@ -34,6 +34,8 @@ GRACE = timedelta(seconds=5)
 MAX_CRON = 255
 #: Longest interval, in seconds: a hundred years, which every calendar can add.
 MAX_INTERVAL = 36_525 * SECONDS["days"]
+#: Largest number that a database's column for it takes: 68 years of seconds.
+MAX_COUNT = 2**31 - 1
 _SECOND = timedelta(seconds=1)
 _INSTANT = timedelta(microseconds=1)
 
@@ -109,8 +111,10 @@ def interval_fields(interval: Mapping[str, Any]) -> dict[str, Any]:
     count = interval[kind]
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise InvalidMessage(f"An interval has a whole number, 1 or more, not {count!r}.")
-    if count * SECONDS[kind] > MAX_INTERVAL:
-        raise InvalidMessage(f"An interval is a hundred years at most, not {interval!r}.")
+    if count > MAX_COUNT or count * SECONDS[kind] > MAX_INTERVAL:
+        raise InvalidMessage(
+            f"An interval is {MAX_COUNT} {kind} and a hundred years at most, not {interval!r}."
+        )
     return {"interval_type": kind, "interval_count": count, "cron": "", "timezone": ""}
 
 

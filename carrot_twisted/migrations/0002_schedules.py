@@ -16,6 +16,7 @@ class Migration(migrations.Migration):
             field=models.CharField(
                 blank=True,
                 default="",
+                db_default="",
                 help_text="Minute, hour, day of month, month, day of week; instead of the interval.",
                 max_length=255,
             ),
@@ -26,6 +27,7 @@ class Migration(migrations.Migration):
             field=models.TextField(
                 blank=True,
                 default="",
+                db_default="",
                 editable=False,
                 help_text="What @periodic_task said; empty: the schedule does not live in the code.",
             ),
@@ -53,6 +55,7 @@ class Migration(migrations.Migration):
                     ("skip", "Missed slots are dropped"),
                 ],
                 default="run_once",
+                db_default="run_once",
                 help_text="What becomes of slots that come while no service runs.",
                 max_length=8,
             ),
@@ -66,6 +69,7 @@ class Migration(migrations.Migration):
                     ("skip", "Not while the last run is unfinished"),
                 ],
                 default="allow",
+                db_default="allow",
                 help_text="Whether a slot is published while the task of the last one is unfinished.",
                 max_length=5,
             ),
@@ -74,7 +78,7 @@ class Migration(migrations.Migration):
             model_name="scheduledtask",
             name="priority",
             field=models.PositiveSmallIntegerField(
-                default=0, validators=[django.core.validators.MaxValueValidator(255)]
+                default=0, db_default=0, validators=[django.core.validators.MaxValueValidator(255)]
             ),
         ),
         migrations.AddField(
@@ -83,6 +87,7 @@ class Migration(migrations.Migration):
             field=models.TextField(
                 blank=True,
                 default="",
+                db_default="",
                 editable=False,
                 help_text="Why it cannot be published, if so.",
             ),
@@ -107,6 +112,7 @@ class Migration(migrations.Migration):
             field=models.CharField(
                 blank=True,
                 default="",
+                db_default="",
                 help_text="Time zone of the crontab, such as Europe/Berlin; empty: that of the settings.",
                 max_length=100,
             ),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import os
 import subprocess
@@ -18,7 +19,7 @@ from django.db import IntegrityError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from carrot_twisted import schedules
+from carrot_twisted import periodic, schedules
 from carrot_twisted.exceptions import InvalidMessage
 from carrot_twisted.models import MessageLog, ScheduledTask
 from carrot_twisted.utilities import create_scheduled_task
@@ -28,6 +29,7 @@ from tests.project import tasks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from tests.processes import ServiceProcess
 
@@ -217,6 +219,89 @@ def test_rows_that_another_service_has_in_its_hands_are_left_to_it() -> None:
                 assert answer.result(10) is None
         assert answer.result(30) is None
     assert MessageLog.objects.count() == 1
+
+
+@pytest.mark.only("postgres")
+@pytest.mark.usefixtures("served")
+def test_a_start_waits_for_no_row_that_somebody_has_locked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service does nothing else meanwhile. A long transaction may hold a row for hours."""
+    monkeypatch.setattr(periodic, "_declared", {})
+    periodic.periodic_task(hours=1, task_name="locked")(tasks.noop)
+    periodic.periodic_task(hours=1, task_name="unborn")(tasks.noop)
+    periodic.periodic_task(hours=1, task_name="good")(tasks.noop)
+    soon = timezone.now() + timedelta(seconds=30)
+    for name, at in (("locked", soon - timedelta(seconds=40)), ("later", soon)):
+        problem = "no" if name == "locked" else ""
+        ScheduledTask.objects.create(
+            task_name=name, task="t.t", problem=problem, interval_count=60, next_run_time=at
+        )
+    monkeypatch.setattr(schedules, "AHEAD", timedelta(minutes=1))
+
+    def start() -> bool:
+        try:
+            with transaction.atomic():
+                done = periodic.sync("default")
+            with transaction.atomic():
+                schedules.try_again("default")
+            return done
+        finally:
+            connection.close()
+
+    def look() -> float | None:
+        try:
+            wait: float | None = 0.0
+            while wait == 0.0:
+                with transaction.atomic():
+                    wait = schedules.look("default")
+            return wait
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(1) as pool:
+        with transaction.atomic():
+            ScheduledTask.objects.filter(task_name="locked").update(priority=1)
+            ScheduledTask.objects.create(task_name="unborn", task="t.t", active=False)
+            assert pool.submit(start).result(10) is False
+            assert ScheduledTask.objects.filter(task_name="good").exclude(declaration="").exists()
+            # The others keep their moment, too.
+            wait = pool.submit(look).result(10)
+            assert wait is not None
+            assert 0 < wait <= 30
+        assert pool.submit(start).result(10) is True
+    assert not ScheduledTask.objects.exclude(task_name="later").filter(declaration="").exists()
+
+
+@pytest.mark.only("postgres")
+@pytest.mark.usefixtures("served")
+def test_a_module_or_a_condition_that_spoils_its_transaction_spoils_no_other(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    code = (
+        "from contextlib import suppress\nfrom django.db import DatabaseError, connection\n"
+        "def spoil():\n"
+        "    with suppress(DatabaseError), connection.cursor() as cursor:\n"
+        "        cursor.execute('SELECT * FROM nowhere')\n"
+        "    return True\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "harmless.py").write_text(code)
+    (tmp_path / "spoils.py").write_text(
+        "import harmless\nharmless.spoil()\ndef task():\n    pass\n"
+    )
+    spoil = importlib.import_module("harmless").spoil
+    monkeypatch.setattr(periodic, "_declared", {})
+    periodic.periodic_task(hours=1, task_name="a", when=spoil)(tasks.noop)
+    ago = timezone.now() - timedelta(seconds=1)
+    for name, task in (("spoils", "spoils.task"), ("good", "tests.project.tasks.noop")):
+        ScheduledTask.objects.create(
+            task_name=name, task=task, interval_type="hours", next_run_time=ago
+        )
+    with transaction.atomic():
+        assert schedules.publish_due("default") == 2
+    with transaction.atomic():
+        assert periodic.sync("default")
+    assert MessageLog.objects.count() == 2
+    assert ScheduledTask.objects.filter(task_name="a").exists()
 
 
 @pytest.mark.only("postgres")

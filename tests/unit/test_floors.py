@@ -52,6 +52,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "worker",
     ),
     2: (
+        "aside",
         "backends",
         "blocking",
         "checks",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import UTC, datetime
 from typing import Any
 
@@ -57,6 +58,8 @@ def test_the_function_stays_what_it_is() -> None:
         ({"hours": 1, "start_time": datetime(2024, 1, 1)}, "a datetime with a time zone"),
         ({"hours": 1, "end_time": "2024-01-01"}, "a datetime with a time zone"),
         ({"hours": 1, "task_name": "x" * 201}, "at most 200 characters"),
+        ({"hours": 1, "task_name": "a\x00b"}, "can be printed"),
+        ({"seconds": 3_000_000_000}, "An interval is 2147483647 seconds"),
     ],
     ids=repr,
 )
@@ -206,18 +209,41 @@ class TestSync:
         assert names() == ["a", "b"]
         assert "'when' of schedule 'a' failed" in caplog.text
 
+    def test_a_condition_that_does_not_end_is_not_waited_for(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(periodic, "PATIENCE", 0.05)
+        release = threading.Event()
+        periodic_task(hours=1, task_name="a", when=lambda: release.wait(60))(noop)
+        periodic_task(hours=1, task_name="b")(noop)
+        assert sync("default")
+        release.set()
+        assert names() == ["b"]
+        assert "'when' of schedule 'a' takes longer than 0.05 seconds" in caplog.text
+
+    def test_one_that_the_database_refuses_stops_no_other(
+        self, registry: dict[str, Any], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for name in "ab":
+            periodic_task(hours=1, task_name=name)(noop)
+        # Whatever the checks of a declaration let pass.
+        registry["a"].fields["interval_count"] = 2**70
+        assert sync("default")
+        assert names() == ["b"]
+        assert "The database refuses schedule 'a' of the code" in caplog.text
+
     def test_two_services_that_start_at_once_make_one_row(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The other one's rows come between this one's question and its insert."""
         periodic_task(hours=1, task_name="a")(noop)
-        is_wanted = periodic._is_wanted
+        store = periodic._store
 
-        def slowly(name: str, declaration: Any) -> bool | None:
-            monkeypatch.setattr(periodic, "_is_wanted", is_wanted)
+        def slowly(*arguments: Any) -> None:
+            monkeypatch.setattr(periodic, "_store", store)
             sync("default")
-            return is_wanted(name, declaration)
+            store(*arguments)
 
-        monkeypatch.setattr(periodic, "_is_wanted", slowly)
+        monkeypatch.setattr(periodic, "_store", slowly)
         sync("default")
         assert names() == ["a"]

@@ -257,6 +257,88 @@ class TestProblems:
         assert PENALTY - timedelta(minutes=1) < wait_of("wrong") <= PENALTY
         assert published() == [("good",)]
 
+    @pytest.mark.parametrize("way", ["save", "update", "start", "hour"])
+    @pytest.mark.parametrize(
+        "trigger", [{"run_at": NOON.replace(year=2204)}, {"cron": "0 3 1 1 *"}]
+    )
+    def test_one_that_could_not_be_planned_does_not_run_early(
+        self, way: str, trigger: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """That it is tried again is no slot of its."""
+        schedule(late=None, misfire="bogus", **trigger)
+        publish_due("default")
+        assert read().problem.startswith("It cannot be planned: misfire is 'bogus'")
+        one = read()
+        if way == "save":
+            one.misfire = "run_once"
+            one.save()
+        elif way == "update":
+            ScheduledTask.objects.update(misfire="run_once")
+        else:
+            with connection.cursor() as cursor:
+                cursor.execute("UPDATE carrot_twisted_scheduledtask SET misfire = 'run_once'")
+        if way == "start":
+            schedules.try_again("default")
+        elif way == "hour":
+            ScheduledTask.objects.update(next_run_time=Now() - timedelta(seconds=1))
+        publish_due("default")
+        publish_due("default")
+        assert not MessageLog.objects.exists()
+        after = read()
+        assert (after.problem, after.active) == ("", True)
+        assert after.next_run_time is not None
+        assert (after.next_run_time.hour, after.next_run_time.minute) in ((12, 0), (3, 0))
+
+    def test_an_import_that_does_not_end_keeps_no_other_from_running(
+        self, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setattr(schedules, "PATIENCE", 0.1)
+        flag = tmp_path / "flag"
+        (tmp_path / "never_ends.py").write_text(
+            f"import os, time\nend = time.monotonic() + 60\n"
+            f"while not os.path.exists({str(flag)!r}) and time.monotonic() < end:\n"
+            "    time.sleep(0.01)\ndef task():\n    pass\n"
+        )
+        schedule("hangs", task="never_ends.task")
+        schedule("good", task_args='["good"]')
+        publish_due("default")
+        assert published() == [("good",)]
+        assert "never_ends is still being imported" in read("hangs").problem
+        # A service that imports slowly publishes soon, and does not wait again.
+        assert wait_of("hangs") <= schedules.SOON
+        late = {"next_run_time": Now() - timedelta(seconds=1)}
+        monkeypatch.setattr(schedules, "PATIENCE", 60.0)
+        ScheduledTask.objects.filter(task_name="hangs").update(**late)
+        publish_due("default")
+        assert caplog.text.count("'hangs' cannot be published") == 1
+        monkeypatch.setattr(schedules, "HANGING", 0.0)
+        ScheduledTask.objects.filter(task_name="hangs").update(**late)
+        publish_due("default")
+        assert wait_of("hangs") > timedelta(minutes=50)
+        flag.touch()
+        assert schedules._imports["never_ends"].ended(30)
+        ScheduledTask.objects.filter(task_name="hangs").update(**late)
+        publish_due("default")
+        assert len(published()) == 2
+        assert not read("hangs").problem
+
+    def test_a_module_that_fails_is_imported_once_a_look(
+        self, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Hundreds of schedules may name it, and each import may take its time."""
+        monkeypatch.syspath_prepend(tmp_path)
+        (tmp_path / "fails.py").write_text(
+            f"with open({str(tmp_path / 'count')!r}, 'a') as file:\n    file.write('x')\n"
+            "raise ValueError('no')\n"
+        )
+        for number in range(5):
+            schedule(f"s{number}", task="fails.task")
+        publish_due("default")
+        assert (tmp_path / "count").read_text() == "x"
+        problems = ScheduledTask.objects.filter(problem="ValueError: no")
+        assert problems.count() == 5
+
     def test_a_bug_in_one_stops_no_other(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -441,6 +523,47 @@ class TestEdits:
             one.save()
         assert not ScheduledTask.objects.exists()
 
+    @pytest.mark.parametrize("adding", [True, False])
+    def test_a_copy_has_slots_of_its_own(self, adding: bool) -> None:
+        """Made as Django's documentation says, and as people do."""
+        schedule(declaration="{}", problem="old", interval_type="hours")
+        publish_due("default")
+        copy = read()
+        copy.pk, copy.task_name, copy.cron = None, "copy", "0 3 1 1 *"
+        copy._state.adding = adding
+        copy.save()
+        new, old = read("copy"), read()
+        assert (new.next_run_time, new.last_run_time, new.last_log) == (None, None, None)
+        # It does not live in the code: the next start of a service would delete it.
+        assert new.declaration == ""
+        assert old.last_log is not None
+        assert (old.cron, old.declaration) == ("", "{}")
+        publish_due("default")
+        slot = next_of("copy")
+        assert slot is not None
+        assert (slot.month, slot.day, slot.hour) == (1, 1, 3)
+        assert MessageLog.objects.count() == 1
+
+    def test_a_copy_keeps_a_slot_that_it_was_given(self) -> None:
+        copy = schedule()
+        copy.pk, copy.task_name, copy.next_run_time = None, "copy", NOON
+        copy.save()
+        assert next_of("copy") == NOON
+
+    def test_a_service_of_the_release_before_can_insert_rows(self) -> None:
+        """During a rolling upgrade. It names the columns that it knows, and gives them values."""
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "INSERT INTO carrot_twisted_scheduledtask (task_name, task, interval_type, "
+                "interval_count, exchange, routing_key, queue, task_args, content, active) "
+                "VALUES ('old', %s, 'hours', 1, '', '', 'default', '[]', '{}', true)",
+                [TASK],
+            )
+        assert publish_due("default") == 1
+        after = read("old")
+        assert after.next_run_time is not None
+        assert (after.misfire, after.overlap, after.problem) == ("run_once", "allow", "")
+
     @pytest.mark.defect(20)
     def test_the_database_refuses_what_can_never_be(self) -> None:
         schedule()
@@ -503,6 +626,11 @@ class TestClean:
             ({"cron": "* * * * *", "run_at": NOON}, "run_at", "not both"),
             ({"run_at": NOON, "end_time": NOON - HOUR}, "run_at", "lies outside"),
             ({"start_time": NOON, "end_time": NOON}, "end_time", "not after start_time"),
+            (
+                {"run_at": datetime(2024, 2, 29), "start_time": NOON},
+                "run_at",
+                "a time with a time zone",
+            ),
             ({"task_args": "1, 2"}, "task_args", "not JSON"),
             ({"content": "[1]"}, "content", "are a JSON object"),
             ({"queue": "gone"}, "queue", "Cannot find queue called gone"),
@@ -743,6 +871,27 @@ class TestScheduledTaskManager:
         assert service.run(20) == []
         service.database.broken = None
         assert len(service.run(2)) == 1
+
+    def test_what_fails_before_the_first_look_stops_no_schedule(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        answers: list[Any] = [False, ValueError("no"), True]
+        calls = []
+
+        def before() -> Any:
+            calls.append(service.clock.seconds())
+            answer = answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        service = Service(monkeypatch, before=[before])
+        schedule(late=None, interval_count=5)
+        service.database.away = True  # So that nothing is logged as a test's failure.
+        service.manager.start()
+        assert service.run(7) == [6.0]
+        service.run(60)
+        assert calls == [0.0, 10.0, 20.0]
 
     def test_two_of_them_publish_each_slot_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         service = Service(monkeypatch)

@@ -273,6 +273,7 @@ def test_the_fields_of_intervals_and_crontabs() -> None:
         {"days": 1.5},
         {"days": "1"},
         {"days": 36_526},
+        {"seconds": 2**31},
         {"seconds": 1, "days": 1},
     ],
     ids=repr,
