@@ -49,10 +49,12 @@ class Verdict(Enum):
     LOST = "too many workers were lost under it: it is FAILED now, acknowledge"
 
 
+#: SQLSTATEs of two transactions in each other's way: serialisation failure, deadlock (40), lock
+#: timeout (55P03).
+_CONFLICT_STATES = ("40", "55P03")
 #: SQLSTATEs that blame the database or the company, not the statement: connection trouble (08),
-#: out of resources (53), cancelled by an operator or by shutdown (57P), serialisation failure,
-#: deadlock (40), lock timeout (55P03).
-_TRANSIENT_STATES = ("08", "53", "57P", "40", "55P03")
+#: out of resources (53), cancelled by an operator or by shutdown (57P), conflicts.
+_TRANSIENT_STATES = ("08", "53", "57P", *_CONFLICT_STATES)
 #: What SQLite says when another process holds the file.
 _SQLITE_BUSY = ("database is locked", "database table is locked", "disk I/O error")
 
@@ -78,10 +80,20 @@ def blames_database(error: BaseException) -> bool:
     return any(_is_transient(one) for one in causes(error))
 
 
+def is_conflict(error: BaseException) -> bool:
+    """Whether another transaction was in the way: the database is there, and repeating helps."""
+    return any((_state(one) or "").startswith(_CONFLICT_STATES) for one in causes(error))
+
+
+def _state(error: BaseException) -> str | None:
+    state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+    return state if isinstance(state, str) else None
+
+
 def _is_transient(error: BaseException) -> bool:
     name = type(error).__name__
-    state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
-    if isinstance(state, str):
+    state = _state(error)
+    if state is not None:
         return state.startswith(_TRANSIENT_STATES)
     if name == "OperationalError":
         text = str(error)

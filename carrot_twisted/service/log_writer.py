@@ -239,7 +239,7 @@ class LogWriter:
             result = Failure()
             if isinstance(error, DatabaseError | InterfaceError):
                 connections[self._using].close()
-                if outcomes.blames_database(error):
+                if outcomes.blames_database(error) and not outcomes.is_conflict(error):
                     self._set_away(error)
         self._reactor.callFromThread(_fire, call.result, result)
 

@@ -242,6 +242,23 @@ class TestOutage:
         desk.work()
         assert desk.told == ["away: database is locked", "back"]
 
+    def test_a_call_that_met_another_transaction_fails_alone(self, desk: Desk) -> None:
+        """The database is there: nothing pauses for that."""
+
+        class SerializationFailure(Exception):
+            sqlstate = "40001"
+
+        failures: list[Any] = []
+
+        def call() -> None:
+            raise OperationalError("could not serialize access") from SerializationFailure()
+
+        desk.writer.call(call).addErrback(lambda failure: failures.append(failure.value))
+        desk.work()
+        assert len(failures) == 1
+        assert not desk.writer.away
+        assert desk.told == []
+
 
 class TestRefusal:
     def test_one_row_that_is_refused_takes_nobody_with_it(

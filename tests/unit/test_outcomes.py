@@ -61,6 +61,17 @@ OWN_FAULT: dict[str, Exception] = {
 }
 
 
+def test_conflicts_are_told_from_outages() -> None:
+    conflicts = {what for what, error in TRANSIENT.items() if outcomes.is_conflict(wrapped(error))}
+    assert conflicts == {
+        "serialisation",
+        "deadlock",
+        "lock not available",
+        "deadlock of psycopg2",
+    }
+    assert not any(map(outcomes.is_conflict, OWN_FAULT.values()))
+
+
 @pytest.mark.parametrize("what", TRANSIENT)
 def test_the_databases_trouble_is_not_the_tasks_failure(what: str) -> None:
     assert blames_database(TRANSIENT[what])
