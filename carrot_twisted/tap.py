@@ -182,7 +182,7 @@ class CarrotService(Service):
             ) from error
         except (ImproperlyConfigured, ValueError, LookupError, SyntaxError) as error:
             raise _Misconfigured(f"Django does not start: {error}") from error
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             # The project's own code: only the traceback says where.
             raise _Misconfigured(f"Django does not start: {traceback.format_exc()}") from error
         from django.apps import apps
@@ -200,7 +200,7 @@ class CarrotService(Service):
             )
         except CarrotConfigException as error:
             raise _Misconfigured(str(error)) from error
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             # A consumer class of the project's: only the traceback says where.
             raise _Misconfigured(f"No consumer is made: {traceback.format_exc()}") from error
 
@@ -211,7 +211,11 @@ class CarrotService(Service):
 
     def _begin(self) -> None:
         # twistd ends itself with the signal it was stopped by; a clean stop shall exit with 0.
-        for number in (signal.SIGTERM, signal.SIGINT):
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            # Its terminal was closed; under nohup that means nothing.
+            numbers.append(signal.SIGHUP)
+        for number in numbers:
             signal.signal(number, self._on_signal)
         assert self._engine is not None
         _log.info(
@@ -231,6 +235,9 @@ class CarrotService(Service):
             self._reactor.callLater(READY_INTERVAL, self._tell_when_ready)
 
     def _on_signal(self, number: int, _frame: Any) -> None:
+        if number == signal.SIGHUP and self._signals:
+            # A terminal that is closed sends it twice, by way of the shell and by itself.
+            return
         self._signals += 1
         first = self._signals == 1
         self._reactor.callFromThread(self._stop_on_request if first else self._hurry)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import select
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -20,6 +21,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+#: Seconds that the fork gets to say how it went, once the daemon is gone.
+LAST_WORD = 1.0
 
 
 class Outcome(Enum):
@@ -34,12 +39,14 @@ class Outcome(Enum):
     """It runs, and is not ready in time."""
 
 
-def launch(daemon: Callable[[], None], timeout: float) -> Outcome:
+def launch(daemon: Callable[[], None], let_go: Callable[[], None], timeout: float) -> Outcome:
     """Start a daemon.
 
     Args:
         daemon: called in a fork of this process; becomes a daemon by twistd's means. Its process
             ends when it returns.
+        let_go: called in that fork once it has left the daemon behind: what shows that the daemon
+            lives is the daemon's alone.
         timeout: seconds to wait.
     """
     folder = tempfile.mkdtemp(prefix="carrot-")
@@ -56,6 +63,15 @@ def launch(daemon: Callable[[], None], timeout: float) -> Outcome:
         notices.close()
         os.close(alive)
         os.environ["NOTIFY_SOCKET"] = address
+        fork = os.getpid()
+
+        def after_fork() -> None:
+            # Not in the daemon: its tasks fork, too.
+            if os.getpid() == fork:
+                os.close(life)
+                let_go()
+
+        os.register_at_fork(after_in_parent=after_fork)
         daemon()
         sys.exit()
     os.close(life)
@@ -75,7 +91,20 @@ def _wait(child: int, notices: socket.socket, alive: int, end: float) -> Outcome
             if b"READY=1" in notices.recv(4096).split(b"\n"):
                 return Outcome.READY
         elif readable:
-            # The fork has left the daemon behind and said how that went.
-            _, status = os.waitpid(child, 0)
-            return Outcome.REFUSED if status else Outcome.ENDED
+            return Outcome.REFUSED if _status(child) else Outcome.ENDED
     return Outcome.LATE
+
+
+def _status(child: int) -> int:
+    """How the fork ends, now that its daemon is gone; 0 if it does not know that."""
+    end = time.monotonic() + LAST_WORD
+    while time.monotonic() < end:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return status
+        time.sleep(0.02)
+    # twistd waits for a daemon's word by a pipe that it holds open itself: for ever, if the
+    # daemon died without one.
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return 0

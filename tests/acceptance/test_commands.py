@@ -247,6 +247,9 @@ def test_a_start_without_broker_tells_that_it_goes_on_trying(
         (("--consumer-class=tests.project.NoClass",), "", "tests.project.NoClass"),
         (("--consumer-class=tests.project.tasks.echo",), "", "is not a subclass of"),
         (("--consumer-class=failing.Failing",), "", "ZeroDivisionError"),
+        (("--consumer-class=failing.Leaving",), "", "SystemExit: 3"),
+        # As by a segmentation fault, or for want of memory: before it has said a word to twistd.
+        (("--consumer-class=failing.Killed",), "", "carrot did not start"),
         (("--queue=defualt",), "", "Known queues: default, other"),
         ((), "CARROT['task_modules'] = ['no_such_module']", "'no_such_module'"),
         ((), "DEBUG = Flase", "Flase"),
@@ -257,14 +260,28 @@ def test_a_start_without_broker_tells_that_it_goes_on_trying(
             "Run: python manage.py migrate",
         ),
     ],
-    ids=["setting", "no class", "no consumer", "fails", "queue", "module", "no Python", "tables"],
+    ids=[
+        "setting",
+        "no class",
+        "no consumer",
+        "fails",
+        "leaves",
+        "killed",
+        "queue",
+        "module",
+        "no Python",
+        "tables",
+    ],
 )
 def test_a_start_that_cannot_work_fails_within_seconds_and_says_why(
     manage: Manage, options: tuple[str, ...], lines: str, told: str
 ) -> None:
     (manage.folder / "failing.py").write_text(
+        "import os, sys\n"
         "from carrot_twisted.consumer import Consumer\n"
         "class Failing(Consumer):\n    def __init__(self, *args, **kwargs):\n        1 / 0\n"
+        "class Leaving(Consumer):\n    def __init__(self, *args, **kwargs):\n        sys.exit(3)\n"
+        "class Killed(Consumer):\n    def __init__(self, *args, **kwargs):\n        os.abort()\n"
     )
     begin = time.monotonic()
     status, output = manage.daemon("start", *options, **mistaken(manage.folder, lines))
@@ -510,6 +527,24 @@ def test_in_the_foreground_sigterm_lets_tasks_end_and_the_status_is_0(manage: Ma
     assert row_of(row).status == MessageLog.COMPLETED
     # No pid file in this mode.
     assert sorted(manage.folder.glob("*pid*")) == []
+
+
+@pytest.mark.once
+def test_a_closed_terminal_lets_tasks_end(manage: Manage) -> None:
+    service = manage.begin("carrot", "--logfile=carrot.log")
+    log = manage.folder / "carrot.log"
+    wait_until(lambda: log.exists() and "Consuming queue other" in log.read_text())
+    file = manage.folder / "file"
+    row = publish_message(tasks.wait_for_file, str(file))
+    wait_for_status(row, MessageLog.IN_PROGRESS)
+    service.send_signal(signal.SIGHUP)
+    wait_until(lambda: "1 tasks are still running" in log.read_text())
+    # The shell sends one, and the terminal another: that is no second request.
+    service.send_signal(signal.SIGHUP)
+    file.touch()
+    service.communicate(timeout=SOON)
+    assert service.returncode == 0
+    assert (row_of(row).status, row_of(row).attempts) == (MessageLog.COMPLETED, 1)
 
 
 @pytest.mark.defect(37)

@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from django.core.management import call_command, load_command_class
 from django.core.management.base import CommandError, CommandParser
+from django.db import OperationalError
 
+from carrot_twisted import publisher
 from carrot_twisted.management.commands import carrot, carrot_daemon
 from carrot_twisted.models import MessageLog
+from carrot_twisted.objects import Message
 from carrot_twisted.service.notify import Notifier
 from carrot_twisted.service.pid_file import PidFile
 
@@ -109,6 +112,7 @@ def test_a_mistake_in_a_call_is_told() -> None:
         (["start", "--hard"], "--hard goes with stop and restart, not with start"),
         (["status", "--hard"], "--hard goes with stop and restart, not with status"),
         (["start", "--timeout=0"], "--timeout: must be more than 0"),
+        (["start", "--logfile=-"], "A daemon has no standard output"),
     ],
 )
 def test_a_command_line_without_sense_is_a_usage_error(arguments: list[str], told: str) -> None:
@@ -152,6 +156,15 @@ def test_the_documented_methods_read_write_and_delete_the_pid(
     command.write_pid(7)
     assert command.pid == 7
     command.delete_pid()
+    assert not Path(command.pid_file.path).exists()
+
+
+def test_a_start_that_was_cut_off_before_it_wrote_a_pid_is_told(
+    command: carrot_daemon.Command,
+) -> None:
+    Path(command.pid_file.path).touch()
+    with pytest.raises(carrot_daemon.MissingPid, match="a start that was cut off left the pid"):
+        command.stop()
     assert not Path(command.pid_file.path).exists()
 
 
@@ -278,6 +291,31 @@ class TestSend:
         call_command("carrot_send", "tests.project.tasks.echo")
         assert sent() == ([], {})
 
+    def test_a_database_that_cannot_take_it_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*_: Any) -> None:
+            raise OperationalError("no such table: carrot_twisted_messagelog")
+
+        monkeypatch.setattr(Message, "publish", refuse)
+        with pytest.raises(CommandError, match=r"No row was written: no such table.* migrate"):
+            call_command("carrot_send", "tests.project.tasks.echo")
+
+    def test_a_row_that_is_gone_already_was_sent(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """As with a failure callback that deletes the log and publishes again."""
+
+        def flush(_: float) -> bool:
+            MessageLog.objects.all().delete()
+            return True
+
+        monkeypatch.setattr(publisher, "flush", flush)
+        call_command("carrot_send", "tests.project.tasks.echo")
+        assert capsys.readouterr().err == ""
+
+    def test_code_may_name_them(self) -> None:
+        call_command("carrot_send", "tests.project.tasks.echo", job_args=["1"])
+        assert sent() == (["1"], {})
+
     def test_keyword_arguments_queue_and_priority(self) -> None:
         call_command(
             "carrot_send",
@@ -317,6 +355,7 @@ class TestSend:
             (["tests.project.tasks.echo", "--kwarg=a b=x"], "not of the form name=value"),
             (["tests.project.tasks.echo", "--json", "abc"], "marks of its own: '\"abc\"'"),
             (["tests.project.tasks.echo", "--json", "NaN"], "cannot be sent as JSON"),
+            (["tests.project.tasks.echo", "--json", "[" * 100_000], "is no JSON"),
         ],
     )
     def test_a_mistake_is_told_and_leaves_no_row(self, arguments: list[str], told: str) -> None:

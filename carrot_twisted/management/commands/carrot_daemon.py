@@ -101,6 +101,12 @@ class Command(carrot.Command):
                 f"--hard goes with stop and restart, not with {mode}.",
                 returncode=carrot.EXIT_USAGE,
             )
+        if options["logfile"] == "-" and mode in ("start", "restart"):
+            raise CommandError(
+                "A daemon has no standard output: name a file with --logfile, or run "
+                "manage.py carrot.",
+                returncode=carrot.EXIT_USAGE,
+            )
         self.pid_file = PidFile(options["pidfile"])
         self.options = options
         if mode == "status":
@@ -149,11 +155,13 @@ class Command(carrot.Command):
         # Files that tasks make get the mode that they have in the foreground.
         configuration = self.configuration(options, f"--umask={_umask():o}")
         log = options["logfile"]
-        self._hold_pid_file()
         before = os.path.getsize(log)
+        self._hold_pid_file()
         connections.close_all()
         timeout = options["timeout"] or START_TIMEOUT
-        outcome = launching.launch(lambda: self._be_daemon(configuration), timeout)
+        outcome = launching.launch(
+            lambda: self._be_daemon(configuration), self.pid_file.release, timeout
+        )
         pid = self.pid
         if outcome in (Outcome.REFUSED, Outcome.ENDED):
             self.delete_pid()
@@ -272,7 +280,7 @@ class Command(carrot.Command):
         pid = self.pid
         if free:
             raise MissingPid(
-                f"carrot is not running: process {pid} left the pid file {path} behind.",
+                f"carrot is not running: {_owner(pid)} left the pid file {path} behind.",
                 returncode=EXIT_DEAD,
             )
         if pid is None:
@@ -307,6 +315,10 @@ class Command(carrot.Command):
 
 def _shown(pid: int | None) -> str:
     return "being started" if pid is None else f"pid {pid}"
+
+
+def _owner(pid: int | None) -> str:
+    return "a start that was cut off" if pid is None else f"process {pid}"
 
 
 def _umask() -> int:

@@ -7,9 +7,11 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from django.core.management.base import BaseCommand, CommandError
+from django.db import DatabaseError
 
 from carrot_twisted import publisher
 from carrot_twisted.exceptions import CarrotError
+from carrot_twisted.models import MessageLog
 from carrot_twisted.utilities import create_message
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         """Add the task, its arguments, and where they go."""
         parser.add_argument("job_name", help="Dotted path of the task, such as myapp.tasks.greet.")
-        parser.add_argument("job_args", nargs="*", help="Its positional arguments.")
+        parser.add_argument("job_args", nargs="*", default=[], help="Its positional arguments.")
         parser.add_argument(
             "--kwarg",
             dest="job_kwargs",
@@ -71,10 +73,15 @@ class Command(BaseCommand):
             ) from error
         except CarrotError as error:
             raise CommandError(str(error)) from error
+        except DatabaseError as error:
+            raise CommandError(
+                f"No row was written: {error}. Is the database there, and has it the tables of "
+                "carrot_twisted (manage.py migrate)?"
+            ) from error
         publisher.flush(PATIENCE)
         self.stdout.write(str(log.pk))
-        log.refresh_from_db()
-        if log.status == log.PUBLISHED and log.confirmed_at is None:
+        # The row may be gone again: its task has run, and a failure callback has deleted it.
+        if MessageLog.objects.unsent().filter(pk=log.pk).exists():
             self.stderr.write(
                 "The broker has not confirmed it. It is kept in the database, and a running "
                 "service will send it."
@@ -91,8 +98,8 @@ def _split(text: str) -> tuple[str, str]:
 def _json(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CommandError(
-            f"{text!r} is no JSON ({error}). With --json a text needs quotation marks of its own: "
-            f"'{json.dumps(text)}'"
+            f"{text!r:.200} is no JSON ({error}). With --json a text needs quotation marks of its "
+            f"own: '{json.dumps(text):.200}'"
         ) from error
