@@ -224,17 +224,7 @@ def publish_message(
         InvalidMessage, CarrotConfigException, ImportError, AttributeError: see ``create_message``.
             No row has been written then.
     """
-    message = Message(
-        validate_task(task),
-        None,
-        queue or conf.DEFAULT_QUEUE,
-        routing_key,
-        exchange,
-        priority,
-        task_args,
-        task_kwargs,
-    )
-    return message.publish()
+    return _message(task, queue, priority, task_args, exchange, routing_key, task_kwargs).publish()
 
 
 def publish_many(messages: Iterable[Message]) -> list[MessageLog]:
@@ -255,21 +245,24 @@ def publish_many(messages: Iterable[Message]) -> list[MessageLog]:
 def create_scheduled_task(
     task: Task,
     interval: Mapping[str, Any] | str,
+    *names: str | None,
     task_name: str | None = None,
     queue: str | None = None,
     **kwargs: Any,
 ) -> ScheduledTask:
     """Publish a task again and again, at an interval or by a crontab.
 
-    The arguments stand in the order of django-carrot's release 1.5.0. Its documentation has the
-    queue in the third place: a ``task_name`` that is the name of a configured queue is taken as
-    the queue if no ``queue`` is given. To name a schedule like a queue, give both.
+    Best give name and queue by keyword. By position they stand in the order of django-carrot's
+    release 1.5.0, ``(task, interval, task_name, queue)``. Its documentation has the queue in the
+    third place, and no name: so a third argument that is the name of a configured queue is the
+    queue, if it is not said otherwise.
 
     Args:
         task: the function, or its dotted path.
         interval: one of ``{"seconds": n}``, ``{"minutes": n}``, ``{"hours": n}``, ``{"days": n}``;
             or a crontab such as ``"30 2 * * MON-FRI"``, in the time zone of the settings; or
             ``{"cron": "30 2 * * *", "timezone": "Europe/Berlin"}``.
+        names: task_name and queue by position.
         task_name: unique name of the schedule; the task's path if not given.
         queue: name of a configured queue, "default" if not given.
         kwargs: keyword arguments of the task.
@@ -281,8 +274,8 @@ def create_scheduled_task(
         InvalidMessage: the interval or the arguments make no sense, or the name is taken.
         CarrotConfigException, ImportError, AttributeError: see ``create_message``.
     """
-    if task_name in conf.current().queues and queue is None:
-        task_name, queue = None, task_name
+    if names:
+        task_name, queue = _name_and_queue(names, task_name, queue)
     message = _message(task, queue, task_kwargs=kwargs)
     name = task_name or message.task
     schedule, created = ScheduledTask.objects.get_or_create(
@@ -300,6 +293,21 @@ def create_scheduled_task(
             "change that one."
         )
     return schedule
+
+
+def _name_and_queue(
+    given: tuple[str | None, ...], task_name: str | None, queue: str | None
+) -> tuple[str | None, str | None]:
+    """Name and queue of a schedule from positional arguments, and what was given by keyword."""
+    first = given[0]
+    if len(given) == 1 and queue is None and first in conf.current().queues:
+        return task_name, first
+    if len(given) > 2 or task_name is not None or (len(given) == 2 and queue is not None):
+        raise InvalidMessage(
+            f"It is not clear which of {', '.join(map(repr, given))} is what. Write "
+            "create_scheduled_task(task, interval, task_name='...', queue='...')."
+        )
+    return first, given[1] if len(given) == 2 else queue
 
 
 def _trigger_fields(interval: Mapping[str, Any] | str) -> dict[str, Any]:

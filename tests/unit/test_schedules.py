@@ -670,6 +670,10 @@ class TestCreateScheduledTask:
             # The documentation's form: the queue comes third.
             (("other",), {}, TASK, "other"),
             (("other", "default"), {}, "other", "default"),
+            (("other",), {"task_name": "report"}, "report", "other"),
+            (("other",), {"queue": "default"}, "other", "default"),
+            # Said by keyword, nothing is guessed.
+            ((), {"task_name": "other"}, "other", "default"),
         ],
     )
     def test_name_and_queue_in_both_forms(
@@ -677,6 +681,21 @@ class TestCreateScheduledTask:
     ) -> None:
         one = create_scheduled_task(TASK, {"hours": 1}, *arguments, **named)
         assert (one.task_name, one.queue) == (name, queue)
+
+    @pytest.mark.parametrize(
+        ("arguments", "named"),
+        [
+            (("report", "other", "more"), {}),
+            (("report",), {"task_name": "another"}),
+            (("report", "other"), {"queue": "default"}),
+        ],
+    )
+    def test_what_could_only_be_guessed_is_refused(
+        self, arguments: tuple[str, ...], named: dict[str, str]
+    ) -> None:
+        with pytest.raises(InvalidMessage, match="It is not clear which of 'report'"):
+            create_scheduled_task(TASK, {"hours": 1}, *arguments, **named)
+        assert not ScheduledTask.objects.exists()
 
     @pytest.mark.parametrize(
         ("interval", "text"),
