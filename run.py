@@ -19,10 +19,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from devtools.environment import PYTHON, TOP, VENV, environment_variables, prepare_environment
 from devtools.machine import prepare_machine
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from devtools.server import Server
+
+    Parts = Mapping[str, tuple[Sequence[str], Mapping[str, str]]]
+    """Command and environment of each program, by its name in the summary."""
 
 BROKER, DATABASE = "CARROT_BROKER_URL", "CARROT_DATABASE_URL"
 SERVED_TESTS = ("tests/contract", "tests/integration", "tests/acceptance")
@@ -76,14 +80,17 @@ def run_tests(arguments: Sequence[str], log: Path) -> int:
         return run([*pytest, *arguments], variables)
     sqlite = {**variables, "CARROT_TEST_DATABASE": "sqlite"}
     postgres = {**variables, "CARROT_TEST_DATABASE": "postgres"}
-    return run_parts(
-        {
-            **{name: (command, variables) for name, command in LINTERS.items()},
-            "unit tests": ([*pytest, "tests/unit"], variables),
-            "tests on SQLite": ([*pytest, *SERVED_TESTS], sqlite),
-            "tests on PostgreSQL": ([*pytest, "-m", "not once", *SERVED_TESTS], postgres),
-        }
-    )
+    first: Parts = {
+        **{name: (command, variables) for name, command in LINTERS.items()},
+        "unit tests": ([*pytest, "tests/unit"], variables),
+        "tests on SQLite": ([*pytest, *SERVED_TESTS], sqlite),
+    }
+    second: Parts = {"tests on PostgreSQL": ([*pytest, "-m", "not once", *SERVED_TESTS], postgres)}
+    if BROKER in os.environ:
+        # Both would use the same queues.
+        return run_lanes({**first, **second})
+    # They wait most of their time for servers.
+    return run_lanes(first, second)
 
 
 def run_benchmark(arguments: Sequence[str], log: Path) -> int:
@@ -108,7 +115,8 @@ def run_linters(arguments: Sequence[str], log: Path) -> int:
     prepare_machine(rabbitmq=False, postgresql=False, log=log)
     prepare_environment("postgres,test", log=log)
     variables = environment_variables()
-    return run_parts({name: (command, variables) for name, command in LINTERS.items()})
+    parts = {name: (command, variables) for name, command in LINTERS.items()}
+    return run_lanes(parts)
 
 
 COMMANDS: dict[str, Callable[[Sequence[str], Path], int]] = {
@@ -160,10 +168,16 @@ def run(
     variables: Mapping[str, str],
     *,
     folder: Path = TOP,
+    output: IO[bytes] | None = None,
     go_on: Callable[[], bool] = lambda: True,
 ) -> int:
-    """Run a program at the user's terminal, as long as `go_on` says; return its exit status."""
-    process = subprocess.Popen(command, cwd=folder, env=variables)
+    """Run a program as long as `go_on` says; return its exit status.
+
+    Its output goes to the user's terminal, or to the open file `output`.
+    """
+    process = subprocess.Popen(
+        command, cwd=folder, env=variables, stdout=output, stderr=output and subprocess.STDOUT
+    )
     try:
         while process.poll() is None and go_on():
             with suppress(subprocess.TimeoutExpired):
@@ -183,21 +197,62 @@ def run(
     return process.returncode
 
 
-def run_parts(parts: Mapping[str, tuple[Sequence[str], Mapping[str, str]]]) -> int:
-    """Run one program after the other, then sum up; return 1 if any failed, else 0."""
-    summary = []
-    failed = 0
-    for name, (command, variables) in parts.items():
-        say(f"\n==> {name}")
-        begin = time.monotonic()
-        status = run(command, variables)
-        failed += status != 0
-        outcome = f"FAILED with status {status}" if status else "passed"
-        summary.append(f"    {name:20} {outcome} ({time.monotonic() - begin:.0f} s)")
+class Lane:
+    """Programs that run one after the other, and what became of each."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.summary: list[str] = []
+        self._passed = 0
+
+    @property
+    def passed(self) -> bool:
+        """Whether every part was run and ended well."""
+        return self._passed == len(self.parts)
+
+    def run(self, go_on: Callable[[], bool], output: IO[bytes] | None = None) -> None:
+        """Run them all, as long as `go_on` says."""
+        for name, (command, variables) in self.parts.items():
+            if not go_on():
+                return
+            if output is None:
+                say(f"\n==> {name}")
+            begin = time.monotonic()
+            status = run(command, variables, output=output, go_on=go_on)
+            self._passed += status == 0
+            outcome = f"FAILED with status {status}" if status else "passed"
+            self.summary.append(f"    {name:20} {outcome} ({time.monotonic() - begin:.0f} s)")
+
+
+def run_lanes(first: Parts, *others: Parts) -> int:
+    """Run lanes at the same time, then sum up; return 1 if any part failed, else 0.
+
+    The first lane has the terminal; what another one says is shown when that one has ended.
+    """
+    stopping = threading.Event()
+    front = Lane(first)
+    with ExitStack() as stack:
+        behind = []
+        for parts in others:
+            lane = Lane(parts)
+            output = stack.enter_context(tempfile.TemporaryFile())
+            thread = threading.Thread(target=lane.run, args=(lambda: not stopping.is_set(), output))
+            stack.callback(thread.join)
+            stack.callback(stopping.set)
+            thread.start()
+            behind.append((lane, output, thread))
+        front.run(lambda: True)
+        for lane, output, thread in behind:
+            with step(f"Waiting for {', '.join(lane.parts)}"):
+                thread.join()
+            output.seek(0)
+            say(output.read().decode(errors="replace"))
+    lanes = [front, *(lane for lane, _, _ in behind)]
     say("\n==> Summary")
-    for line in summary:
-        say(line)
-    return 1 if failed else 0
+    for lane in lanes:
+        for line in lane.summary:
+            say(line)
+    return 0 if all(lane.passed for lane in lanes) else 1
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -26,6 +26,14 @@ class Worker(models.Model):
     )
     version = models.CharField(max_length=40)
     queues = models.TextField(help_text="Names of its queues, one a line.")
+    threads = models.PositiveIntegerField(
+        default=0, db_default=0, help_text="How many tasks it can run at once."
+    )
+    state = models.JSONField(
+        default=dict,
+        db_default={},
+        help_text="What its threads run, and what keeps it from working, as of its last heartbeat.",
+    )
     started_at = models.DateTimeField(db_default=Now())
     heartbeat_at = models.DateTimeField(db_default=Now())
 
