@@ -15,12 +15,13 @@ import os
 import random
 import time
 import uuid
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.db import models, router, transaction
-from django.db.models import Q
+from django.db.models import Count, DurationField, ExpressionWrapper, Max, Min, Q
 from django.db.models.functions import Now
 
 from carrot_twisted import conf, signals, statements, wire
@@ -65,6 +66,17 @@ def new_token() -> int:
     return random.getrandbits(62)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unsent:
+    """The unsent messages of one queue."""
+
+    count: int
+    age: float
+    """Seconds since the oldest was published."""
+    reason: str
+    """Why the broker did not take one of them; "" if no reason is known."""
+
+
 class MessageLogQuerySet(models.QuerySet["MessageLog"]):
     """The questions that are asked of the rows, and the way into the outbox."""
 
@@ -101,6 +113,26 @@ class MessageLogQuerySet(models.QuerySet["MessageLog"]):
     def unsent(self) -> MessageLogQuerySet:
         """The outbox: committed rows that the broker has not confirmed."""
         return self.filter(status=MessageLog.PUBLISHED, confirmed_at__isnull=True)
+
+    def outbox_state(self) -> dict[str, Unsent]:
+        """How many messages the broker should have and has not, and for how long, by queue.
+
+        Left out is what was published a moment ago, and what waits for its time. One query, by
+        the index of the outbox.
+        """
+        overdue = self.unsent().filter(
+            Q(relay_at__lte=Now() - timedelta(seconds=GRACE)) | ~Q(publish_error="")
+        )
+        age = ExpressionWrapper(Now() - Min("publish_time"), output_field=DurationField())
+        found = (
+            overdue.order_by()
+            .values_list("queue")
+            .annotate(count=Count("pk"), age=age, reason=Max("publish_error"))
+        )
+        return {
+            queue: Unsent(count=count, age=max(0.0, age.total_seconds()), reason=reason)
+            for queue, count, age, reason in found
+        }
 
 
 class MessageLog(models.Model):

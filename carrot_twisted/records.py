@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from uuid import UUID
 
+    from django.db.models import QuerySet
+
 _TABLE = MessageLog._meta.db_table
 
 
@@ -168,22 +170,36 @@ def _fail_after(lost: Any, max_crashes: int) -> int:
 
 def dead_workers(names: set[str], claimant: Claimant, using: str) -> set[str]:
     """Those of the named workers that run nothing any more."""
+    known = workers(claimant.lease, using).filter(name__in=names)
+    return names - {one.name for one in known if is_alive(one, judged=claimant.judges)}
+
+
+def workers(lease: float, using: str) -> QuerySet[Worker]:
+    """All workers that are known, each with ``fresh``: whether its lease is.
+
+    Args:
+        lease: seconds without heartbeat after which a worker counts as dead.
+        using: database alias.
+    """
     fresh = Case(
-        When(heartbeat_at__gte=Now() - timedelta(seconds=claimant.lease), then=Value(True)),
+        When(heartbeat_at__gte=Now() - timedelta(seconds=lease), then=Value(True)),
         default=Value(False),
         output_field=BooleanField(),
     )
-    alive: set[str] = set()
+    return Worker.objects.using(using).annotate(fresh=fresh)
+
+
+def is_alive(worker: Any, judged: bool = True) -> bool:
+    """Whether a worker runs, by its process where that can be seen from here, else by its lease.
+
+    Args:
+        worker: one of ``workers``.
+        judged: False: an old lease proves nothing; everybody's is old after an outage.
+    """
     here = processes.machine()
-    known = Worker.objects.using(using).filter(name__in=names).annotate(fresh=fresh)
-    for worker in known:
-        if here and worker.machine == here:
-            living = processes.start_of(worker.pid) == worker.process_start
-        else:
-            living = worker.fresh or not claimant.judges
-        if living:
-            alive.add(worker.name)
-    return names - alive
+    if here and worker.machine == here:
+        return bool(processes.start_of(worker.pid) == worker.process_start)
+    return bool(worker.fresh or not judged)
 
 
 def reap(claimant: Claimant, using: str) -> int:
@@ -295,13 +311,13 @@ def register(worker: Worker, using: str) -> None:
 
 
 def heartbeat(worker: Worker, using: str) -> float:
-    """Renew the lease of this process.
+    """Renew the lease of this process, and tell its ``state``.
 
     Returns:
         The database's time, in seconds since the epoch.
     """
     rows = Worker.objects.using(using)
-    if not rows.filter(name=worker.name).update(heartbeat_at=Now()):
+    if not rows.filter(name=worker.name).update(heartbeat_at=Now(), state=worker.state):
         # Another service took this one for dead; its rows may be gone, its name is still its own.
         register(worker, using)
     beat: datetime = rows.values_list("heartbeat_at", flat=True).get(name=worker.name)

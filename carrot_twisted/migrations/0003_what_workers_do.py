@@ -4,20 +4,25 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     dependencies = [
-        ('carrot_twisted', '0002_schedules'),
+        ("carrot_twisted", "0002_schedules"),
     ]
 
     operations = [
         migrations.AddField(
-            model_name='worker',
-            name='state',
-            field=models.JSONField(db_default={}, default=dict, help_text='What its threads run, and what keeps it from working, as of its last heartbeat.'),
+            model_name="worker",
+            name="state",
+            field=models.JSONField(
+                db_default={},
+                default=dict,
+                help_text="What its threads run, and what keeps it from working, as of its last heartbeat.",
+            ),
         ),
         migrations.AddField(
-            model_name='worker',
-            name='threads',
-            field=models.PositiveIntegerField(db_default=0, default=0, help_text='How many tasks it can run at once.'),
+            model_name="worker",
+            name="threads",
+            field=models.PositiveIntegerField(
+                db_default=0, default=0, help_text="How many tasks it can run at once."
+            ),
         ),
     ]

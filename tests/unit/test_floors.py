@@ -68,6 +68,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "publisher",
         "publishing",
         "schedules",
+        "status",
         "utilities",
         "view_decorators",
     ),

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a project's queues and workers fare just now, as the tables tell it.
+
+The broker is not asked: each worker writes with its heartbeat what keeps it from working, and a
+message that the broker did not take waits in the outbox.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from django.db.models import Count, DurationField, ExpressionWrapper, F, Min
+from django.db.models.functions import Now
+
+from carrot_twisted import conf, records
+from carrot_twisted.models import MessageLog
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from datetime import datetime, timedelta
+
+    from django.db.models.expressions import Combinable
+
+#: Seconds that a message may wait in the outbox before that is a problem. A restart of the broker
+#: takes less.
+UNSENT_PATIENCE = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerStatus:
+    """One service process."""
+
+    name: str
+    host: str
+    pid: int
+    version: str
+    queues: list[str]
+    threads: int
+    """How many tasks it can run at once."""
+    started_at: datetime
+    heartbeat_age: float
+    """Seconds since its last heartbeat."""
+    alive: bool
+    running: list[dict[str, Any]]
+    """Of each busy thread: thread, task, uuid, seconds, stuck; as of the last heartbeat."""
+    problems: list[str]
+    """What keeps it from working, in its own words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueueStatus:
+    """One queue of the settings, or one that only rows know."""
+
+    name: str
+    configured: bool
+    consumable: bool
+    workers: int
+    """Living workers that consume from it, or try to."""
+    waiting: int
+    oldest: float | None
+    """Seconds since the oldest waiting task was published."""
+    running: int
+    unsent: int
+    """Of the waiting ones, those whose message the broker should have by now, and has not."""
+    unsent_age: float | None
+    """Seconds since the oldest of these was published."""
+    unsent_reason: str
+    """Why the broker did not take the oldest of them, if that is known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """Everything, and what is wrong with it."""
+
+    workers: list[WorkerStatus]
+    queues: list[QueueStatus]
+    problems: list[str]
+    """A sentence each; empty if all is well."""
+
+
+def read(using: str) -> Status:
+    """Ask the tables.
+
+    Args:
+        using: database alias.
+
+    Raises:
+        DatabaseError: the database does not answer, or lacks our tables.
+    """
+    settings = conf.current()
+    workers = _workers(settings.lease, using)
+    queues = _queues(settings, workers, using)
+    problems = [*_problems_of_workers(workers, settings.lease), *_problems_of_queues(queues)]
+    return Status(workers=workers, queues=queues, problems=problems)
+
+
+def _age_of(field: Combinable) -> ExpressionWrapper[Any]:
+    return ExpressionWrapper(Now() - field, output_field=DurationField())
+
+
+def _seconds(age: timedelta | None) -> float | None:
+    # A row may be written between the statement's clock and its look at the table.
+    return None if age is None else max(0.0, age.total_seconds())
+
+
+def _workers(lease: float, using: str) -> list[WorkerStatus]:
+    known = records.workers(lease, using).annotate(age=_age_of(F("heartbeat_at")))
+    return [
+        WorkerStatus(
+            name=one.name,
+            host=one.host,
+            pid=one.pid,
+            version=one.version,
+            queues=one.queues.split("\n"),
+            threads=one.threads,
+            started_at=one.started_at,
+            heartbeat_age=_seconds(one.age) or 0.0,
+            alive=records.is_alive(one),
+            running=one.state.get("running", []),
+            problems=one.state.get("problems", []),
+        )
+        for one in known.order_by("started_at", "name")
+    ]
+
+
+def _queues(
+    settings: conf.CarrotSettings, workers: Sequence[WorkerStatus], using: str
+) -> list[QueueStatus]:
+    rows = MessageLog.objects.using(using)
+    counted = {
+        (name, status): (count, age)
+        for name, status, count, age in rows.unfinished()
+        .order_by()
+        .values_list("queue", "status")
+        .annotate(count=Count("pk"), age=_age_of(Min("publish_time")))
+    }
+    unsent = rows.outbox_state()
+    consumed = Counter(name for one in workers if one.alive for name in one.queues)
+    names = [*settings.queues, *sorted({name for name, _ in counted} - set(settings.queues))]
+
+    def queue(name: str) -> QueueStatus:
+        known = settings.queues.get(name)
+        waiting, age = counted.get((name, MessageLog.PUBLISHED), (0, None))
+        running, _ = counted.get((name, MessageLog.IN_PROGRESS), (0, None))
+        left = unsent.get(name)
+        return QueueStatus(
+            name=name,
+            configured=known is not None,
+            consumable=known is not None and known.consumable,
+            workers=consumed[name],
+            waiting=waiting,
+            oldest=_seconds(age),
+            running=running,
+            unsent=left.count if left else 0,
+            unsent_age=left.age if left else None,
+            unsent_reason=left.reason if left else "",
+        )
+
+    return [queue(name) for name in names]
+
+
+def _problems_of_workers(workers: Sequence[WorkerStatus], lease: float) -> Iterator[str]:
+    if not any(one.alive for one in workers):
+        yield "No worker is running: start one with twistd carrot."
+    for one in workers:
+        who = f"Worker {one.name}"
+        if not one.alive:
+            yield f"{who} has died; a living one takes over its tasks."
+            continue
+        if one.heartbeat_age > lease:
+            yield (
+                f"{who} has had no heartbeat for {one.heartbeat_age:.0f} s: it is stopped, or "
+                "does not reach the database."
+            )
+        yield from (f"{who}: {text}" for text in one.problems)
+        stuck = sum(bool(busy["stuck"]) for busy in one.running)
+        if stuck:
+            yield f"{who}: stuck in tasks over their time limit: {stuck} threads."
+
+
+def _problems_of_queues(queues: Sequence[QueueStatus]) -> Iterator[str]:
+    for one in queues:
+        if not one.configured:
+            yield (
+                f"Queue {one.name} is not in CARROT['queues']: nobody runs its "
+                f"{one.waiting + one.running} tasks."
+            )
+        elif not one.workers and (one.consumable or one.waiting):
+            yield f"Queue {one.name} has no worker; {one.waiting} tasks wait."
+        if one.unsent_age is not None and one.unsent_age > UNSENT_PATIENCE:
+            reason = f": {one.unsent_reason}" if one.unsent_reason else ""
+            yield (
+                f"Queue {one.name}: {one.unsent} messages are not sent, the oldest for "
+                f"{one.unsent_age:.0f} s{reason}."
+            )
