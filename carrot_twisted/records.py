@@ -112,7 +112,8 @@ def _judge(
             taken.append((pk, worker, row_token))
     if taken:
         dead = dead_workers({worker for _, worker, _ in taken}, claimant, using)
-        for pk, worker, row_token in taken:
+        # In the order of their keys, as everywhere: two who do this never wait for each other.
+        for pk, worker, row_token in sorted(taken):
             mine = worker == claimant.worker
             if worker in dead or (mine and not claimant.runs(pk, row_token)):
                 result[pk] = _take_over(pk, row_token, token, claimant, using)
@@ -167,23 +168,36 @@ def _fail_after(lost: Any, max_crashes: int) -> int:
 
 
 def dead_workers(names: set[str], claimant: Claimant, using: str) -> set[str]:
-    """Those of the named workers that run nothing any more."""
-    fresh = Case(
-        When(heartbeat_at__gte=Now() - timedelta(seconds=claimant.lease), then=Value(True)),
-        default=Value(False),
-        output_field=BooleanField(),
-    )
+    """Those of the named workers, the claimant's own left out, that run nothing any more.
+
+    Nobody who is late with an own heartbeat judges others by theirs: a database that was frozen
+    answers the statements that waited for it before anybody can renew a lease.
+    """
     alive: set[str] = set()
     here = processes.machine()
-    known = Worker.objects.using(using).filter(name__in=names).annotate(fresh=fresh)
-    for worker in known:
+    known = Worker.objects.using(using).filter(name__in={*names, claimant.worker})
+    known = known.annotate(
+        fresh=_beat_within(claimant.lease), prompt=_beat_within(claimant.lease / 2)
+    )
+    workers = {worker.name: worker for worker in known}
+    own = workers.pop(claimant.worker, None)
+    judges = claimant.judges and own is not None and own.prompt
+    for worker in workers.values():
         if here and worker.machine == here:
             living = processes.start_of(worker.pid) == worker.process_start
         else:
-            living = worker.fresh or not claimant.judges
+            living = worker.fresh or not judges
         if living:
             alive.add(worker.name)
-    return names - alive
+    return names - alive - {claimant.worker}
+
+
+def _beat_within(seconds: float) -> Case:
+    return Case(
+        When(heartbeat_at__gte=Now() - timedelta(seconds=seconds), then=Value(True)),
+        default=Value(False),
+        output_field=BooleanField(),
+    )
 
 
 def reap(claimant: Claimant, using: str) -> int:
@@ -198,7 +212,7 @@ def reap(claimant: Claimant, using: str) -> int:
     in_progress = logs.filter(status=MessageLog.IN_PROGRESS)
     owners = set(in_progress.order_by().values_list("worker", flat=True).distinct())
     others = set(Worker.objects.using(using).values_list("name", flat=True))
-    dead = dead_workers((owners | others) - {claimant.worker}, claimant, using)
+    dead = dead_workers(owners | others, claimant, using)
     if not dead:
         return 0
     lost = in_progress.filter(worker__in=dead)
@@ -289,20 +303,15 @@ def _release(run: Finished, using: str) -> int:
     )
 
 
-def register(worker: Worker, using: str) -> None:
-    """Make this process known, before it claims anything."""
-    worker.save(force_insert=True, using=using)
-
-
 def heartbeat(worker: Worker, using: str) -> float:
-    """Renew the lease of this process.
+    """Renew the lease of this process; the first one makes it known, before it claims anything.
 
     Returns:
         The database's time, in seconds since the epoch.
     """
     rows = Worker.objects.using(using)
     if not rows.filter(name=worker.name).update(heartbeat_at=Now()):
-        # Another service took this one for dead; its rows may be gone, its name is still its own.
-        register(worker, using)
+        # Or another service took this one for dead: its rows may be gone, its name is its own.
+        worker.save(force_insert=True, using=using)
     beat: datetime = rows.values_list("heartbeat_at", flat=True).get(name=worker.name)
     return beat.timestamp()

@@ -185,13 +185,9 @@ def test_an_exception_whose_text_ends_the_process_is_told_by_its_type() -> None:
     assert outcomes.exception_text(Rude(), 100) == "Rude (its text raised SystemExit)"
 
 
-def sqlite_error(text: str, folder: Path) -> Exception:
-    """SQLite's own error, as Django raises it."""
-    path = folder / "file.sqlite3"
-    with (
-        closing(sqlite3.connect(path, timeout=0)) as file,
-        pytest.raises(sqlite3.Error, match=text) as caught,
-    ):
+def spoil(text: str, path: Path) -> None:
+    """Have SQLite raise the error with that text, in a new database."""
+    with closing(sqlite3.connect(path, timeout=0)) as file:
         file.execute("CREATE TABLE something (value)")
         file.commit()
         if text == "database is locked":
@@ -201,7 +197,7 @@ def sqlite_error(text: str, folder: Path) -> Exception:
         elif text == "database or disk is full":
             file.execute("PRAGMA max_page_count = 2")
         elif text == "unable to open database file":
-            path = folder / "no such folder" / "file.sqlite3"
+            path = path / "a file is no folder"
         elif text == "file is not a database":
             path.write_text("some text" * 1000)
         elif text == "database disk image is malformed":
@@ -212,7 +208,6 @@ def sqlite_error(text: str, folder: Path) -> Exception:
             other.execute("BEGIN IMMEDIATE")
             other.rollback()
             file.execute("INSERT INTO something VALUES (zeroblob(100000))")
-    return wrapped(caught.value, getattr(utils, caught.typename))
 
 
 @pytest.mark.parametrize(
@@ -227,7 +222,10 @@ def sqlite_error(text: str, folder: Path) -> Exception:
     ],
 )
 def test_what_sqlite_says_of_its_file_is_not_the_tasks_failure(text: str, tmp_path: Path) -> None:
-    error = sqlite_error(text, tmp_path)
+    with pytest.raises(sqlite3.Error, match=text) as caught:
+        spoil(text, tmp_path / "file.sqlite3")
+    error = wrapped(caught.value, getattr(utils, caught.typename))
     assert blames_database(error)
     assert not outcomes.is_refusal(error)
-    assert not blames_database(error.__cause__ or ValueError()), "a file of the task's own"
+    # Not by way of Django: a file of the task's own.
+    assert not blames_database(caught.value)
