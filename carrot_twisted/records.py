@@ -215,7 +215,9 @@ def reap(claimant: Claimant, using: str) -> int:
     dead = dead_workers(owners | others, claimant, using)
     if not dead:
         return 0
-    lost = in_progress.filter(worker__in=dead)
+    # What others have locked they are taking over, or finishing after all.
+    lost = in_progress.filter(worker__in=dead).select_for_update(skip_locked=True)
+    lost = in_progress.filter(pk__in=list(lost.values_list("pk", flat=True)))
     count = _fail_after(lost, claimant.max_crashes)
     count += lost.update(
         status=MessageLog.PUBLISHED,
