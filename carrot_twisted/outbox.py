@@ -94,17 +94,27 @@ def note_errors(errors: Mapping[str, str], using: str, delay: float = RELAY_RETR
     by_text: dict[str, list[str]] = {}
     for message_id, text in errors.items():
         by_text.setdefault(text, []).append(message_id)
+    unsent = MessageLog.objects.using(using).unsent()
     for text, message_ids in by_text.items():
-        MessageLog.objects.using(using).unsent().filter(pk__in=message_ids).update(
-            publish_error=text, relay_at=due_in(delay)
-        )
+        with transaction.atomic(using=using):
+            ids = _free(unsent.filter(pk__in=message_ids))
+            unsent.filter(pk__in=ids).update(publish_error=text, relay_at=due_in(delay))
+
+
+def _free(rows: QuerySet[MessageLog]) -> list[UUID]:
+    """Lock those of the rows that nobody else has locked; returns their primary keys.
+
+    Who has one is about to claim or to send it. To wait for that, holding others, makes deadlocks.
+    """
+    return list(rows.select_for_update(skip_locked=True).values_list("pk", flat=True))
 
 
 def take_unsent(queues: Sequence[str], limit: int, using: str) -> list[MessageLog]:
     """Up to ``limit`` unsent rows of these queues, oldest first, for this relay alone.
 
     Several relays share the work: a row that was taken is left alone by all for RELAY_RETRY
-    seconds, or until it is confirmed. Should the taker die meanwhile, another one follows.
+    seconds, or until it is confirmed. Should the taker die meanwhile, another one follows. Call it
+    inside a transaction.
     """
     token = new_token()
     waiting = (
@@ -112,7 +122,7 @@ def take_unsent(queues: Sequence[str], limit: int, using: str) -> list[MessageLo
         .unsent()
         .filter(queue__in=queues, relay_at__lte=Now() - timedelta(seconds=GRACE))
     )
-    candidates = list(waiting.order_by("relay_at").values_list("pk", flat=True)[:limit])
+    candidates = _free(waiting.order_by("relay_at")[:limit])
     if not candidates:
         return []
     waiting.filter(pk__in=candidates).update(token=token, relay_at=due_in(RELAY_RETRY))
@@ -138,7 +148,7 @@ def ring_again(queue: str, quiet: float, using: str) -> int:
         queue=queue,
         confirmed_at__lt=Now() - timedelta(seconds=quiet),
     )
-    return _unsend(lost)
+    return _unsend(lost, skip_locked=True)
 
 
 def queue_lost(queue: str, using: str) -> int:
@@ -152,7 +162,8 @@ def queue_lost(queue: str, using: str) -> int:
     lost = MessageLog.objects.using(using).filter(
         status=MessageLog.PUBLISHED, queue=queue, token__isnull=False
     )
-    return _unsend(lost)
+    # Those that are being noted as confirmed just now as well.
+    return _unsend(lost, skip_locked=False)
 
 
 def ring_for_all(queues: Sequence[str], using: str) -> int:
@@ -185,11 +196,12 @@ def ring_for_all(queues: Sequence[str], using: str) -> int:
         rest = waiting.filter(pk__gt=ids[-1], pk__lte=newest)
 
 
-def _unsend(rows: QuerySet[MessageLog]) -> int:
-    ids = list(rows.order_by("publish_time").values_list("pk", flat=True)[:RING_BATCH])
-    if not ids:
-        return 0
-    return _put_back(rows.filter(pk__in=ids))
+def _unsend(rows: QuerySet[MessageLog], skip_locked: bool) -> int:
+    with transaction.atomic(using=rows.db):
+        # Where this has to wait: in the order in which claims mostly come to the rows.
+        locked = rows.order_by("publish_time").select_for_update(skip_locked=skip_locked)
+        ids = list(locked.values_list("pk", flat=True)[:RING_BATCH])
+        return _put_back(rows.filter(pk__in=ids)) if ids else 0
 
 
 def _put_back(rows: QuerySet[MessageLog]) -> int:

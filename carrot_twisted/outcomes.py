@@ -53,10 +53,20 @@ class Verdict(Enum):
 #: timeout (55P03).
 _CONFLICT_STATES = ("40", "55P03")
 #: SQLSTATEs that blame the database or the company, not the statement: connection trouble (08),
-#: out of resources (53), cancelled by an operator or by shutdown (57P), conflicts.
-_TRANSIENT_STATES = ("08", "53", "57P", *_CONFLICT_STATES)
-#: What SQLite says when another process holds the file.
-_SQLITE_BUSY = ("database is locked", "database table is locked", "disk I/O error")
+#: read-only, as a standby is (25006), out of resources (53), cancelled by an operator or by
+#: shutdown (57P), its disk (58), damaged data (XX001, XX002), conflicts.
+_TRANSIENT_STATES = (
+    *("08", "25006", "53", "57P", "58000", "58030", "XX001", "XX002"),
+    *_CONFLICT_STATES,
+)
+#: SQLSTATE of a statement that took longer than statement_timeout allows, or that somebody has
+#: cancelled. A task's own statement is at fault then; the service's own are tried again.
+_CANCELLED_STATE = "57014"
+#: Seconds that a run waits at most which the database has spoiled, however often.
+RELEASE_LAST = 10
+#: SQLite's primary result codes that blame the file or its disk: BUSY, LOCKED, READONLY, IOERR,
+#: CORRUPT, FULL, CANTOPEN, PROTOCOL, NOTADB.
+_SQLITE_TRANSIENT = (5, 6, 8, 10, 11, 13, 14, 15, 26)
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
@@ -81,8 +91,22 @@ def blames_database(error: BaseException) -> bool:
 
 
 def is_conflict(error: BaseException) -> bool:
-    """Whether another transaction was in the way: the database is there, and repeating helps."""
-    return any((_state(one) or "").startswith(_CONFLICT_STATES) for one in causes(error))
+    """Whether another transaction was in the way: the database is there, and repeating helps.
+
+    Also where a statement was cancelled, for its time or by somebody.
+    """
+    states = (*_CONFLICT_STATES, _CANCELLED_STATE)
+    return any((_state(one) or "").startswith(states) for one in causes(error))
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether the database refuses a value, or a trigger of the project's does: repeating is vain.
+
+    Classes of SQLSTATEs: data exception (22), constraint violation (23), raised by PL/pgSQL (P0).
+    """
+    if type(error).__name__ in ("DataError", "IntegrityError"):
+        return True
+    return any((_state(one) or "").startswith(("22", "23", "P0")) for one in causes(error))
 
 
 def _state(error: BaseException) -> str | None:
@@ -91,22 +115,27 @@ def _state(error: BaseException) -> str | None:
 
 
 def _is_transient(error: BaseException) -> bool:
-    name = type(error).__name__
+    module, name = type(error).__module__, type(error).__name__
     state = _state(error)
     if state is not None:
         return state.startswith(_TRANSIENT_STATES)
+    if module == "django.db.utils":
+        # A file that a task opens past Django is the task's own affair.
+        code = getattr(error.__cause__, "sqlite_errorcode", None)
+        if isinstance(code, int):
+            return code & 0xFF in _SQLITE_TRANSIENT
     if name == "OperationalError":
-        text = str(error)
-        if any(sign in text for sign in _SQLITE_BUSY):
-            return True
         # psycopg gives a lost or refused connection no SQLSTATE.
-        return type(error).__module__.startswith("psycopg")
+        return module.startswith("psycopg")
     return name == "InterfaceError" and "clos" in str(error)
 
 
 def release_delay(attempt: int) -> float:
-    """Seconds until a run that the database spoiled is tried again: 1, 2, 4 … 60."""
-    return float(min(60, 2 ** max(0, attempt - 1)))
+    """Seconds until a run that the database spoiled is tried again: 1, 2, 4 … RELEASE_LAST.
+
+    No longer: when the database is well again, work goes on within seconds.
+    """
+    return float(min(RELEASE_LAST, 2 ** max(0, attempt - 1)))
 
 
 def stored(text: str, limit: int) -> str:

@@ -114,7 +114,8 @@ def _judge(
             taken.append((pk, worker, row_token))
     if taken:
         dead = dead_workers({worker for _, worker, _ in taken}, claimant, using)
-        for pk, worker, row_token in taken:
+        # In the order of their keys, as everywhere: two who do this never wait for each other.
+        for pk, worker, row_token in sorted(taken):
             mine = worker == claimant.worker
             if worker in dead or (mine and not claimant.runs(pk, row_token)):
                 result[pk] = _take_over(pk, row_token, token, claimant, using)
@@ -169,24 +170,27 @@ def _fail_after(lost: Any, max_crashes: int) -> int:
 
 
 def dead_workers(names: set[str], claimant: Claimant, using: str) -> set[str]:
-    """Those of the named workers that run nothing any more."""
-    known = workers(claimant.lease, using).filter(name__in=names)
-    return names - {one.name for one in known if is_alive(one, judged=claimant.judges)}
+    """Those of the named workers, the claimant's own left out, that run nothing any more.
+
+    Nobody who is late with an own heartbeat judges others by theirs: a database that was frozen
+    answers the statements that waited for it before anybody can renew a lease.
+    """
+    known = workers(claimant.lease, using).filter(name__in={*names, claimant.worker})
+    by_name = {one.name: one for one in known.annotate(prompt=_beat_within(claimant.lease / 2))}
+    own = by_name.pop(claimant.worker, None)
+    judges = claimant.judges and own is not None and own.prompt
+    alive = {one.name for one in by_name.values() if is_alive(one, judged=judges)}
+    return names - alive - {claimant.worker}
 
 
-def workers(lease: float, using: str) -> QuerySet[Worker]:
+def workers(lease: float, using: str) -> QuerySet[Any]:
     """All workers that are known, each with ``fresh``: whether its lease is.
 
     Args:
         lease: seconds without heartbeat after which a worker counts as dead.
         using: database alias.
     """
-    fresh = Case(
-        When(heartbeat_at__gte=Now() - timedelta(seconds=lease), then=Value(True)),
-        default=Value(False),
-        output_field=BooleanField(),
-    )
-    return Worker.objects.using(using).annotate(fresh=fresh)
+    return Worker.objects.using(using).annotate(fresh=_beat_within(lease))
 
 
 def is_alive(worker: Any, judged: bool = True) -> bool:
@@ -202,6 +206,14 @@ def is_alive(worker: Any, judged: bool = True) -> bool:
     return bool(worker.fresh or not judged)
 
 
+def _beat_within(seconds: float) -> Case:
+    return Case(
+        When(heartbeat_at__gte=Now() - timedelta(seconds=seconds), then=Value(True)),
+        default=Value(False),
+        output_field=BooleanField(),
+    )
+
+
 def reap(claimant: Claimant, using: str) -> int:
     """Put the rows of dead workers back into the outbox, and forget those workers.
 
@@ -214,10 +226,12 @@ def reap(claimant: Claimant, using: str) -> int:
     in_progress = logs.filter(status=MessageLog.IN_PROGRESS)
     owners = set(in_progress.order_by().values_list("worker", flat=True).distinct())
     others = set(Worker.objects.using(using).values_list("name", flat=True))
-    dead = dead_workers((owners | others) - {claimant.worker}, claimant, using)
+    dead = dead_workers(owners | others, claimant, using)
     if not dead:
         return 0
-    lost = in_progress.filter(worker__in=dead)
+    # What others have locked they are taking over, or finishing after all.
+    lost = in_progress.filter(worker__in=dead).select_for_update(skip_locked=True)
+    lost = in_progress.filter(pk__in=list(lost.values_list("pk", flat=True)))
     count = _fail_after(lost, claimant.max_crashes)
     count += lost.update(
         status=MessageLog.PUBLISHED,
@@ -305,20 +319,17 @@ def _release(run: Finished, using: str) -> int:
     )
 
 
-def register(worker: Worker, using: str) -> None:
-    """Make this process known, before it claims anything."""
-    worker.save(force_insert=True, using=using)
-
-
 def heartbeat(worker: Worker, using: str) -> float:
     """Renew the lease of this process, and tell its ``state``.
+
+    The first heartbeat makes the process known, before it claims anything.
 
     Returns:
         The database's time, in seconds since the epoch.
     """
     rows = Worker.objects.using(using)
     if not rows.filter(name=worker.name).update(heartbeat_at=Now(), state=worker.state):
-        # Another service took this one for dead; its rows may be gone, its name is still its own.
-        register(worker, using)
+        # Or another service took this one for dead: its rows may be gone, its name is its own.
+        worker.save(force_insert=True, using=using)
     beat: datetime = rows.values_list("heartbeat_at", flat=True).get(name=worker.name)
     return beat.timestamp()

@@ -255,7 +255,9 @@ def move_schedules(table: str, moves: Sequence[MoveValues], using: str) -> set[i
 def confirm_rows(table: str, keys: Sequence[tuple[UUID, int]], using: str) -> None:
     """Note that the broker holds these messages, each known by its row and its token.
 
-    A row that was claimed since then has another token, and needs no note.
+    A row that was claimed since then has another token, and needs no note. Nor does one that is
+    locked: it is being claimed. So this waits for nobody, and no deadlock comes of the order in
+    which claims and confirms of many rows reach them.
     """
     if not keys:
         return
@@ -263,8 +265,11 @@ def confirm_rows(table: str, keys: Sequence[tuple[UUID, int]], using: str) -> No
     condition = "status = 'PUBLISHED' AND confirmed_at IS NULL"
     if _is_postgresql(connection):
         sql = (
+            f"WITH free AS MATERIALIZED (SELECT m.uuid FROM {table} AS m JOIN {_arrays(_KEY)} "
+            f"ON m.uuid = v.uuid AND m.token = v.token WHERE {condition} "
+            "FOR UPDATE OF m SKIP LOCKED) "
             f"UPDATE {table} AS m SET confirmed_at = statement_timestamp(), publish_error = '' "
-            f"FROM {_arrays(_KEY)} WHERE m.uuid = v.uuid AND m.token = v.token AND {condition}"
+            "FROM free WHERE m.uuid = free.uuid"
         )
         with connection.cursor() as cursor:
             cursor.execute(sql, _columns(keys))

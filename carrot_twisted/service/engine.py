@@ -35,6 +35,7 @@ from carrot_twisted.service.posting import ReactorPublisher
 from carrot_twisted.service.quarantine import Quarantine
 from carrot_twisted.service.relay import Relay
 from carrot_twisted.service.subscription import Subscription
+from carrot_twisted.service.trouble import Complaints
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -124,6 +125,8 @@ class Engine:
         self._using = router.db_for_write(MessageLog)
         self._shutdown_timeout = options.shutdown_timeout or settings.shutdown_timeout
         self._lease_since: float | None = None
+        self._last_beat = 0.0
+        self._complaints = Complaints()
         self._registered = False
         self._stopping = False
         self._start_wait: Deferred[Any] | None = None
@@ -329,7 +332,7 @@ class Engine:
     async def _register(self) -> bool:
         """Make this worker known; False if that is pointless or the service is stopping."""
 
-        def register() -> float:
+        def register() -> None:
             executor = MigrationExecutor(connections[self._using])
             app = Worker._meta.app_label
             if executor.migration_plan(executor.loader.graph.leaf_nodes(app)):
@@ -337,21 +340,21 @@ class Engine:
                     f"Database {self._using!r} lacks tables or columns of carrot_twisted. "
                     "Run: python manage.py migrate"
                 )
-            records.register(self.worker, self._using)
-            return records.heartbeat(self.worker, self._using)
+            self._renew_lease()
 
         while not self._stopping:
             # From here on perhaps: a stop may come before the answer.
             self._registered = True
             try:
-                self._clock_is(await self._writer.call(register))
+                await self._writer.call(register)
             except CarrotConfigException as error:
                 self._registered = False
                 self._on_fatal(str(error))
                 return False
             except Exception as error:
                 self._registered = False
-                _log.error("The database cannot be reached: {error}. Trying on", error=error)
+                if self._complaints.is_due("register", self._reactor.seconds()):
+                    _log.error("The database cannot be reached: {error}. Trying on", error=error)
             else:
                 return not self._stopping
             self._start_wait = deferLater(self._reactor, START_RETRY)
@@ -366,17 +369,24 @@ class Engine:
     def _beat(self) -> Deferred[None]:
         def late(failure: Any) -> None:
             self._lease_since = None
-            if not self._writer.away:
+            now = self._reactor.seconds()
+            if not self._writer.away and self._complaints.is_due("heartbeat", now):
                 _log.failure("No heartbeat", failure=failure)
 
-        return self._writer.call(lambda: records.heartbeat(self.worker, self._using)).addCallbacks(
-            self._clock_is, late
-        )
+        def in_time(_: object) -> None:
+            self._complaints.over("heartbeat")
 
-    def _clock_is(self, database_time: float) -> None:
+        return self._writer.call(self._renew_lease).addCallbacks(in_time, late)
+
+    def _renew_lease(self) -> None:
+        """On the writer's thread, so that what it does next knows of it."""
+        database_time = records.heartbeat(self.worker, self._using)
         self._writer.clock_offset = database_time - time.time()
-        if self._lease_since is None:
-            self._lease_since = self._reactor.seconds()
+        now = self._reactor.seconds()
+        if self._lease_since is None or now - self._last_beat > self._settings.lease / 2:
+            # So late, others may have lost their leases: the database was frozen, say.
+            self._lease_since = now
+        self._last_beat = now
 
     def _claimant(self, alone: bool = False) -> Claimant:
         since = self._lease_since

@@ -6,12 +6,17 @@ cost of a commit is shared by as many tasks as are under way, without any waitin
 
 The database may go away at any line. The batch is kept and tried again until it is written; what
 it does is repeatable (see ``records``). Meanwhile nothing new is claimed: the service pauses.
+
+Another transaction that holds a row is no outage. The batch is repeated; what it hits again is put
+aside for a moment, so that one row which somebody has locked does not hold up all the others.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +30,7 @@ from carrot_twisted import outbox, outcomes, records
 from carrot_twisted.outcomes import Kind, Result, Verdict
 from carrot_twisted.records import Claimant, Claimed, Finished
 from carrot_twisted.service.pool import DaemonThreadPool
+from carrot_twisted.service.trouble import Trouble
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -39,6 +45,14 @@ MAX_BATCH = 2000
 #: Seconds between attempts while the database is away.
 RETRY_FIRST = 0.25
 RETRY_LAST = 5.0
+#: Seconds until operations are tried again that others' transactions keep from being written.
+ASIDE = 1.0
+#: In one batch so many operations may meet a lock; each may take as long as lock_timeout says.
+MAX_LOCKED = 2
+#: Characters that are told of the database's words.
+MAX_REASON = 500
+#: Seconds after which a database that has neither answered nor refused is told to be silent.
+SILENT = 5.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -114,6 +128,23 @@ class LogWriter:
         """Seconds that the database's clock is ahead of this host's."""
         self.away = False
         """Whether the database did not answer the last time. Read from any thread."""
+        self._trouble: Trouble | None = None
+        #: Operations that were put aside, by id(): they are what is the trouble.
+        self._aside: set[int] = set()
+        #: When the database was asked what it has not answered yet.
+        self._asked: float | None = None
+
+    @property
+    def problem(self) -> str | None:
+        """Why nothing can be written just now, for people; None if all is well. From any thread."""
+        now = time.monotonic()
+        trouble, asked = self._trouble, self._asked
+        if trouble is not None:
+            what = "is away" if self.away else "does not take everything"
+            return f"the database {what} since {trouble.seconds(now)} s: {trouble.reason}"
+        if asked is not None and now - asked > SILENT:
+            return f"the database has not answered for {int(now - asked)} s"
+        return None
 
     def start(self) -> None:
         """Start the thread."""
@@ -176,22 +207,34 @@ class LogWriter:
         """Write the batch, however long the database is away; False if that was given up."""
         delay = 0.0
         while True:
-            try:
-                self._write(batch)
-            except (DatabaseError, InterfaceError) as error:
-                connections[self._using].close()
-                if not _is_outage(error):
-                    return self._persist_without(error, batch)
-                if delay:
-                    # A second failure: not just one connection that was cut.
-                    self._set_away(error)
-                if self._given_up.wait(delay):
-                    _log.error("The database is away: {n} records are not written", n=len(batch))
-                    return False
-                delay = min(RETRY_LAST, delay * 2) or RETRY_FIRST
-            else:
+            error = self._attempt(lambda: self._write(batch))
+            if error is None:
                 self._set_back()
                 return True
+            if outcomes.is_refusal(error):
+                return self._persist_without(error, batch)
+            if delay:
+                # A second failure: not just one connection that was cut.
+                if outcomes.is_conflict(error):
+                    self._persist_unlocked(batch)
+                    return True
+                self._set_away(error)
+            if self._given_up.wait(delay):
+                _log.error("The database is away: {n} records are not written", n=len(batch))
+                return False
+            delay = min(RETRY_LAST, delay * 2) or RETRY_FIRST
+
+    def _attempt(self, work: Callable[[], None]) -> Exception | None:
+        """Do it; returns what the database said against it, its connection closed then."""
+        self._asked = time.monotonic()
+        try:
+            work()
+        except (DatabaseError, InterfaceError) as error:
+            connections[self._using].close()
+            return error
+        finally:
+            self._asked = None
+        return None
 
     def _write(self, batch: Sequence[Operation]) -> None:
         """One transaction for everything but the calls; then those who wait are told."""
@@ -214,6 +257,8 @@ class LogWriter:
                 answers.append(records.claim(op.ids, op.token, claimant, self._using))
             if confirmed:
                 outbox.note_confirmed(confirmed, self._using)
+        if self._aside:
+            self._aside.difference_update(map(id, batch))
         for op, answer in zip(claims, answers, strict=True):
             op.answer(answer)
         if finishes:
@@ -229,41 +274,87 @@ class LogWriter:
             return self._persist([_without_texts(operation, error)])
         raise error
 
+    def _persist_unlocked(self, batch: Sequence[Operation]) -> None:
+        """Others hold rows that the batch needs: write what can be, put aside what cannot."""
+        left: list[Operation] = []
+        locked: list[Operation] = []
+        for operation in batch:
+            if isinstance(operation, Call):
+                continue
+            if len(locked) == MAX_LOCKED:
+                left.append(operation)
+                continue
+            error = self._attempt(partial(self._write, [operation]))
+            if error is not None:
+                locked.append(operation)
+                self._set_trouble(error)
+        # The locked ones last: another time, others have their turn before them.
+        aside = [*left, *locked]
+        self._aside.update(map(id, aside))
+        self._reactor.callFromThread(self._reactor.callLater, ASIDE, self._submit_all, aside)
+        self._set_back()
+
+    def _submit_all(self, operations: Sequence[Operation]) -> None:
+        for operation in operations:
+            self.submit(operation)
+
     def _run_call(self, call: Call) -> None:
-        result: Any
-        try:
+        """A second attempt at once, on a new connection; a third is up to the caller."""
+        result: Any = None
+
+        def work() -> None:
+            nonlocal result
             with transaction.atomic(using=self._using):
                 result = call.function()
-            self._set_back()
-        except Exception as error:
+
+        try:
+            error = self._attempt(work)
+            if error is not None and outcomes.blames_database(error):
+                error = self._attempt(work)
+        except Exception:
             result = Failure()
-            if isinstance(error, DatabaseError | InterfaceError):
-                connections[self._using].close()
-                if outcomes.blames_database(error) and not outcomes.is_conflict(error):
+        else:
+            if error is None:
+                self._set_back()
+            else:
+                result = Failure(error)
+                if outcomes.is_conflict(error):
+                    self._set_trouble(error)
+                elif outcomes.blames_database(error):
                     self._set_away(error)
         self._reactor.callFromThread(_fire, call.result, result)
 
+    def _set_trouble(self, error: Exception) -> None:
+        """Note, and tell now and then, that what is to be written is not."""
+        now = time.monotonic()
+        text = outcomes.exception_text(error, MAX_REASON)
+        if self._trouble is None:
+            self._trouble = Trouble(now, text)
+        trouble = self._trouble
+        trouble.reason = text
+        if trouble.is_due(now):
+            _log.error("Still {problem}", problem=self.problem)
+
     def _set_away(self, error: Exception) -> None:
+        self._set_trouble(error)
         if not self.away:
             self.away = True
-            text = outcomes.exception_text(error, 500)
+            text = outcomes.exception_text(error, MAX_REASON)
             _log.error("The database is away, nothing new is started: {text}", text=text)
             self._reactor.callFromThread(self._on_away, text)
 
     def _set_back(self) -> None:
+        """The database has done something: it is there, whatever it may not have done."""
+        trouble = self._trouble
+        if trouble is None:
+            return
         if self.away:
             self.away = False
-            _log.info("The database is back")
+            seconds = trouble.seconds(time.monotonic())
+            _log.info("The database is back after {n} s", n=seconds)
             self._reactor.callFromThread(self._on_back)
-
-
-def _is_outage(error: BaseException) -> bool:
-    """Whether waiting may help: not for a value or a statement that the database refuses."""
-    return outcomes.blames_database(error) or type(error).__name__ in (
-        "OperationalError",
-        "InterfaceError",
-        "ProgrammingError",
-    )
+        if not self._aside:
+            self._trouble = None
 
 
 def _tell_written(finishes: Sequence[Finish]) -> None:

@@ -14,7 +14,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 from txaio.tx import make_logger
 
-from carrot_twisted import outbox, records
+from carrot_twisted import outbox, outcomes, records
+from carrot_twisted.service.trouble import Complaints
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,6 +37,8 @@ REAP_INTERVAL = 3.0
 RING_INTERVAL = 30.0
 #: Seconds that a confirmed row may wait although its queue is empty.
 QUIET = 60.0
+#: Characters that are told of an error's text.
+MAX_REASON = 200
 
 
 class Relay:
@@ -65,12 +68,14 @@ class Relay:
         self._publisher = publisher
         self._claimant = claimant
         self._using = using
+        self._reactor = reactor
+        self._complaints = Complaints()
         self._loops = {
-            interval: LoopingCall(self._guarded, work)
-            for interval, work in (
-                (INTERVAL, self._relay),
-                (REAP_INTERVAL, self._reap),
-                (RING_INTERVAL, self._ring),
+            interval: LoopingCall(self._guarded, what, work)
+            for interval, what, work in (
+                (INTERVAL, "looks at the outbox", self._relay),
+                (REAP_INTERVAL, "looks for dead workers", self._reap),
+                (RING_INTERVAL, "looks for lost messages", self._ring),
             )
         }
         for loop in self._loops.values():
@@ -87,14 +92,22 @@ class Relay:
             if loop.running:
                 loop.stop()
 
-    def _guarded(self, work: Callable[[], Any]) -> Deferred[None]:
+    def _guarded(self, what: str, work: Callable[[], Any]) -> Deferred[None]:
         """A LoopingCall ends at its first failure; this one goes on (Twisted ticket 1396)."""
 
         def failed(failure: Any) -> None:
-            if not self._writer.away:
-                _log.failure("The relay met an error and goes on", failure=failure)
+            if self._writer.away or not self._complaints.is_due(what, self._reactor.seconds()):
+                return
+            if outcomes.is_conflict(failure.value):
+                error = outcomes.exception_text(failure.value, MAX_REASON)
+                _log.warn("The relay {what}, others were in its way: {e}", what=what, e=error)
+            else:
+                _log.failure("The relay {what}, met an error and goes on", failure, what=what)
 
-        return Deferred.fromCoroutine(work()).addErrback(failed)
+        def succeeded(_: object) -> None:
+            self._complaints.over(what)
+
+        return Deferred.fromCoroutine(work()).addCallbacks(succeeded, failed)
 
     async def _relay(self) -> None:
         queues = [q.name for q in self._queues if self._publisher.can_publish(q.host)]
@@ -109,15 +122,16 @@ class Relay:
     async def _reap(self) -> None:
         if self._writer.away:
             return
-        claimant = self._claimant()
-        count = await self._writer.call(lambda: records.reap(claimant, self._using))
+        # Who is asked when it is done: leases may not be judged any more by then.
+        count = await self._writer.call(lambda: records.reap(self._claimant(), self._using))
         if count:
             _log.warn("{n} tasks of workers that died are published again", n=count)
 
     def queue_lost(self, queue: QueueSettings) -> None:
         """A queue was deleted and is there again: its rows need new messages."""
         name, using = queue.name, self._using
-        self._guarded(partial(self._put_back, name, partial(outbox.queue_lost, name, using)))
+        put_back = partial(self._put_back, name, partial(outbox.queue_lost, name, using))
+        self._guarded("sends what a queue has lost", put_back)
 
     async def _ring(self) -> None:
         """Rows whose message was confirmed and is gone: ring again, if their queue is empty."""

@@ -6,11 +6,13 @@ The writer's loop runs in the test's own thread, until it has done all that was 
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import pytest
-from django.db import DataError, OperationalError, connection, transaction
+from django.db import DatabaseError, DataError, OperationalError, connection, transaction
+from twisted.internet.task import Clock
 
 from carrot_twisted import outbox, records
 from carrot_twisted.models import MessageLog
@@ -18,29 +20,34 @@ from carrot_twisted.outcomes import Kind, Result, Verdict
 from carrot_twisted.records import Claimant, Claimed, Finished
 from carrot_twisted.service import log_writer
 from carrot_twisted.service.log_writer import Claim, Confirmed, Finish, LogWriter
+from tests.unit.test_outcomes import driver_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-AWAY = OperationalError("database is locked")
+AWAY = OperationalError("connection refused")
+AWAY.__cause__ = driver_error("OperationalError", "connection refused")
+LOCKED = OperationalError("lock timeout")
+LOCKED.__cause__ = driver_error("LockNotAvailable", sqlstate="55P03")
 REFUSED = DataError("value too long")
 
 
-class Reactor:
+class Reactor(Clock):
     """Keeps what threads hand over, until the test runs it."""
 
     def __init__(self) -> None:
-        self.calls: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
+        super().__init__()
+        self.handed_over: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
 
     def callFromThread(  # noqa: N802
         self, function: Callable[..., Any], *args: Any
     ) -> None:
-        self.calls.append((function, args))
+        self.handed_over.append((function, args))
 
     def run(self) -> None:
-        calls, self.calls = self.calls, []
+        calls, self.handed_over = self.handed_over, []
         for function, args in calls:
             function(*args)
 
@@ -126,7 +133,7 @@ class Failing:
         return self.function(*args, **kwargs)
 
 
-def refusing(bad: UUID, error: Exception, text: str = "bad") -> Callable[..., int]:
+def refusing(bad: UUID, error: Exception, text: str | None = "bad") -> Callable[..., int]:
     """``records.finish`` on a database that refuses the texts of one row."""
     finish = records.finish
 
@@ -206,7 +213,7 @@ class TestOutage:
         desk.work()
         assert status(ending) == "COMPLETED"
         assert isinstance(desk.answers[waiting], Claimed)
-        assert desk.told == ["away: database is locked", "back"]
+        assert desk.told == ["away: connection refused", "back"]
         assert not desk.writer.away
 
     def test_one_connection_that_was_cut_is_no_outage(
@@ -240,24 +247,154 @@ class TestOutage:
         assert desk.writer.away
         desk.writer.call(lambda: None)
         desk.work()
-        assert desk.told == ["away: database is locked", "back"]
+        assert desk.told == ["away: connection refused", "back"]
 
-    def test_a_call_that_met_another_transaction_fails_alone(self, desk: Desk) -> None:
-        """The database is there: nothing pauses for that."""
+    def test_a_call_is_tried_again_at_once_where_just_its_connection_was_cut(
+        self, desk: Desk
+    ) -> None:
+        results: list[Any] = []
+        desk.writer.call(Failing(lambda: 42, AWAY)).addCallback(results.append)
+        desk.work()
+        assert results == [42]
+        assert desk.told == []
 
-        class SerializationFailure(Exception):
-            sqlstate = "40001"
+    def test_a_damaged_file_is_waited_for_as_well(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Somebody may put a backup in its place; ending the process would help nobody."""
+        malformed = DatabaseError("database disk image is malformed")
+        monkeypatch.setattr(records, "finish", Failing(records.finish, *[malformed] * 4))
+        pk = running()
+        desk.finish(pk)
+        desk.work()
+        assert status(pk) == "COMPLETED"
+        assert desk.told == ["away: database disk image is malformed", "back"]
 
-        failures: list[Any] = []
+    def test_what_is_wrong_can_be_asked_for(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert desk.writer.problem is None
+        problems: list[str | None] = []
+
+        def asking(*args: Any) -> int:
+            problems.append(desk.writer.problem)
+            return int(finish(*args))
+
+        finish = Failing(records.finish, *[AWAY] * 3)
+        monkeypatch.setattr(records, "finish", asking)
+        desk.finish(running())
+        desk.work()
+        assert problems == [
+            None,
+            None,
+            "the database is away since 0 s: connection refused",
+            "the database is away since 0 s: connection refused",
+        ]
+        assert desk.writer.problem is None
+
+    def test_a_database_that_says_nothing_is_a_problem_after_some_seconds(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        problems: list[str | None] = []
+
+        def late() -> None:
+            problems.append(desk.writer.problem)
+            monkeypatch.setattr(log_writer, "SILENT", -1.0)
+            problems.append(desk.writer.problem)
+
+        desk.writer.call(late)
+        desk.work()
+        assert problems == [None, "the database has not answered for 0 s"]
+        assert desk.writer.problem is None
+
+    def test_an_outage_that_lasts_is_told_ever_more_rarely(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Ten minutes, with an attempt each second."""
+        clock = Clock()
+        monkeypatch.setattr(time, "monotonic", clock.seconds)
+        lines: list[str] = []
+        monkeypatch.setattr(log_writer._log, "error", lambda *text, **_: lines.append(text[0]))
 
         def call() -> None:
-            raise OperationalError("could not serialize access") from SerializationFailure()
+            clock.advance(0.5)
+            raise AWAY
 
-        desk.writer.call(call).addErrback(lambda failure: failures.append(failure.value))
+        for _ in range(600):
+            desk.writer.call(call).addErrback(lambda _: None)
         desk.work()
-        assert len(failures) == 1
-        assert not desk.writer.away
+        assert desk.told == ["away: connection refused"]
+        assert 4 <= len(lines) <= 8
+
+
+class TestLocks:
+    """Another transaction in the way is no outage: nothing pauses for it."""
+
+    def test_a_call_that_met_one_fails_alone(self, desk: Desk) -> None:
+        failures: list[Any] = []
+        desk.writer.call(Failing(int, *[LOCKED] * 2)).addErrback(
+            lambda failure: failures.append(failure.value)
+        )
+        desk.work()
+        assert failures == [LOCKED]
         assert desk.told == []
+        assert desk.writer.problem is not None
+        desk.writer.call(int)
+        desk.work()
+        assert desk.writer.problem is None
+
+    def test_a_batch_that_met_one_is_repeated(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(records, "finish", Failing(records.finish, LOCKED))
+        rows = [running(), running()]
+        for pk in rows:
+            desk.finish(pk)
+        desk.work()
+        assert desk.told == []
+        assert desk.written == [rows]
+
+    def test_a_row_that_somebody_has_locked_holds_up_itself_alone(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        locked, *others = rows = [running() for _ in range(4)]
+        waiting = published()
+        finish = records.finish
+        monkeypatch.setattr(records, "finish", refusing(locked, LOCKED, None))
+        for pk in rows:
+            desk.finish(pk)
+        desk.claim(waiting)
+        desk.work()
+        assert [status(pk) for pk in others] == ["COMPLETED"] * 3
+        assert isinstance(desk.answers[waiting], Claimed)
+        assert status(locked) == "IN_PROGRESS"
+        assert desk.told == []
+        desk.writer.call(int)
+        desk.work()
+        problem = desk.writer.problem or ""
+        assert problem.startswith("the database does not take everything since")
+
+        monkeypatch.setattr(records, "finish", finish)
+        desk.reactor.advance(log_writer.ASIDE)
+        desk.work()
+        assert status(locked) == "COMPLETED"
+        assert sorted(pk for jobs in desk.written for pk in jobs) == sorted(rows)
+        assert desk.writer.problem is None
+
+    def test_where_all_is_locked_the_writer_does_not_wait_for_each(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A lock_timeout of seconds, times a thousand tasks: the lease would be lost."""
+        finish = Failing(records.finish, *[LOCKED] * 4, None)
+        monkeypatch.setattr(records, "finish", finish)
+        rows = [running() for _ in range(100)]
+        for pk in rows:
+            desk.finish(pk)
+        desk.work()
+        assert finish.calls == 2 + log_writer.MAX_LOCKED
+        desk.reactor.advance(log_writer.ASIDE)
+        desk.work()
+        assert {status(pk) for pk in rows} == {"COMPLETED"}
 
 
 class TestRefusal:

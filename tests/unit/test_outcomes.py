@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import sqlite3
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from django.db import utils
@@ -12,6 +14,9 @@ from hypothesis import strategies as st
 
 from carrot_twisted import outcomes
 from carrot_twisted.outcomes import blames_database, output_text, release_delay, stored
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def driver_error(
@@ -43,13 +48,27 @@ TRANSIENT: dict[str, Exception] = {
     "deadlock of psycopg2": driver_error("DeadlockDetected", module="psycopg2", pgcode="40P01"),
     "closed connection": utils.InterfaceError("connection already closed"),
     "closed cursor": driver_error("InterfaceError", "the connection is closed"),
-    "SQLite locked": utils.OperationalError("database is locked"),
-    "SQLite table locked": utils.OperationalError("database table is locked: x"),
-    "SQLite disk": utils.OperationalError("disk I/O error"),
+    "read-only": wrapped(
+        driver_error("ReadOnlySqlTransaction", sqlstate="25006"), utils.InternalError
+    ),
+    "I/O error": driver_error("IoError", sqlstate="58030"),
+    "damaged page": wrapped(driver_error("DataCorrupted", sqlstate="XX001"), utils.InternalError),
+    # With an extended result code: SQLITE_IOERR_WRITE.
+    "SQLite disk": wrapped(driver_error("OperationalError", "", "sqlite3", sqlite_errorcode=778)),
+    "SQLite locked table": wrapped(
+        driver_error("OperationalError", "", "sqlite3", sqlite_errorcode=6)
+    ),
 }
 OWN_FAULT: dict[str, Exception] = {
     "value": ValueError("database is locked"),
-    "missing table": utils.OperationalError("no such table: x"),
+    "missing table": wrapped(
+        driver_error("OperationalError", "no such table: x", "sqlite3", sqlite_errorcode=1)
+    ),
+    "file of the task's own": driver_error(
+        "OperationalError", "unable to open database file", "sqlite3", sqlite_errorcode=14
+    ),
+    "file to import": driver_error("UndefinedFile", sqlstate="58P01"),
+    "idle in its transaction": driver_error("IdleInTransactionSessionTimeout", sqlstate="25P03"),
     "syntax": wrapped(driver_error("SyntaxError", sqlstate="42601"), utils.ProgrammingError),
     "unique": wrapped(driver_error("UniqueViolation", sqlstate="23505"), utils.IntegrityError),
     "wrong password": driver_error("OperationalError", "password", sqlstate="28P01"),
@@ -69,7 +88,20 @@ def test_conflicts_are_told_from_outages() -> None:
         "lock not available",
         "deadlock of psycopg2",
     }
-    assert not any(map(outcomes.is_conflict, OWN_FAULT.values()))
+    conflicts = {what for what, error in OWN_FAULT.items() if outcomes.is_conflict(error)}
+    # As far as the service's own statements are concerned.
+    assert conflicts == {"statement timeout"}
+
+
+def test_only_for_a_refused_value_waiting_is_in_vain() -> None:
+    refusals = {
+        what
+        for what, error in {**TRANSIENT, **OWN_FAULT}.items()
+        if outcomes.is_refusal(wrapped(error))
+    }
+    assert refusals == {"unique", "too long a text"}
+    assert outcomes.is_refusal(utils.DataError("PostgreSQL text fields cannot contain NUL"))
+    assert outcomes.is_refusal(wrapped(driver_error("RaiseException", sqlstate="P0001")))
 
 
 @pytest.mark.parametrize("what", TRANSIENT)
@@ -101,10 +133,10 @@ def test_base_exceptions_can_be_judged() -> None:
     assert not blames_database(KeyboardInterrupt())
 
 
-def test_the_delay_doubles_up_to_a_minute() -> None:
-    assert [release_delay(n) for n in range(1, 9)] == [1, 2, 4, 8, 16, 32, 60, 60]
+def test_the_delay_doubles_up_to_some_seconds() -> None:
+    assert [release_delay(n) for n in range(1, 7)] == [1, 2, 4, 8, 10, 10]
     assert release_delay(0) == 1
-    assert release_delay(10_000) == 60
+    assert release_delay(10_000) == 10
 
 
 @given(st.text(st.characters(exclude_categories=())), st.integers(0, 20))
@@ -151,3 +183,49 @@ def test_an_exception_whose_text_ends_the_process_is_told_by_its_type() -> None:
             raise SystemExit
 
     assert outcomes.exception_text(Rude(), 100) == "Rude (its text raised SystemExit)"
+
+
+def spoil(text: str, path: Path) -> None:
+    """Have SQLite raise the error with that text, in a new database."""
+    with closing(sqlite3.connect(path, timeout=0)) as file:
+        file.execute("CREATE TABLE something (value)")
+        file.commit()
+        if text == "database is locked":
+            file.execute("BEGIN IMMEDIATE")
+        elif text == "attempt to write a readonly database":
+            file.execute("PRAGMA query_only = 1")
+        elif text == "database or disk is full":
+            file.execute("PRAGMA max_page_count = 2")
+        elif text == "unable to open database file":
+            path = path / "a file is no folder"
+        elif text == "file is not a database":
+            path.write_text("some text" * 1000)
+        elif text == "database disk image is malformed":
+            data = path.read_bytes()
+            path.write_bytes(data[:4096] + b"\xff" * (len(data) - 4096))
+        with closing(sqlite3.connect(path, timeout=0)) as other:
+            other.execute("SELECT * FROM something").fetchall()
+            other.execute("BEGIN IMMEDIATE")
+            other.rollback()
+            file.execute("INSERT INTO something VALUES (zeroblob(100000))")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "database is locked",
+        "attempt to write a readonly database",
+        "database or disk is full",
+        "unable to open database file",
+        "file is not a database",
+        "database disk image is malformed",
+    ],
+)
+def test_what_sqlite_says_of_its_file_is_not_the_tasks_failure(text: str, tmp_path: Path) -> None:
+    with pytest.raises(sqlite3.Error, match=text) as caught:
+        spoil(text, tmp_path / "file.sqlite3")
+    error = wrapped(caught.value, getattr(utils, caught.typename))
+    assert blames_database(error)
+    assert not outcomes.is_refusal(error)
+    # Not by way of Django: a file of the task's own.
+    assert not blames_database(caught.value)

@@ -21,6 +21,7 @@ from carrot_twisted.records import Claimant, Claimed, Finished
 pytestmark = pytest.mark.django_db
 
 ME = Claimant(worker="me", lease=10.0, max_crashes=5, alone=False, judges=True)
+OTHER = replace(ME, worker="other")
 #: Nothing else runs in this process.
 ALONE = replace(ME, alone=True)
 #: A worker that has not kept its own lease for long enough to judge those of others.
@@ -145,6 +146,7 @@ class TestTakeover:
         assert (got["worker"], got["token"], got["crashes"]) == ("me", 2, 1)
 
     def test_a_worker_whose_lease_has_ended_is_dead(self) -> None:
+        worker("me")
         worker("other", silent=11)
         assert isinstance(claim_one(running()), Claimed)
 
@@ -159,6 +161,16 @@ class TestTakeover:
         """After an outage of the database everybody's lease looks dead."""
         worker("other", silent=1000)
         assert claim_one(running(), claimant=NEW) is Verdict.ELSEWHERE
+
+    @pytest.mark.parametrize("silent", [6, 1000])
+    def test_who_is_late_itself_leaves_a_stale_lease_alone(self, silent: int) -> None:
+        """A frozen database answers what waited for it before anybody can renew a lease."""
+        worker("me", silent=silent)
+        worker("other", silent=12)
+        pk = running()
+        assert claim_one(pk) is Verdict.ELSEWHERE
+        assert records.reap(ME, "default") == 0
+        assert state(pk)["token"] == 7
 
     def test_its_own_row_of_another_run_counts_as_lost(self) -> None:
         """The caller asks only for what it is not running."""
@@ -431,24 +443,25 @@ class TestHeartbeat:
     def unsaved(self) -> Worker:
         return Worker(name="me", host="h", pid=1, version="1", queues="default")
 
-    def test_a_registered_worker_is_alive(self) -> None:
-        records.register(self.unsaved(), "default")
-        assert records.dead_workers({"me", "unknown"}, ME, "default") == {"unknown"}
+    def test_the_first_one_makes_a_worker_known(self) -> None:
+        records.heartbeat(self.unsaved(), "default")
+        assert records.dead_workers({"me", "unknown"}, OTHER, "default") == {"unknown"}
 
     def test_renews_the_lease_and_tells_the_databases_time(self) -> None:
+        worker("other")
         old = worker("me", silent=100)
-        assert records.dead_workers({"me"}, ME, "default") == {"me"}
+        assert records.dead_workers({"me"}, OTHER, "default") == {"me"}
         now = records.heartbeat(old, "default")
-        assert records.dead_workers({"me"}, ME, "default") == set()
+        assert records.dead_workers({"me"}, OTHER, "default") == set()
         assert abs(now - time.time()) < 60
 
-    def test_a_worker_that_another_one_forgot_registers_anew(self) -> None:
+    def test_a_worker_that_another_one_forgot_is_made_known_anew(self) -> None:
         me = self.unsaved()
-        records.register(me, "default")
+        records.heartbeat(me, "default")
         Worker.objects.all().delete()
         records.heartbeat(me, "default")
         records.heartbeat(me, "default")
-        assert records.dead_workers({"me"}, ME, "default") == set()
+        assert records.dead_workers({"me"}, OTHER, "default") == set()
 
 
 def test_tokens_differ_and_fit_the_column() -> None:
