@@ -19,7 +19,7 @@ from django.core.signals import setting_changed
 
 from carrot_twisted import DEFAULT_BROKER
 from carrot_twisted.exceptions import CarrotConfigException
-from carrot_twisted.virtual_host import VirtualHost
+from carrot_twisted.virtual_host import HEARTBEAT, VirtualHost
 
 DEFAULT_QUEUE = "default"
 
@@ -40,6 +40,9 @@ DEFAULTS: dict[str, Any] = {
     # Seconds after which a running task's message is acknowledged, so that RabbitMQ's delivery
     # acknowledgement timeout (30 minutes) never closes the channel; the row keeps custody.
     "ack_deadline": 600.0,
+    # Whole seconds between signs of life on a connection to a broker. A broker that went away
+    # without a word is noticed after one to two times so long, and 5 to 10 seconds more.
+    "heartbeat": HEARTBEAT,
     # Seconds without heartbeat after which a worker counts as dead.
     "lease": 10.0,
     # How many workers may die under one task before it becomes FAILED.
@@ -81,6 +84,8 @@ _BROKER_TYPES: dict[str, Any] = {
 }
 #: Modules of this package whose functions may be run, as if "task_modules" named them.
 OWN_TASK_MODULES = ("carrot_twisted.helper_tasks",)
+#: The longest heartbeat, in seconds: a dead broker must be noticed.
+MAX_HEARTBEAT = 300
 #: The longest retention, in days: a hundred years, which every database can subtract.
 MAX_DAYS = 36_500
 _ARGUMENTS = "a dictionary of texts to values that AMQP knows: texts, numbers, True, lists"
@@ -125,6 +130,7 @@ class CarrotSettings:
     max_log_size: int
     shutdown_timeout: float
     ack_deadline: float
+    heartbeat: int
     lease: float
     max_crashes: int
     monitor_authentication: tuple[str, ...]
@@ -291,6 +297,11 @@ class _Reader:
             max_crashes=number("max_crashes"),
             shutdown_timeout=seconds("shutdown_timeout"),
             ack_deadline=seconds("ack_deadline"),
+            heartbeat=checked(
+                "heartbeat",
+                f"a whole number of seconds, from 1 to {MAX_HEARTBEAT}",
+                lambda v: _is_int(v) and 1 <= v <= MAX_HEARTBEAT,
+            ),
             lease=seconds("lease"),
             monitor_authentication=paths(
                 "monitor_authentication", "a list of dotted paths of decorators"

@@ -21,8 +21,8 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.db import models, router, transaction
-from django.db.models import Count, DurationField, ExpressionWrapper, Max, Min, Q
-from django.db.models.functions import Now
+from django.db.models import Case, Count, Max, Min, Q, When
+from django.db.models.functions import Coalesce, Now
 
 from carrot_twisted import conf, signals, statements, wire
 from carrot_twisted.exceptions import CarrotConfigException, InvalidMessage
@@ -41,6 +41,8 @@ MAX_TASK = 200
 INSERT_BATCH = 2000
 #: A new row is its publisher's business for so many seconds, then any relay's.
 GRACE = 3.0
+#: Seconds that relays, which look every second, may be late before that is told.
+OVERDUE = 5.0
 
 
 def due_in(seconds: float) -> CombinedExpression:
@@ -66,15 +68,15 @@ def new_token() -> int:
     return random.getrandbits(62)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Unsent:
-    """The unsent messages of one queue."""
+    """Rows of one queue that should have been sent to the broker, and were not."""
 
     count: int
-    age: float
-    """Seconds since the oldest was published."""
+    seconds: float
+    """For how long the oldest of them has been waiting."""
     reason: str
-    """Why the broker did not take one of them; "" if no reason is known."""
+    """Why the broker has not taken one of them; "" if no reason is known."""
 
 
 class MessageLogQuerySet(models.QuerySet["MessageLog"]):
@@ -115,23 +117,35 @@ class MessageLogQuerySet(models.QuerySet["MessageLog"]):
         return self.filter(status=MessageLog.PUBLISHED, confirmed_at__isnull=True)
 
     def outbox_state(self) -> dict[str, Unsent]:
-        """How many messages the broker should have and has not, and for how long, by queue.
+        """What should have been sent and was not, by queue; empty: all is well.
 
-        Left out is what was published a moment ago, and what waits for its time. One query, by
-        the index of the outbox.
+        That is: rows that relays should have taken OVERDUE seconds ago, and rows that the broker
+        has refused, whenever they are tried again. Not those that wait for a later time, as a retry
+        does. ``publish_error`` says what is wrong with a row, if the broker or its connection does.
+
+        One query on the index of unsent rows. It reads these rows, so it costs next to nothing
+        while all is well, and about a tenth of a second for 100,000 of them.
         """
-        overdue = self.unsent().filter(
-            Q(relay_at__lte=Now() - timedelta(seconds=GRACE)) | ~Q(publish_error="")
-        )
-        age = ExpressionWrapper(Now() - Min("publish_time"), output_field=DurationField())
-        found = (
-            overdue.order_by()
-            .values_list("queue")
-            .annotate(count=Count("pk"), age=age, reason=Max("publish_error"))
+        refused = ~Q(publish_error="")
+        due = Q(relay_at__lte=Now() - timedelta(seconds=GRACE + OVERDUE))
+        # A row that ran before, as a retry did, has not waited since it was published.
+        since = Case(When(refused, then=Coalesce("start_time", "publish_time")), default="relay_at")
+        rows = (
+            self.unsent()
+            .filter(refused | due)
+            .order_by()
+            .values("queue")
+            .annotate(
+                count=Count("pk"), since=Min(since), now=Max(Now()), reason=Max("publish_error")
+            )
         )
         return {
-            queue: Unsent(count=count, age=max(0.0, age.total_seconds()), reason=reason)
-            for queue, count, age, reason in found
+            row["queue"]: Unsent(
+                count=row["count"],
+                seconds=(row["now"] - row["since"]).total_seconds(),
+                reason=row["reason"],
+            )
+            for row in rows
         }
 
 

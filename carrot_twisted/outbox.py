@@ -14,7 +14,7 @@ from uuid import UUID
 
 import pika
 from django.db import transaction
-from django.db.models import Q
+from django.db.models import Case, Q, When
 from django.db.models.functions import Now
 
 from carrot_twisted import conf, statements, topology, wire
@@ -25,14 +25,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from django.db.models import QuerySet
+    from django.db.models.expressions import CombinedExpression
 
     from carrot_twisted.topology import Step
     from carrot_twisted.virtual_host import VirtualHost
 
 #: Rows that are put back into the outbox at once.
 RING_BATCH = 5000
-#: Seconds until a relay tries a row again that the broker did not confirm to it.
-RELAY_RETRY = 30.0
+#: Seconds for which a row is left to the relay that took it.
+LEASE = 30.0
+#: When a row that the broker refuses is tried again, by its age: while it is younger than so many
+#: seconds, after so many.
+REFUSED_RETRY = ((60.0, 5.0), (600.0, 30.0), (3600.0, 180.0))
+#: And once it is older.
+REFUSED_RETRY_LAST = 600.0
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -83,14 +89,35 @@ def note_confirmed(posts: Sequence[Post], using: str) -> None:
     statements.confirm_rows(MessageLog._meta.db_table, keys, using)
 
 
-def note_errors(errors: Mapping[str, str], using: str, delay: float = RELAY_RETRY) -> None:
-    """The broker did not take these messages, and why. They stay in the outbox.
+def note_errors(errors: Mapping[str, str], using: str, delay: float) -> None:
+    """These messages did not get to the broker, and why. They stay in the outbox.
 
     Args:
         errors: reason by message id.
         using: database alias.
         delay: seconds until a relay tries again.
     """
+    _note(errors, due_in(delay), using)
+
+
+def note_refused(errors: Mapping[str, str], using: str) -> None:
+    """The broker refused these messages, and why. They stay in the outbox.
+
+    It will do so again until somebody mends the cause, so each is tried at growing intervals: see
+    REFUSED_RETRY. How long it has been tried is the age of the row, on the database's clock.
+
+    Args:
+        errors: reason by message id.
+        using: database alias.
+    """
+    steps = [
+        When(publish_time__gt=Now() - timedelta(seconds=age), then=due_in(delay))
+        for age, delay in REFUSED_RETRY
+    ]
+    _note(errors, Case(*steps, default=due_in(REFUSED_RETRY_LAST)), using)
+
+
+def _note(errors: Mapping[str, str], due: Case | CombinedExpression, using: str) -> None:
     by_text: dict[str, list[str]] = {}
     for message_id, text in errors.items():
         by_text.setdefault(text, []).append(message_id)
@@ -98,7 +125,7 @@ def note_errors(errors: Mapping[str, str], using: str, delay: float = RELAY_RETR
     for text, message_ids in by_text.items():
         with transaction.atomic(using=using):
             ids = _free(unsent.filter(pk__in=message_ids))
-            unsent.filter(pk__in=ids).update(publish_error=text, relay_at=due_in(delay))
+            unsent.filter(pk__in=ids).update(publish_error=text, relay_at=due)
 
 
 def _free(rows: QuerySet[MessageLog]) -> list[UUID]:
@@ -109,10 +136,18 @@ def _free(rows: QuerySet[MessageLog]) -> list[UUID]:
     return list(rows.select_for_update(skip_locked=True).values_list("pk", flat=True))
 
 
+def give_back(posts: Sequence[Post], using: str) -> None:
+    """What a relay took and could not send is due again, for any relay."""
+    keys = [post.message_id for post in posts]
+    tokens = {post.token for post in posts}
+    rows = MessageLog.objects.using(using).unsent().filter(pk__in=keys, token__in=tokens)
+    rows.update(relay_at=due_in(0))
+
+
 def take_unsent(queues: Sequence[str], limit: int, using: str) -> list[MessageLog]:
     """Up to ``limit`` unsent rows of these queues, oldest first, for this relay alone.
 
-    Several relays share the work: a row that was taken is left alone by all for RELAY_RETRY
+    Several relays share the work: a row that was taken is left alone by all for LEASE
     seconds, or until it is confirmed. Should the taker die meanwhile, another one follows. Call it
     inside a transaction.
     """
@@ -125,7 +160,7 @@ def take_unsent(queues: Sequence[str], limit: int, using: str) -> list[MessageLo
     candidates = _free(waiting.order_by("relay_at")[:limit])
     if not candidates:
         return []
-    waiting.filter(pk__in=candidates).update(token=token, relay_at=due_in(RELAY_RETRY))
+    waiting.filter(pk__in=candidates).update(token=token, relay_at=due_in(LEASE))
     return list(MessageLog.objects.using(using).unsent().filter(pk__in=candidates, token=token))
 
 

@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from django.db import close_old_connections
 from pika.adapters.select_connection import IOLoop, SelectConnection
 
-from carrot_twisted import outbox, signals
+from carrot_twisted import conf, outbox, signals
+from carrot_twisted.outage import Outage
 from carrot_twisted.publishing import PublishingSession
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ class _Link:
         self._not_before = 0.0
         self._closing = False
         self._progress = time.monotonic()
+        self._outage = Outage(time.monotonic)
 
     @property
     def busy(self) -> bool:
@@ -144,7 +146,7 @@ class _Link:
         server = self._servers[0]
         self._servers.rotate(-1)
         self._connection = _Connection(
-            self._host.parameters(server),
+            self._host.parameters(server, conf.current().heartbeat),
             on_open_callback=self._opened,
             on_open_error_callback=self._failed,
             on_close_callback=self._failed,
@@ -153,6 +155,9 @@ class _Link:
 
     def _opened(self, connection: Connection) -> None:
         self._progress = time.monotonic()
+        after = self._outage.over()
+        if after:
+            _logger.info("Connected to the broker %s%s.", self._host.label, after)
         self._untried = len(self._servers)
         self._session = PublishingSession(connection, self._settled, self._thread.settle_waiters)
         posts, self._waiting = self._waiting, deque()
@@ -161,12 +166,14 @@ class _Link:
     def _failed(self, _connection: Connection, reason: object) -> None:
         if self._closing:
             return
-        _logger.warning(
-            "No connection to the broker %s (%s). Tasks are kept in the database; a running "
-            "service sends them.",
-            self._host.label,
-            _cause(reason),
-        )
+        told = self._outage.failed(_cause(reason))
+        if told is not None:
+            _logger.warning(
+                "No connection to the broker %s (%s). Tasks are kept in the database; a running "
+                "service sends them.",
+                self._host.label,
+                told,
+            )
         self._connection = self._session = None
         self._untried -= 1
         if self._untried and self._waiting:

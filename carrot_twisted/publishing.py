@@ -13,12 +13,14 @@ The life of a post::
         return, then ack         -> its topology is declared, it is published once more
         return again             -> settled, unroutable
         nack                     -> settled, refused
+        the broker takes no messages (an alarm) -> settled, not sent
         channel or connection closes -> settled, outcome unknown
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -26,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from pika.exceptions import AMQPError
 
 from carrot_twisted.declaring import Refusal, declare
+from carrot_twisted.outage import Outage
 from carrot_twisted.topology import Step
 
 if TYPE_CHECKING:
@@ -79,7 +82,7 @@ class PublishingSession:
         self._known_exchanges = {""}
         #: Posts that wait for a declaration, by the identity of its steps or the exchange's name.
         self._declaring: dict[int | str, list[Post]] = {}
-        self._blocked = False
+        self._alarm = Outage(time.monotonic)
         connection.add_on_connection_blocked_callback(self._on_blocked)
         connection.add_on_connection_unblocked_callback(self._on_unblocked)
         self._open_channel()
@@ -89,13 +92,21 @@ class PublishingSession:
         """Whether any post is not settled yet."""
         return bool(self._pending or self._in_flight or self._declaring)
 
+    @property
+    def alarm(self) -> str | None:
+        """Why the broker takes no messages from anybody now, if so: memory or disk are short."""
+        return self._alarm.reason
+
     def publish(self, posts: Iterable[Post]) -> None:
         """Take over posts; ``settled`` tells of each."""
         self._pending.extend(posts)
+        if self.alarm is not None:
+            self.abandon_pending(_blocked(self.alarm))
+            self._tell_if_idle()
         self._pump()
 
     def abandon_pending(self, reason: str) -> None:
-        """Settle what was not sent yet, for example because the broker blocks publishers."""
+        """Settle what was not sent yet."""
         pending, self._pending = self._pending, deque()
         for post in pending:
             self._settled(post, reason)
@@ -123,7 +134,7 @@ class PublishingSession:
         while (
             self._pending
             and self._ready
-            and not self._blocked
+            and self.alarm is None
             and len(self._in_flight) < WINDOW
             and self._bytes < WINDOW_BYTES
         ):
@@ -132,9 +143,18 @@ class PublishingSession:
                 self._look_for_exchange(post)
                 continue
             assert self._channel is not None
-            self._channel.basic_publish(
-                post.exchange, post.routing_key, post.body, post.properties, mandatory=True
-            )
+            try:
+                self._channel.basic_publish(
+                    post.exchange, post.routing_key, post.body, post.properties, mandatory=True
+                )
+            except AMQPError:
+                # The channel is closing; its end settles what was sent.
+                self._settled(post, "the channel was closed before it was sent")
+                continue
+            except Exception as error:
+                # Another program may have written the row: a priority of 1000, for example.
+                self._settled(post, Refused(f"it cannot be sent: {type(error).__name__}: {error}"))
+                continue
             self._in_flight[self._next_tag] = post
             self._next_tag += 1
             self._bytes += len(post.body)
@@ -251,19 +271,29 @@ class PublishingSession:
         self._tell_if_idle()
 
     def _on_blocked(self, _connection: Connection, frame: Method[Any]) -> None:
-        self._blocked = True
-        _logger.warning(
-            "The broker takes no messages for now (%s); rows wait in the outbox.",
-            frame.method.reason,
-        )
+        told = self._alarm.failed(str(frame.method.reason))
+        if told is not None:
+            _logger.warning(
+                "The broker takes no messages for now (%s); rows wait in the outbox.", told
+            )
+        # An alarm may last for hours: what was not sent is not kept in memory so long. The little
+        # that was sent may have arrived, or arrives when the alarm ends.
+        self.abandon_pending(_blocked(str(frame.method.reason)))
+        self._tell_if_idle()
 
     def _on_unblocked(self, _connection: Connection, _frame: Method[Any]) -> None:
-        self._blocked = False
+        after = self._alarm.over()
+        if after is not None:
+            _logger.warning("The broker takes messages%s.", after)
         self._pump()
 
     def _tell_if_idle(self) -> None:
         if not self.busy:
             self._idle()
+
+
+def _blocked(alarm: str) -> str:
+    return f"the broker takes no messages for now: {alarm}"
 
 
 def _fatal(refusals: Sequence[Refusal]) -> list[Refusal]:

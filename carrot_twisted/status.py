@@ -65,7 +65,7 @@ class QueueStatus:
     unsent: int
     """Of the waiting ones, those whose message the broker should have by now, and has not."""
     unsent_age: float | None
-    """Seconds since the oldest of these was published."""
+    """Seconds since the oldest of these was due."""
     unsent_reason: str
     """Why the broker did not take the oldest of them, if that is known."""
 
@@ -154,7 +154,7 @@ def _queues(
             oldest=_seconds(age),
             running=running,
             unsent=left.count if left else 0,
-            unsent_age=left.age if left else None,
+            unsent_age=left.seconds if left else None,
             unsent_reason=left.reason if left else "",
         )
 

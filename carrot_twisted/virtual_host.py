@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 AMQP_PORT = 5672
 AMQPS_PORT = 5671
-#: Asked of the broker, in seconds. Long enough for a busy interpreter, short enough to notice a
-#: dead peer in about a minute.
+#: Seconds between signs of life; the default of ``CARROT["heartbeat"]``. Long enough for a busy
+#: interpreter, short enough to notice a dead peer in about a minute.
 HEARTBEAT = 30
 #: Seconds that a blocking call waits for a broker that takes no messages (a memory alarm).
 BLOCKED_TIMEOUT = 10
@@ -98,8 +98,16 @@ class VirtualHost:
         )
         return f"{servers}/{quote(self.name, safe='')}"
 
-    def parameters(self, server: tuple[str, int] | None = None) -> pika.ConnectionParameters:
-        """Connection parameters for ``server`` (one of ``servers``; default the first)."""
+    def parameters(
+        self, server: tuple[str, int] | None = None, heartbeat: int = HEARTBEAT
+    ) -> pika.ConnectionParameters:
+        """Connection parameters.
+
+        Args:
+            server: one of ``servers``; default the first.
+            heartbeat: asked of the broker, in seconds. A peer that is silent for more than about
+                twice as long is given up, by either side.
+        """
         import pika
 
         host, port = server or self.servers[0]
@@ -111,7 +119,7 @@ class VirtualHost:
             port=port,
             virtual_host=self.name,
             credentials=pika.PlainCredentials(self.username, self.password),
-            heartbeat=HEARTBEAT,
+            heartbeat=heartbeat,
             connection_attempts=1,
             socket_timeout=5,
             stack_timeout=10,
@@ -141,9 +149,8 @@ class VirtualHost:
         """
         import pika
 
-        parameters = [self.parameters(server) for server in self.servers]
+        parameters = [self.parameters(server, patience) for server in self.servers]
         for one in parameters:
-            one.heartbeat = patience
             one.blocked_connection_timeout = BLOCKED_TIMEOUT
         return pika.BlockingConnection(parameters)
 

@@ -21,6 +21,8 @@ from twisted.internet.protocol import Factory
 from twisted.internet.task import deferLater
 from txaio.tx import make_logger
 
+from carrot_twisted import conf
+from carrot_twisted.outage import Outage
 from carrot_twisted.service.protocol import FAREWELL, CarrotProtocol
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ _log = make_logger()
 
 #: Seconds before the first, and at most before any further attempt to connect.
 FIRST_DELAY = 0.2
-LAST_DELAY = 10.0
+LAST_DELAY = 5.0
 #: What the broker refuses on purpose is not tried again every moment.
 REFUSED_DELAY = 15.0
 CONNECT_TIMEOUT = 5.0
@@ -74,6 +76,7 @@ class BrokerConnection:
         self._connected = connected
         self._reactor = reactor
         self._stopping = False
+        self._outage = Outage(reactor.seconds)
         self._protocol: CarrotProtocol | None = None
         self._waiting: Deferred[Any] | None = None
         self._running: Deferred[None] | None = None
@@ -82,6 +85,14 @@ class BrokerConnection:
     def is_open(self) -> bool:
         """Whether the connection stands."""
         return self._protocol is not None and self._protocol.is_open
+
+    @property
+    def problem(self) -> str | None:
+        """Why there is no connection now; None: there is one."""
+        if self.is_open:
+            return None
+        reason = self._outage.reason or "it is about to be made"
+        return f"no connection to {self._host.label} for {self._purpose}: {reason}"
 
     def start(self) -> None:
         """Connect, and connect again whenever the connection is lost. Once is enough."""
@@ -122,15 +133,15 @@ class BrokerConnection:
                     break
                 attempt += 1
                 refused = isinstance(error, _REFUSALS)
-                _log.warn(
-                    "No connection to {label} for {purpose}: {error}",
-                    label=self._host.label,
-                    purpose=self._purpose,
-                    error=_reason(error, self._host),
-                )
+                self._failed("No connection to", _reason(error, self._host))
             else:
-                attempt = 1
-                await self._serve(protocol, server)
+                began = self._reactor.seconds()
+                reason = await self._serve(protocol, server)
+                # A connection that the broker ends at once is as good as none.
+                lasted = self._reactor.seconds() - began > LAST_DELAY
+                attempt = 1 if lasted else attempt + 1
+                if not self._stopping:
+                    self._failed("Lost the connection to", str(reason))
             if self._stopping:
                 break
             delay = backoff(max(1, attempt), refused, random.random())  # noqa: S311 - no secret
@@ -142,30 +153,39 @@ class BrokerConnection:
             finally:
                 self._waiting = None
 
-    async def _serve(self, protocol: CarrotProtocol, server: tuple[str, int]) -> None:
+    def _failed(self, what: str, reason: str) -> None:
+        told = self._outage.failed(reason)
+        if told is not None:
+            _log.warn(
+                "{what} {label} for {purpose}: {reason}",
+                what=what,
+                label=self._host.label,
+                purpose=self._purpose,
+                reason=told,
+            )
+
+    async def _serve(self, protocol: CarrotProtocol, server: tuple[str, int]) -> object:
+        """Have the connection used until it closes; returns why it did."""
         self._protocol = protocol
         closed = protocol.closed
-        _log.info(
-            "Connected to {host}:{port}, virtual host {name!r}, for {purpose}",
-            host=server[0],
-            port=server[1],
-            name=self._host.name,
-            purpose=self._purpose,
-        )
+        after = self._outage.over()
+        if after is not None:
+            _log.info(
+                "Connected to {host}:{port}, virtual host {name!r}, for {purpose}{after}",
+                host=server[0],
+                port=server[1],
+                name=self._host.name,
+                purpose=self._purpose,
+                after=after,
+            )
         try:
             self._connected(protocol)
         except Exception:
             _log.failure("The new connection to {label} is not used", label=self._host.label)
             protocol.close()
-        reason = await closed if closed is not None else "closed at once"
+        reason: object = await closed if closed is not None else "closed at once"
         self._protocol = None
-        if not self._stopping:
-            _log.warn(
-                "Lost the connection to {label} for {purpose}: {reason}",
-                label=self._host.label,
-                purpose=self._purpose,
-                reason=reason,
-            )
+        return reason
 
     async def _connect(self, server: tuple[str, int]) -> CarrotProtocol:
         host, port = server
@@ -175,7 +195,7 @@ class BrokerConnection:
             from twisted.internet.ssl import optionsForClientTLS
 
             endpoint = wrapClientTLS(optionsForClientTLS(host), endpoint)
-        parameters = self._host.parameters(server)
+        parameters = self._host.parameters(server, conf.current().heartbeat)
         reactor = self._reactor
 
         class _Factory(Factory):

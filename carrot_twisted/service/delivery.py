@@ -121,6 +121,8 @@ class Delivery:
     redelivered: bool = False
     channel: SafeChannel | None = None
     """For the hooks of a project's consumer."""
+    seen: float | None = None
+    """When it was first found waiting behind other tasks, by those who look now and then."""
 
     def ack(self) -> None:
         """Done with; sent when the settler is flushed."""

@@ -46,6 +46,8 @@ MISSING_DELAYS = (0.1, 0.3, 1.0, 2.0, 3.0, 4.0)
 OWN_MISSING_DELAYS = (0.1,)
 #: So many messages may wait for their rows at once; further ones are taken for dead.
 MAX_MISSING = 200
+#: Seconds that a claimed row may wait for a thread. It was to be less than one: see ``prefetch``.
+STUCK = 10.0
 
 DeadLetter = Callable[[Delivery, str], None]
 
@@ -148,6 +150,8 @@ class Dispatcher:
 
     def deliver(self, delivery: Delivery) -> None:
         """A message arrived."""
+        if delivery.redelivered and self._adopt_running(delivery):
+            return
         self._waiting.append(delivery)
         if not self._pump_due:
             self._pump_due = True
@@ -206,6 +210,19 @@ class Dispatcher:
         job = batch[key] = self._jobs[key] = Job(key, [delivery])
         job.since = self._reactor.seconds()
         return True
+
+    def _adopt_running(self, delivery: Delivery) -> bool:
+        """Take over a message whose channel was lost while its task runs: no thread is needed."""
+        key = self._key(delivery)
+        job = None if key is None else self._jobs.get(key)
+        if job is None:
+            return False
+        self._adopt(job, delivery)
+        return True
+
+    def _key(self, delivery: Delivery) -> UUID | None:
+        """Under which job a message would be found here."""
+        return message_id_of(delivery)
 
     def _adopt(self, job: Job, delivery: Delivery) -> None:
         if job.custody:
@@ -386,7 +403,7 @@ class Dispatcher:
         """
         now = self._reactor.seconds()
         overdue = [
-            job for job in self._jobs.values() if not job.custody and now - job.since > deadline
+            job for job in self._jobs.values() if not job.custody and now - job.since >= deadline
         ]
         for job in overdue:
             if job.run is not None:
@@ -394,6 +411,39 @@ class Dispatcher:
                     delivery.ack()
                 job.custody = True
         self._flush(overdue)
+
+    def free_waiting(self, deadline: float) -> None:
+        """Give back what waits in vain behind long tasks: others may have a thread for it.
+
+        Claimed rows that no thread has begun for STUCK seconds, and messages that have waited for
+        ``deadline`` seconds: for these, too, the broker would close the channel. Messages count
+        from the first call that finds them.
+        """
+        now = self._reactor.seconds()
+        behind = self._pool.recall()
+        oldest = max((now - job.since for job in behind), default=0.0)
+        if oldest > STUCK:
+            # What was measured of earlier tasks does not hold for those that run now.
+            self.pace.seconds = max(self.pace.seconds, oldest)
+        for job in behind:
+            if oldest > STUCK:
+                self._give_back(job)
+            else:
+                self._pool.put(job)
+        keep: deque[Delivery] = deque()
+        overdue: list[Delivery] = []
+        for delivery in self._waiting:
+            if delivery.seen is None:
+                delivery.seen = now
+            (overdue if now - delivery.seen >= deadline else keep).append(delivery)
+        self._waiting = keep
+        for suspect in [job for job in self._suspects if now - job.since >= deadline]:
+            self._suspects.remove(suspect)
+            self._requeue(suspect)
+        for delivery in overdue:
+            delivery.requeue()
+        if oldest > STUCK:
+            self.on_settled()
 
     # stop
 

@@ -54,7 +54,8 @@ _log = make_logger()
 START_RETRY = 1.0
 #: Heartbeats per lease: two may be lost before anybody takes this worker for dead.
 BEATS_PER_LEASE = 4
-#: Seconds between looks for tasks whose message is to be acknowledged while they run.
+#: Seconds between looks for tasks whose message is to be acknowledged while they run, and for
+#: messages that wait in vain.
 CUSTODY_INTERVAL = 15.0
 #: Seconds that the last writes get when a stop has passed its deadline.
 LAST_WRITES = 3.0
@@ -402,6 +403,7 @@ class Engine:
     def _take_custody(self) -> None:
         for dispatcher in self._dispatchers:
             dispatcher.take_custody(self._settings.ack_deadline)
+            dispatcher.free_waiting(self._settings.ack_deadline)
 
     def _database_away(self, reason: str) -> None:
         self._lease_since = None

@@ -61,14 +61,18 @@ class HookedDispatcher(Dispatcher):
         self._by_id = not self._consumer.overrides("get_message_log")
 
     def _admit(self, delivery: Delivery, batch: dict[UUID, Job]) -> bool:
-        key = message_id_of(delivery) if self._by_id else None
+        key = self._key(delivery)
         if key is not None and key in self._jobs:
             self._adopt(self._jobs[key], delivery)
             return False
         job = HookedJob(key or uuid4(), [delivery])
+        job.since = self._reactor.seconds()
         self._jobs[job.uuid] = job
         self._pool.put(job)
         return True
+
+    def _key(self, delivery: Delivery) -> UUID | None:
+        return message_id_of(delivery) if self._by_id else None
 
     def _retry(self, job: Job) -> None:
         self._pool.put(job)

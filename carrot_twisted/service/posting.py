@@ -15,6 +15,7 @@ import pika
 from txaio.tx import make_logger
 
 from carrot_twisted import outbox, topology, wire
+from carrot_twisted.outage import Outage
 from carrot_twisted.outbox import Post
 from carrot_twisted.publishing import PublishingSession, Refused
 from carrot_twisted.service.connection import BrokerConnection
@@ -81,11 +82,24 @@ class ReactorPublisher:
         self._errors: dict[str, str] = {}
         self._note_due = False
         self._flushers: list[threading.Event] = []
+        self._refusals = Outage(reactor.seconds)
         self._dead: Counter[tuple[str, str]] = Counter()
 
     def can_publish(self, host: VirtualHost) -> bool:
         """Whether a post to this broker would go out now."""
-        return host in self._sessions and len(self._waiting) < MAX_WAITING
+        session = self._sessions.get(host)
+        return session is not None and not session.alarm and len(self._waiting) < MAX_WAITING
+
+    @property
+    def problem(self) -> str | None:
+        """Why messages do not get to their brokers now, in a text for people; None: they do."""
+        problems = [connection.problem for connection in self.connections]
+        problems += [
+            f"the broker {host.label} takes no messages for now: {session.alarm}"
+            for host, session in self._sessions.items()
+            if session.alarm
+        ]
+        return "; ".join(problem for problem in problems if problem) or None
 
     # From any thread.
 
@@ -105,12 +119,20 @@ class ReactorPublisher:
 
     # In the reactor.
 
-    def publish_rows(self, rows: Sequence[MessageLog]) -> None:
-        """Send rows; those that cannot go out now stay in the outbox."""
+    def publish_rows(self, rows: Sequence[MessageLog]) -> list[Post]:
+        """Send rows.
+
+        Returns:
+            What cannot go out now; it stays in the outbox.
+        """
+        left: list[Post] = []
         for host, posts in outbox.posts(rows).items():
             if self.can_publish(host):
                 self._waiting.update(dict.fromkeys(posts))
                 self._sessions[host].publish(posts)
+            else:
+                left += posts
+        return left
 
     def dead_letter(self, host: VirtualHost, queue: str, delivery: Delivery, reason: str) -> None:
         """Move a delivery to the queue's dead-letter queue; acknowledged when that holds it."""
@@ -228,17 +250,29 @@ class ReactorPublisher:
             self._writer.submit(Confirmed(posts=confirmed))
         if self._errors:
             errors, self._errors = self._errors, {}
+            self._tell_refused(errors)
             self._writer.call(lambda: self._note_errors(errors)).addErrback(
                 lambda f: _log.warn("Publish errors could not be noted: {e}", e=f.value)
+            )
+
+    def _tell_refused(self, errors: Mapping[str, str]) -> None:
+        reason = next((text for text in errors.values() if isinstance(text, Refused)), None)
+        told = None if reason is None else self._refusals.failed(reason)
+        if told is not None:
+            _log.error(
+                "The broker refuses messages: {reason}. Their rows stay in the outbox, say why "
+                "(publish_error) and are tried again",
+                reason=told,
             )
 
     def _note_errors(self, errors: Mapping[str, str]) -> None:
         """On the writer's thread. What was lost is sent again soon, what was refused later."""
         refused = {key: text for key, text in errors.items() if isinstance(text, Refused)}
         lost = {key: text for key, text in errors.items() if key not in refused}
-        for some, delay in ((refused, outbox.RELAY_RETRY), (lost, LOST_RETRY)):
-            if some:
-                outbox.note_errors(some, self._using, delay)
+        if refused:
+            outbox.note_refused(refused, self._using)
+        if lost:
+            outbox.note_errors(lost, self._using, LOST_RETRY)
 
     def _add_flusher(self, done: threading.Event) -> None:
         self._flushers.append(done)

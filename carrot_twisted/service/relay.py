@@ -29,6 +29,8 @@ _log = make_logger()
 
 #: Seconds between looks at the outbox.
 INTERVAL = 1.0
+#: Seconds between log lines about what was found there.
+TELL_INTERVAL = 60.0
 #: Rows that one look takes at most.
 BATCH = 1000
 #: Seconds between looks for rows of dead workers.
@@ -70,6 +72,9 @@ class Relay:
         self._using = using
         self._reactor = reactor
         self._complaints = Complaints()
+        #: Rows taken since that was told, and when it may be told again.
+        self._taken = 0
+        self._tell_at = 0.0
         self._loops = {
             interval: LoopingCall(self._guarded, what, work)
             for interval, what, work in (
@@ -110,14 +115,25 @@ class Relay:
         return Deferred.fromCoroutine(work()).addCallbacks(succeeded, failed)
 
     async def _relay(self) -> None:
-        queues = [q.name for q in self._queues if self._publisher.can_publish(q.host)]
-        while queues and not self._writer.away:
-            rows = await self._writer.call(lambda: outbox.take_unsent(queues, BATCH, self._using))
-            if rows:
-                _log.info("Sending {n} messages that were left in the outbox", n=len(rows))
-                self._publisher.publish_rows(rows)
-            if len(rows) < BATCH:
-                return
+        count = BATCH
+        while count == BATCH and not self._writer.away:
+            # Asked each time: the last batch may have filled the window, or met a lost connection.
+            queues = [q.name for q in self._queues if self._publisher.can_publish(q.host)]
+            if not queues:
+                break
+            take = partial(outbox.take_unsent, queues, BATCH, self._using)
+            rows = await self._writer.call(take)
+            count = len(rows)
+            self._taken += count
+            left = self._publisher.publish_rows(rows)
+            if left:
+                await self._writer.call(partial(outbox.give_back, left, self._using))
+        now = self._reactor.seconds()
+        if self._taken and now >= self._tell_at:
+            _log.info("Sending {n} messages that were left in the outbox", n=self._taken)
+            # What the broker refuses is sent again and again.
+            self._taken = 0
+            self._tell_at = now + TELL_INTERVAL
 
     async def _reap(self) -> None:
         if self._writer.away:

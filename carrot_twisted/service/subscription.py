@@ -20,6 +20,7 @@ from twisted.python.threadable import isInIOThread
 from txaio.tx import as_future, make_logger
 
 from carrot_twisted import declaring, topology
+from carrot_twisted.outage import Outage
 from carrot_twisted.service.delivery import Delivery, SafeChannel, Settler
 from carrot_twisted.service.prefetch import worth_changing
 
@@ -39,6 +40,10 @@ _log = make_logger()
 #: Seconds before a closed channel or a cancelled consumer is tried again; doubled up to the last.
 FIRST_DELAY = 0.5
 LAST_DELAY = 15.0
+DELIVERY_TIMEOUT_HINT = (
+    "The broker's consumer_timeout is shorter than CARROT['ack_deadline'] allows for: set that to "
+    "half of it at most. What runs goes on."
+)
 
 
 class Subscription:
@@ -85,6 +90,7 @@ class Subscription:
         self._prefetch = 0
         self._lock = DeferredLock()
         self._told: set[str] = set()
+        self._outage = Outage(reactor.seconds)
         self._retry: Deferred[Any] | None = None
         dispatcher.on_settled = self._follow_pace
         consumer.link = self
@@ -93,6 +99,33 @@ class Subscription:
     def consuming(self) -> bool:
         """Whether the broker delivers to us now."""
         return self._tag is not None
+
+    @property
+    def problem(self) -> str | None:
+        """Why the broker does not deliver to us now, in a text for people; None: it does."""
+        reason = self._reason()
+        return reason and f"queue {self._queue.name} is not consumed: {reason}"
+
+    def _reason(self) -> str | None:
+        if self.consuming:
+            return None
+        if self._stopping:
+            return "the service stops"
+        if not self._joined:
+            return self._not_joined()
+        if not self._connection.is_open:
+            return self._connection.problem
+        if not self._wanted:
+            return "the database is away"
+        if self._channel is not None and not self._asked:
+            return self._not_asked()
+        return self._outage.reason or "the broker has not answered yet"
+
+    def _not_joined(self) -> str:
+        return f"run or reconnect of {type(self._consumer).__name__} has not called connect"
+
+    def _not_asked(self) -> str:
+        return f"start_consuming of {type(self._consumer).__name__} has not called its base's"
 
     def start(self) -> None:
         """Start the consumer."""
@@ -190,18 +223,17 @@ class Subscription:
     def _check_joined(self, _: object) -> None:
         if not (self._joined or self._stopping):
             _log.warn(
-                "Queue {queue} is not consumed: run or reconnect of {kind} has not called connect",
+                "Queue {queue} is not consumed: {reason}",
                 queue=self._queue.name,
-                kind=type(self._consumer).__name__,
+                reason=self._not_joined(),
             )
 
     def _check_asked(self, _: object) -> None:
         if not self._asked:
             _log.warn(
-                "Queue {queue} is not consumed: start_consuming of {kind} has not called its "
-                "base's",
+                "Queue {queue} is not consumed: {reason}",
                 queue=self._queue.name,
-                kind=type(self._consumer).__name__,
+                reason=self._not_asked(),
             )
 
     # The life of a channel
@@ -217,16 +249,22 @@ class Subscription:
             self._channel = self._settler = self._tag = None
             self._asked = False
             self._dispatcher.forget_closed()
-            if not protocol.is_open or self._stopping:
+            if _is_delivery_timeout(reason):
+                # It would come again and again until the running tasks end.
+                self._dispatcher.take_custody(0)
+                reason = f"{reason}. {DELIVERY_TIMEOUT_HINT}"
+            if self._stopping:
                 return
+            told = self._outage.failed(str(reason))
+            if not protocol.is_open:
+                # Told for all queues of the connection at once.
+                return
+            if told is not None:
+                _log.warn(
+                    "Queue {queue} is not consumed: {reason}", queue=self._queue.name, reason=told
+                )
             if self._reactor.seconds() - started > LAST_DELAY:
                 delay = FIRST_DELAY
-            _log.warn(
-                "Queue {queue} is not consumed: {reason}. Next try in {delay:g} s",
-                queue=self._queue.name,
-                reason=reason,
-                delay=delay,
-            )
             self._retry = deferLater(self._reactor, delay)
             try:
                 await self._retry
@@ -301,24 +339,30 @@ class Subscription:
         else:
             wanted_prefetch = self._prefetch
         wanted = self._wanted and self._asked
-        if self._tag is not None and (not wanted or wanted_prefetch != self._prefetch):
-            tag, self._tag = self._tag, None
+        # With another prefetch, a new consumer follows at once: the queue counts as consumed.
+        changing = wanted_prefetch != self._prefetch
+        if self._tag is not None and (not wanted or changing):
+            tag = self._tag
+            if not wanted:
+                self._tag = None
             frame = await channel.cancel(tag)
             self._dispatcher.return_surplus(wanted_prefetch if wanted else 0)
             if not wanted:
                 self._tell(self._consumer.on_cancel, frame)
-        if wanted and self._tag is None:
+        if wanted and (self._tag is None or changing):
             await channel.basic_qos(prefetch_count=wanted_prefetch)
             frame = await channel.consume(self._queue.name, self._on_message)
             self._tag = frame.method.consumer_tag
             if self._cancelled:
                 self._cancelled = False
                 self._on_queue_lost(self._queue)
-            if not self._prefetch:
+            after = self._outage.over()
+            if not self._prefetch and after is not None:
                 _log.info(
-                    "Consuming queue {queue} with {n} threads",
+                    "Consuming queue {queue} with {n} threads{after}",
                     queue=self._queue.name,
                     n=self._dispatcher.pace.concurrency,
+                    after=after,
                 )
             self._prefetch = wanted_prefetch
 
@@ -359,6 +403,11 @@ class Subscription:
         # An AMQP error here closes the channel, and with that _run goes on.
         if failure.check(AMQPError) is None:
             _log.failure("Queue {queue}", failure=failure, queue=self._queue.name)
+
+
+def _is_delivery_timeout(reason: Any) -> bool:
+    code, text = _code_and_text(reason)
+    return code == 406 and "delivery acknowledgement" in text
 
 
 def _code_and_text(reason: Any) -> tuple[int, str]:

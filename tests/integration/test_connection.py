@@ -25,7 +25,7 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import ILogObserver, LogLevel, eventAsText, globalLogPublisher
 from zope.interface import implementer
 
-from carrot_twisted import topology, virtual_host
+from carrot_twisted import topology
 from carrot_twisted.conf import QueueSettings
 from carrot_twisted.consumer import Consumer
 from carrot_twisted.outbox import Post
@@ -39,6 +39,7 @@ from carrot_twisted.virtual_host import VirtualHost
 from devtools.ports import free_port
 from tests.conftest import Broker
 from tests.reactor import contents, in_reactor, left_clean, pause, reactor, soon, until
+from tests.settings import CARROT
 
 if TYPE_CHECKING:
     from twisted.logger import LogEvent
@@ -52,6 +53,8 @@ pytestmark = pytest.mark.once
 
 SECRET = "s3cr3t-Wort"
 QUEUE = "connections"
+#: The shortest that there is, in seconds.
+HEARTBEAT = 1
 #: A broker's first words.
 START = pika.frame.Method(
     0, pika.spec.Connection.Start(server_properties={}, mechanisms="PLAIN", locales="en_US")
@@ -161,12 +164,12 @@ class Listener(Factory):
 
     noisy = False
 
-    def __init__(self, greeting: bytes, hangs_up: bool) -> None:
+    def __init__(self, greeting: bytes, hangs_up: bool, port: int) -> None:
         self.greeting = greeting
         self.hangs_up = hangs_up
         self.accepted = 0
         self.open = 0
-        self.port = reactor.listenTCP(0, self, interface="127.0.0.1")
+        self.port = reactor.listenTCP(port, self, interface="127.0.0.1")
 
     @property
     def url(self) -> str:
@@ -184,8 +187,8 @@ def listen(clean_reactor: None) -> Iterator[Listen]:
     """Start a listener."""
     listeners: list[Listener] = []
 
-    def start(greeting: bytes = b"", hangs_up: bool = False) -> Listener:
-        listeners.append(Listener(greeting, hangs_up))
+    def start(greeting: bytes = b"", hangs_up: bool = False, port: int = 0) -> Listener:
+        listeners.append(Listener(greeting, hangs_up, port))
         return listeners[-1]
 
     yield start
@@ -343,15 +346,36 @@ async def test_a_refusal_tells_whom_and_never_the_password(
 
 
 @in_reactor
-async def test_a_server_that_does_not_listen_is_tried_again_soon(
-    connect: Connect, log: Log
+async def test_a_server_that_does_not_listen_is_tried_again_soon_and_told_once(
+    connect: Connect, listen: Listen, log: Log
 ) -> None:
     port = free_port()
-    connect(f"amqp://carrot:{SECRET}@127.0.0.1:{port}/")
-    await until(lambda: log.text.count("No connection") == 3)
+    link = connect(f"amqp://carrot:{SECRET}@127.0.0.1:{port}/")
+    assert "is about to be made" in (link.connection.problem or "")
+    await until(lambda: "No connection" in log.text)
     assert f"No connection to 127.0.0.1:{port}/%2F for testing: " in log.text
     assert "refused" in log.text
     assert SECRET not in log.text
+    problem = link.connection.problem or ""
+    assert problem.startswith(f"no connection to 127.0.0.1:{port}/%2F for testing: ")
+    assert "refused" in problem
+    await pause(1.5)
+    assert log.text.count("No connection") == 1
+    listener = listen(port=port)
+    await until(lambda: listener.accepted, 4)
+
+
+@in_reactor
+async def test_a_broker_that_ends_each_connection_at_once_is_not_asked_all_the_time(
+    private_broker: RabbitMQ, connect: Connect, log: Log
+) -> None:
+    link = connect(private_broker.url, lambda protocol: protocol.close())
+    await link.up(4)
+    delays = [call.getTime() - reactor.seconds() for call in reactor.getDelayedCalls()]
+    await pause(1.0)
+    assert len(link.protocols) < 6, delays
+    assert log.text.count("Lost the connection") == 1
+    assert log.text.count("Connected to") == 2
 
 
 @in_reactor
@@ -440,10 +464,11 @@ async def test_a_peer_without_a_handshake_is_given_up_and_tried_again(
 async def test_a_server_that_hangs_up_in_the_handshake_is_told_as_such(
     connect: Connect, listen: Listen, log: Log, greeting: bytes, expected: str
 ) -> None:
-    connect(f"amqp{listen(greeting, hangs_up=True).url}")
+    listener = listen(greeting, hangs_up=True)
+    connect(f"amqp{listener.url}")
     # A broker that restarts, or a load balancer without one: nothing is wrong with the password,
     # and it may be there in a moment.
-    await until(lambda: log.text.count("No connection") == 2, 5)
+    await until(lambda: listener.accepted == 2, 5)
     assert expected in log.text
     assert "password" not in log.text
 
@@ -486,9 +511,9 @@ async def test_a_peer_that_falls_silent_is_given_up_although_data_wait_to_be_sen
     private_broker: RabbitMQ,
     connect: Connect,
     log: Log,
-    monkeypatch: pytest.MonkeyPatch,
+    settings: Any,
 ) -> None:
-    monkeypatch.setattr(virtual_host, "HEARTBEAT", 1)
+    settings.CARROT = {**CARROT, "heartbeat": HEARTBEAT}
     link = connect(private_broker.url)
     protocol = await link.up()
     channel = await protocol.channel()
@@ -498,7 +523,7 @@ async def test_a_peer_that_falls_silent_is_given_up_although_data_wait_to_be_sen
             channel.raw.basic_publish("", "no such queue", b"x" * 1024 * 1024)
         await pause(0.5)
         assert protocol.transport in reactor.getWriters()
-        limit = 2 * (virtual_host.HEARTBEAT + 5) + protocol_module.FAREWELL + 1
+        limit = 2 * (HEARTBEAT + 5) + protocol_module.FAREWELL + 1
         await until(lambda: "Lost the connection" in log.text, limit)
     finally:
         private_broker.resume()
@@ -527,10 +552,10 @@ async def test_any_number_of_reconnections_leaves_the_stack_as_it_was(
 @pytest.mark.defect(15)
 @in_reactor
 async def test_heartbeats_go_on_while_a_task_takes_long(
-    private_broker: RabbitMQ, connect: Connect, monkeypatch: pytest.MonkeyPatch
+    private_broker: RabbitMQ, connect: Connect, settings: Any
 ) -> None:
     """RabbitMQ closes a connection that has been silent for two heartbeats."""
-    monkeypatch.setattr(virtual_host, "HEARTBEAT", 1)
+    settings.CARROT = {**CARROT, "heartbeat": HEARTBEAT}
     link = connect(private_broker.url)
     protocol = await link.up()
     await threads.deferToThread(time.sleep, 4)
@@ -650,7 +675,10 @@ async def test_a_memory_alarm_blocks_publishing_and_nothing_else(
     with memory_alarm(private_broker):
         sessions[0].publish([post(b"in the alarm")])
         await until(lambda: "takes no messages for now" in caplog.text)
+        assert sessions[0].alarm
         sessions[0].publish([post(b"later")])
+        refusal = f"the broker takes no messages for now: {sessions[0].alarm}"
+        assert settled.pop("later") == refusal
 
         bodies: list[bytes] = []
 
@@ -664,6 +692,9 @@ async def test_a_memory_alarm_blocks_publishing_and_nothing_else(
         await until(lambda: len(bodies) == 4)
         assert bodies == [b"0", b"1", b"2", b"before"]
         assert settled == {"before": None}
+    await until(lambda: len(settled) == 2, what=settled)
+    assert sessions[0].alarm is None
+    sessions[0].publish([post(b"later")])
     await until(lambda: len(settled) == 3, what=settled)
     assert set(settled.values()) == {None}
     await until(lambda: bodies[4:] == [b"in the alarm", b"later"])

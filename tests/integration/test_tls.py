@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from cryptography import x509
@@ -24,7 +24,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from pika.exceptions import AMQPConnectionError
 
-from carrot_twisted import virtual_host
 from carrot_twisted.models import MessageLog
 from carrot_twisted.service.connection import BrokerConnection
 from carrot_twisted.service.protocol import FAREWELL, CarrotProtocol
@@ -34,6 +33,7 @@ from devtools.servers import RabbitMQ, ServerError, temporary_folder
 from tests.conftest import _missing, current_database_url
 from tests.processes import REPOSITORY, ServiceProcess, wait_until
 from tests.reactor import in_reactor, left_clean, reactor, soon, until
+from tests.settings import CARROT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,6 +42,8 @@ pytestmark = pytest.mark.once
 
 StartService = Callable[..., ServiceProcess]
 
+#: The shortest that there is, in seconds.
+HEARTBEAT = 1
 CONFIGURATION = """\
 listeners.tcp = none
 listeners.ssl.default = 127.0.0.1:{port}
@@ -281,16 +283,16 @@ async def test_a_peer_that_falls_silent_is_given_up_without_tls_farewell(
     clean_reactor: None,
     tls_broker: RabbitMQ,
     broker_url: str,
-    monkeypatch: pytest.MonkeyPatch,
+    settings: Any,
 ) -> None:
-    monkeypatch.setattr(virtual_host, "HEARTBEAT", 1)
+    settings.CARROT = {**CARROT, "heartbeat": HEARTBEAT}
     protocols: list[CarrotProtocol] = []
     connection = BrokerConnection(VirtualHost(broker_url), "testing", protocols.append, reactor)
     connection.start()
     await until(lambda: protocols)
     tls_broker.pause()
     try:
-        limit = 2 * (virtual_host.HEARTBEAT + 5) + FAREWELL + 1
+        limit = 2 * (HEARTBEAT + 5) + FAREWELL + 1
         await until(lambda: not connection.is_open, limit)
     finally:
         tls_broker.resume()

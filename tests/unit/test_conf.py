@@ -84,6 +84,7 @@ def test_every_value_can_be_set(settings: Any) -> None:
         "max_log_size": 3,
         "shutdown_timeout": 4,
         "ack_deadline": 5.5,
+        "heartbeat": 7,
         "lease": 0.5,
         "max_crashes": 6,
         "monitor_authentication": ("app.views.guarded",),
@@ -107,7 +108,7 @@ def test_every_value_can_be_set(settings: Any) -> None:
     assert value.task_modules == ("app.tasks", "other")
     assert (value.max_message_size, value.max_result_size, value.max_log_size) == (1, 2, 3)
     assert (value.shutdown_timeout, value.ack_deadline, value.lease) == (4.0, 5.5, 0.5)
-    assert value.max_crashes == 6
+    assert (value.max_crashes, value.heartbeat) == (6, 7)
     assert value.registered_modules == ("carrot_twisted.helper_tasks", "app.tasks", "other")
     assert value.monitor_authentication == ("app.views.guarded",)
     assert value.retention == {"COMPLETED": timedelta(hours=12), "FAILED": timedelta(days=90)}
@@ -225,6 +226,7 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "shutdown_timeout": [0, -1.0, "25", None, True, float("nan")],
     "ack_deadline": [0],
     "lease": [0, float("nan"), float("inf")],
+    "heartbeat": [0, 301, 2.5, True, "30"],
 }
 for _key, _values in OUT_OF_RANGE.items():
     for _value in _values:

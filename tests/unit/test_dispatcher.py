@@ -606,6 +606,70 @@ class TestCustody:
         assert desk.channel.frames == []
 
 
+class TestWaitingInVain:
+    """Behind tasks that take much longer than those before them."""
+
+    @pytest.fixture
+    def desk(self) -> Desk:
+        desk = Desk(concurrency=1)
+        desk.dispatcher.pace.seconds = 0.05
+        return desk
+
+    def test_claimed_rows_that_no_thread_begins_are_given_back(self, desk: Desk) -> None:
+        long, *short = (desk.deliver() for _ in range(3))
+        desk.turn()
+        desk.answer()
+        # The first one is being run.
+        running = desk.dispatcher._pool._inbox.get()
+        desk.turn(9)
+        desk.dispatcher.free_waiting(600)
+        assert desk.writer.operations == []
+        desk.turn(2)
+        desk.dispatcher.free_waiting(600)
+        released = desk.writer.take(Finish)
+        assert [op.finished.uuid for op in released] == short
+        assert {op.finished.result.kind for op in released} == {Kind.RELEASED}
+        released[0].written([op.job for op in released])
+        assert desk.channel.acked == {2, 3}
+        assert desk.dispatcher.running == 1
+        assert running is not None
+        assert running.uuid == long
+        # From now on nothing is claimed ahead.
+        assert desk.dispatcher.pace.claimed == 1
+
+    def test_messages_past_the_deadline_go_back_to_the_broker(self, desk: Desk) -> None:
+        desk.dispatcher.pace.seconds = 100.0
+        for _ in range(3):
+            desk.deliver()
+        desk.turn()
+        desk.dispatcher.free_waiting(600)
+        desk.turn(590)
+        desk.deliver()
+        desk.dispatcher.free_waiting(600)
+        assert desk.channel.frames == []
+        desk.turn(10)
+        desk.dispatcher.free_waiting(600)
+        assert desk.channel.requeued == {2, 3}
+        desk.turn(590)
+        desk.dispatcher.free_waiting(600)
+        assert desk.channel.requeued == {2, 3, 4}
+
+    def test_and_so_do_messages_that_have_to_run_alone(self) -> None:
+        desk = Desk(concurrency=2)
+        desk.deliver()
+        desk.turn()
+        desk.answer()
+        desk.deliver()
+        desk.turn()
+        desk.answer(every=Verdict.SUSPECT)
+        desk.turn(0)
+        assert desk.dispatcher.suspects == 1
+        desk.turn(601)
+        desk.dispatcher.free_waiting(600)
+        assert desk.dispatcher.suspects == 0
+        assert desk.channel.requeued == {2}
+
+
 class TestPause:
     def test_what_waits_goes_back_and_what_runs_goes_on(self) -> None:
         desk = Desk(concurrency=1)

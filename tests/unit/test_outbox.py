@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import json
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from uuid import UUID
 
 import pytest
+from django.db.models import F
 from django.db.models.functions import Now
 
 from carrot_twisted import outbox, topology
@@ -16,9 +18,6 @@ from carrot_twisted.exceptions import CarrotConfigException
 from carrot_twisted.message_log import GRACE, due_in
 from carrot_twisted.models import MessageLog
 from carrot_twisted.virtual_host import VirtualHost
-
-if TYPE_CHECKING:
-    from uuid import UUID
 
 DEFAULT_HOST = VirtualHost("amqp://guest:guest@localhost:5672/")
 
@@ -161,7 +160,7 @@ class TestConfirms:
 class TestErrors:
     def test_the_reason_is_on_the_row_and_a_relay_waits(self) -> None:
         one, two, other = stored(), stored(), stored()
-        outbox.note_errors({str(one.pk): "refused", str(two.pk): "no queue"}, "default")
+        outbox.note_errors({str(one.pk): "refused", str(two.pk): "no queue"}, "default", 30)
         assert fields_of(one)["publish_error"] == "refused"
         assert fields_of(two)["publish_error"] == "no queue"
         assert taken() == [other.pk]
@@ -174,8 +173,42 @@ class TestErrors:
     def test_a_row_that_left_the_outbox_is_not_touched(self) -> None:
         logs = [stored(confirmed_at=Now()), stored(status="IN_PROGRESS"), stored(status="FAILED")]
         before = [fields_of(log) for log in logs]
-        outbox.note_errors({str(log.pk): "too late" for log in logs}, "default")
+        outbox.note_errors({str(log.pk): "too late" for log in logs}, "default", 0)
+        outbox.note_refused({str(log.pk): "too late" for log in logs}, "default")
         assert [fields_of(log) for log in logs] == before
+
+    @pytest.mark.parametrize(
+        ("age", "delay"), [(1, 5), (59, 5), (61, 30), (599, 30), (601, 180), (3700, 600)]
+    )
+    def test_the_longer_a_row_is_refused_the_rarer_it_is_tried(self, age: int, delay: int) -> None:
+        log = stored(publish_time=Now() - timedelta(seconds=age))
+        outbox.note_refused({str(log.pk): "unroutable"}, "default")
+        assert fields_of(log)["publish_error"] == "unroutable"
+        assert taken() == []
+        rows = MessageLog.objects.filter(pk=log.pk)
+        rows.update(relay_at=F("relay_at") - timedelta(seconds=delay - 3))
+        assert taken() == []
+        rows.update(relay_at=F("relay_at") - timedelta(seconds=4))
+        assert taken() == [log.pk]
+
+    def test_no_more_than_half_of_its_age_and_ten_minutes_pass_between_attempts(self) -> None:
+        ages = [age for age, _ in outbox.REFUSED_RETRY]
+        delays = [delay for _, delay in outbox.REFUSED_RETRY]
+        assert ages == sorted(ages)
+        assert [*delays, outbox.REFUSED_RETRY_LAST] == sorted([*delays, outbox.REFUSED_RETRY_LAST])
+        for age, delay in zip(ages, [*delays[1:], outbox.REFUSED_RETRY_LAST], strict=True):
+            assert delay <= age / 2
+        assert outbox.REFUSED_RETRY_LAST <= 600
+
+    def test_what_a_relay_took_and_could_not_send_is_due_again_at_once(self) -> None:
+        stored()
+        post = post_of(outbox.take_unsent(["default"], 10, "default")[0])
+        assert taken() == []
+        outbox.give_back([post], "default")
+        assert taken() == [UUID(post.message_id)]
+        # Another relay has it now.
+        outbox.give_back([post], "default")
+        assert taken() == []
 
 
 class TestTaking:
@@ -193,7 +226,7 @@ class TestTaking:
         """The one that took it may have died."""
         log = stored()
         taken()
-        waited = timedelta(seconds=outbox.RELAY_RETRY + 1)
+        waited = timedelta(seconds=outbox.LEASE + 1)
         MessageLog.objects.update(relay_at=fields_of(log)["relay_at"] - waited)
         assert taken() == [log.pk]
 

@@ -134,7 +134,7 @@ class TestRows:
         self, desk: Desk, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         noted: list[Any] = []
-        monkeypatch.setattr(outbox, "note_errors", lambda *args: noted.append(args))
+        monkeypatch.setattr(outbox, "note_refused", lambda *args: noted.append(args))
         line, logs = desk.connect("default"), rows(3)
         line.broker.confirms_at_once = False
         desk.publisher.publish_rows(logs)
@@ -145,9 +145,7 @@ class TestRows:
         for call in desk.writer.calls:
             call()
         refused = "the broker refused it (basic.nack)"
-        assert noted == [
-            ({key: refused}, "default", outbox.RELAY_RETRY) for key in ids([logs[0], logs[2]])
-        ]
+        assert noted == [({key: refused}, "default") for key in ids([logs[0], logs[2]])]
 
     def test_who_flushes_waits_for_all_that_was_taken_over(self, desk: Desk) -> None:
         line, done = desk.connect("default"), threading.Event()

@@ -431,14 +431,43 @@ class TestBounds:
 
 
 class TestBlocked:
-    def test_nothing_is_sent_to_a_broker_that_blocks(self, desk: Desk) -> None:
-        desk.connection.block()
+    def test_to_a_broker_that_blocks_nothing_is_sent_and_nothing_is_kept_for_it(
+        self, desk: Desk
+    ) -> None:
+        assert desk.session.alarm is None
+        desk.connection.block("low on disk")
+        assert desk.session.alarm == "low on disk"
         desk.session.publish(posts(2))
+        assert desk.errors == dict.fromkeys(
+            ["m0", "m1"], "the broker takes no messages for now: low on disk"
+        )
+        assert not desk.session.busy
         desk.connection.run()
         assert desk.broker.messages == []
         desk.connection.unblock()
+        assert desk.session.alarm is None
+        desk.session.publish([post("later")])
         desk.connection.run()
-        assert desk.confirmed == ["m0", "m1"]
+        assert desk.confirmed == ["later"]
+
+    def test_what_waits_for_its_turn_when_it_blocks_is_left_to_the_relay(self, slow: Desk) -> None:
+        slow.session.publish(posts(publishing.WINDOW + 2))
+        slow.connection.run()
+        slow.connection.block()
+        assert len(slow.errors) == 2
+        assert slow.session.busy
+        slow.channel.confirm(publishing.WINDOW, multiple=True)
+        assert len(slow.confirmed) == publishing.WINDOW
+        assert not slow.session.busy
+
+    def test_an_alarm_that_comes_and_goes_is_told_once(
+        self, desk: Desk, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for _ in range(10):
+            desk.connection.block()
+            desk.connection.unblock()
+        assert caplog.text.count("takes no messages for now (low on memory)") == 1
+        assert caplog.text.count("takes messages, again after") == 1
 
     def test_what_is_in_flight_may_still_be_confirmed(self, slow: Desk) -> None:
         slow.session.publish(posts(1))
@@ -450,14 +479,14 @@ class TestBlocked:
     def test_what_was_not_sent_can_be_left_to_the_relay(self, slow: Desk) -> None:
         slow.session.publish([post("in flight")])
         slow.connection.run()
-        slow.connection.block()
-        slow.session.publish(posts(2))
+        slow.session.publish(posts(publishing.WINDOW + 1))
         slow.session.abandon_pending("takes too long")
-        assert slow.errors == {"m0": "takes too long", "m1": "takes too long"}
+        assert set(slow.errors.values()) == {"takes too long"}
+        assert len(slow.errors) == 2
         assert slow.session.busy
-        slow.connection.unblock()
         slow.connection.run()
-        assert slow.broker.ids == ["in flight"]
+        assert slow.broker.ids[0] == "in flight"
+        assert len(slow.broker.ids) == publishing.WINDOW
 
 
 @given(st.randoms(use_true_random=False))
