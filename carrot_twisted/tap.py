@@ -36,6 +36,8 @@ EXIT_CONFIG = 78
 LAST_MOMENT = 3.0
 #: Seconds between looks whether all queues are consumed, until they are.
 READY_INTERVAL = 0.1
+#: Seconds between looks whether they still are, for whoever listens.
+STATE_INTERVAL = 1.0
 
 
 def number(text: str) -> int:
@@ -144,6 +146,9 @@ class CarrotService(Service):
         self._reactor: Any = None
         self._signals = 0
         self._notifier = Notifier()
+        self._ready = False
+        self._status = ""
+        self._looking: Any = None
 
     def startService(self) -> None:
         """Set up Django and start the engine."""
@@ -225,14 +230,24 @@ class CarrotService(Service):
         )
         Deferred.fromCoroutine(self._engine.start()).addErrback(self._crash)
         self._notifier.tell(STATUS="Starting: not yet consuming from all queues")
-        self._tell_when_ready()
+        self._tell_state()
 
-    def _tell_when_ready(self) -> None:
-        assert self._engine is not None
-        if self._engine.consuming:
-            self._notifier.tell(READY="1", STATUS="Consuming from all queues")
-        elif self._reactor.running:
-            self._reactor.callLater(READY_INTERVAL, self._tell_when_ready)
+    def _tell_state(self) -> None:
+        """Say when it is ready, and from then on what keeps it from working."""
+        engine = self._engine
+        assert engine is not None
+        news = {}
+        if engine.consuming and not self._ready:
+            self._ready = True
+            news["READY"] = "1"
+        status = "; ".join(engine.problems) or "Consuming from all queues"
+        if status != self._status:
+            news["STATUS"] = self._status = status
+        if news:
+            self._notifier.tell(**news)
+        if self._notifier.is_heard:
+            interval = STATE_INTERVAL if self._ready else READY_INTERVAL
+            self._looking = self._reactor.callLater(interval, self._tell_state)
 
     def _on_signal(self, number: int, _frame: Any) -> None:
         if number == signal.SIGHUP and self._signals:
@@ -257,6 +272,8 @@ class CarrotService(Service):
     def stopService(self) -> Deferred[None]:
         """Drain: the reactor runs until this has fired."""
         super().stopService()
+        if self._looking is not None and self._looking.active():
+            self._looking.cancel()
         return Deferred.fromCoroutine(self._stop()).addErrback(self._crash)
 
     async def _stop(self) -> None:

@@ -134,7 +134,9 @@ class Engine:
         self._deadline: Deferred[Any] | None = None
         self._hurry = False
         queues = chosen_queues(settings, options)
-        self.worker = _this_worker(queues)
+        self.worker = _this_worker(
+            queues, sum(options.concurrency or queue.concurrency for queue in queues)
+        )
         self._writer = LogWriter(
             self._claimant,
             self._using,
@@ -217,6 +219,16 @@ class Engine:
     def consuming(self) -> bool:
         """Whether the broker delivers from each of the queues."""
         return all(subscription.consuming for subscription in self._subscriptions)
+
+    @property
+    def problems(self) -> list[str]:
+        """What keeps this service from working just now, for people; empty if all is well."""
+        found = [
+            self._writer.problem,
+            self._publisher.problem,
+            *(subscription.problem for subscription in self._subscriptions),
+        ]
+        return [text for text in found if text is not None]
 
     async def start(self) -> None:
         """Start all parts. Waits for a database that is away; never for the broker."""
@@ -377,7 +389,27 @@ class Engine:
         def in_time(_: object) -> None:
             self._complaints.over("heartbeat")
 
+        # Asked here, in the reactor, whose objects know what is wrong.
+        self.worker.state = self._state()
         return self._writer.call(self._renew_lease).addCallbacks(in_time, late)
+
+    def _state(self) -> dict[str, Any]:
+        """What ``manage.py carrot_status`` tells of this worker."""
+        return {
+            "running": [
+                {
+                    "thread": thread.name,
+                    "task": thread.task,
+                    "uuid": str(thread.uuid),
+                    "seconds": round(thread.seconds, 1),
+                    "stuck": thread.stuck,
+                }
+                for dispatcher in self._dispatchers
+                for thread in dispatcher.threads
+                if thread.task is not None
+            ],
+            "problems": self.problems,
+        }
 
     def _renew_lease(self) -> None:
         """On the writer's thread, so that what it does next knows of it."""
@@ -447,7 +479,7 @@ class Engine:
         return connected
 
 
-def _this_worker(queues: Sequence[QueueSettings]) -> Worker:
+def _this_worker(queues: Sequence[QueueSettings], threads: int) -> Worker:
     pid = os.getpid()
     host = socket.gethostname()
     return Worker(
@@ -458,4 +490,5 @@ def _this_worker(queues: Sequence[QueueSettings]) -> Worker:
         process_start=processes.start_of(pid),
         version=__version__,
         queues="\n".join(queue.name for queue in queues),
+        threads=threads,
     )

@@ -22,11 +22,16 @@ class Notifier:
         # A name in the kernel, not in a file system.
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
 
+    @property
+    def is_heard(self) -> bool:
+        """Whether there is anybody to tell."""
+        return bool(self._address)
+
     def tell(self, **state: str) -> None:
-        """Send these variables, such as ``READY="1"``. Never waits, never fails."""
+        """Send these variables, such as ``READY="1"``, a line each. Never waits, never fails."""
         if not self._address:
             return
-        text = "\n".join(f"{name}={value}" for name, value in state.items())
+        text = "\n".join(f"{name}={' '.join(value.split())}" for name, value in state.items())
         # Whoever listened may have gone: the service works on.
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
             sender.setblocking(False)
