@@ -151,3 +151,20 @@ def test_an_exception_whose_text_ends_the_process_is_told_by_its_type() -> None:
             raise SystemExit
 
     assert outcomes.exception_text(Rude(), 100) == "Rude (its text raised SystemExit)"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain é 日本", "plain é 日本"),
+        ("a\nb\r\x85c\u2028d\te", "a\\nb\\r\\x85c\\u2028d\\te"),
+        ("\x1b[31mred\x00", "\\x1b[31mred\\x00"),
+        ("\u202eleft\ud800", "\\u202eleft\\ud800"),
+    ],
+)
+def test_a_text_of_somebody_elses_takes_one_line_of_the_log(text: str, shown: str) -> None:
+    assert outcomes.one_line(text, 100) == shown
+
+
+def test_a_long_text_of_somebody_elses_is_cut() -> None:
+    assert outcomes.one_line("x" * 1000, 5) == "xxxxx"
