@@ -123,6 +123,38 @@ def test_a_consumer_class_of_the_project_is_accepted(settings: Any, module: Path
     assert checks.check_carrot() == []
 
 
+def test_e012_signing_without_a_secret_key(settings: Any) -> None:
+    settings.SECRET_KEY = ""
+    settings.CARROT = {"queues": [{"name": "q", "signing": "publish"}]}
+    told = found()
+    assert told.keys() == {"E012"}
+    assert "messages cannot be signed" in told["E012"]
+    settings.CARROT = {}
+    assert found() == {}
+
+
+@pytest.mark.parametrize(
+    ("hook", "warned"),
+    [("serializer = None", True), ("get_message_log = None", True), ("fail = None", False)],
+)
+def test_w003_signatures_where_others_publish(
+    settings: Any, module: Path, hook: str, warned: bool
+) -> None:
+    """Their messages would never run."""
+    module.write_text(
+        f"from carrot_twisted.consumer import Consumer\nclass Mine(Consumer):\n    {hook}\n"
+    )
+    queue = {"name": "q", "consumer_class": "carrot_probe.Mine"}
+    settings.CARROT = {"signing": True, "queues": [queue]}
+    told = found()
+    assert told.keys() == ({"W003"} if warned else set())
+    if warned:
+        assert "'signing': False" in told["W003"]
+    for signing in (False, "publish"):
+        settings.CARROT = {"signing": True, "queues": [{**queue, "signing": signing}]}
+        assert found() == {}
+
+
 def test_e010_times_without_a_zone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("carrot_twisted.checks.settings.USE_TZ", False)
     told = found()

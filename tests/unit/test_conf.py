@@ -58,6 +58,7 @@ def test_defaults_are_those_of_the_dictionary(settings: Any) -> None:
         exchange_arguments={},
         consumer_class="carrot_twisted.consumer.Consumer",
         prefetch=None,
+        signing=False,
     )
 
 
@@ -75,6 +76,7 @@ def test_every_value_can_be_set(settings: Any) -> None:
                 "exchange_arguments": {"exchange_type": "topic"},
                 "consumer_class": "app.consumers.Mail",
                 "prefetch": 7,
+                "signing": "publish",
             },
             {"name": "rest", "prefetch": "auto", "queue_arguments": None},
         ),
@@ -87,6 +89,7 @@ def test_every_value_can_be_set(settings: Any) -> None:
         "lease": 0.5,
         "max_crashes": 6,
         "monitor_authentication": ("app.views.guarded",),
+        "signing": True,
         "retention": {"COMPLETED": 0.5, "FAILED": 90, "CANCELLED": None},
     }
     value = conf.current()
@@ -101,7 +104,9 @@ def test_every_value_can_be_set(settings: Any) -> None:
         exchange_arguments={"exchange_type": "topic"},
         consumer_class="app.consumers.Mail",
         prefetch=7,
+        signing="publish",
     )
+    assert (value.signing, rest.signing) == (True, True)
     assert rest.host == value.default_broker == VirtualHost("amqps://u:p@one/")
     assert (rest.prefetch, rest.queue_arguments) == (None, {})
     assert value.task_modules == ("app.tasks", "other")
@@ -225,6 +230,7 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "shutdown_timeout": [0, -1.0, "25", None, True, float("nan")],
     "ack_deadline": [0],
     "lease": [0, float("nan"), float("inf")],
+    "signing": [0, 1, "yes", None],
 }
 for _key, _values in OUT_OF_RANGE.items():
     for _value in _values:
@@ -243,6 +249,7 @@ WRONG_IN_A_QUEUE: dict[str, list[Any]] = {
     "exchange_arguments": [[], {None: 1}],
     "consumer_class": ["", "no path", 5, None],
     "prefetch": [0, 65536, "many", 1.5, None, True],
+    "signing": [0, 1, "yes", []],
 }
 for _key, _values in WRONG_IN_A_QUEUE.items():
     for _value in _values:

@@ -35,6 +35,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "processes",
         "retry",
         "signals",
+        "signing",
         "task_paths",
         "topology",
         "triggers",
