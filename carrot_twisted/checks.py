@@ -40,6 +40,7 @@ def check_carrot(**_: Any) -> list[CheckMessage]:
         *_task_modules(value),
         *_consumer_classes(value),
         *_signing(value),
+        *_tls_files(value),
         *_monitor_authentication(value),
         *_time_zones(),
         *_databases(),
@@ -112,6 +113,21 @@ def _signing(value: conf.CarrotSettings) -> Iterator[CheckMessage]:
                 hint="Set 'signing': False for this queue, unless those others sign as "
                 "carrot_twisted does: their messages would be kept in its dead-letter queue.",
                 id="carrot_twisted.W003",
+            )
+
+
+def _tls_files(value: conf.CarrotSettings) -> Iterator[CheckMessage]:
+    for host in dict.fromkeys(queue.host for queue in value.queues.values()):
+        if not host.secure:
+            continue
+        try:
+            host.tls_context()
+        except OSError as error:
+            yield Error(
+                f"Broker {host.label}: {error}.",
+                hint="Give the paths of PEM files that this user may read: a certificate with the "
+                "private key that belongs to it, unencrypted.",
+                id="carrot_twisted.E011",
             )
 
 

@@ -202,6 +202,8 @@ MISTAKES: dict[str, tuple[Any, str, str]] = {
     ),
     "broker with a host that is no text": ({"default_broker": {"host": None}}, "E003", "host"),
     "broker with a name that is no text": ({"default_broker": {"name": 5}}, "E003", "name"),
+    "file that is no path": ({"default_broker": {"ca_file": 5}}, "E003", "ca_file is of type int"),
+    "file without TLS": ({"default_broker": {"ca_file": "a"}}, "E003", "for TLS only"),
     "host of a queue": ({"queues": [QUEUE | {"host": "h"}]}, "E003", "Queue 'q' in CARROT["),
     "queue that is no dictionary": ({"queues": ["q"]}, "E004", "CARROT['queues'][0] is not a dict"),
     "queue without a name": ({"queues": [{}]}, "E004", "CARROT['queues'][0] has no usable name"),
