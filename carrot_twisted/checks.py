@@ -2,7 +2,7 @@
 """What ``manage.py check`` says about the ``CARROT`` setting; the service asks the same at start.
 
 Errors of the setting itself (E001 to E006) come from ``conf``; here stands what needs the
-project's code (E007 to E009) or its other settings (E010, W001, W002).
+project's code (E007 to E009, W003), its other settings (E010, E012, W001, W002) or files (E011).
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
+from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 
 from carrot_twisted import conf, view_decorators
 from carrot_twisted.exceptions import CarrotConfigException
+from carrot_twisted.signing import Seal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 #: Last part of ENGINE, Django's own and those of GeoDjango.
 SQLITE = ("sqlite3", "spatialite")
 POSTGRESQL = ("postgresql", "postgis")
+#: The consumer of queues that name none.
+BASE = conf.QUEUE_DEFAULTS["consumer_class"]
 
 
 @register(Tags.compatibility)
@@ -35,6 +39,8 @@ def check_carrot(**_: Any) -> list[CheckMessage]:
     return [
         *_task_modules(value),
         *_consumer_classes(value),
+        *_signing(value),
+        *_tls_files(value),
         *_monitor_authentication(value),
         *_time_zones(),
         *_databases(),
@@ -67,7 +73,7 @@ def _task_modules(value: conf.CarrotSettings) -> Iterator[CheckMessage]:
 
 def _consumer_classes(value: conf.CarrotSettings) -> Iterator[CheckMessage]:
     for queue in value.queues.values():
-        if queue.consumer_class == conf.QUEUE_DEFAULTS["consumer_class"]:
+        if queue.consumer_class == BASE:
             # Not imported here: a web process has no use for it.
             continue
         try:
@@ -85,8 +91,63 @@ def _consumer_classes(value: conf.CarrotSettings) -> Iterator[CheckMessage]:
 def _no_consumer(factory: Any) -> str:
     # By name: a subclass has imported that module; to import it here for all others would bring
     # the service's side into every web process.
-    bases = [f"{base.__module__}.{base.__qualname__}" for base in getattr(factory, "__mro__", ())]
-    return "" if conf.QUEUE_DEFAULTS["consumer_class"] in bases else "is no Consumer"
+    bases = [_name(base) for base in getattr(factory, "__mro__", ())]
+    return "" if BASE in bases else "is no Consumer"
+
+
+def _signing(value: conf.CarrotSettings) -> Iterator[CheckMessage]:
+    if any(queue.signs for queue in value.queues.values()):
+        try:
+            Seal()
+        except ImproperlyConfigured as error:
+            yield Error(
+                f"CARROT['signing'] is set, and messages cannot be signed: {error}",
+                hint="Set SECRET_KEY, the same for the service and for all that publish.",
+                id="carrot_twisted.E012",
+            )
+    for queue in value.queues.values():
+        if queue.verifies and _reads_foreign_messages(queue.consumer_class):
+            yield Warning(
+                f"Queue {queue.name!r} lets signed messages in only, and its 'consumer_class' "
+                f"{queue.consumer_class!r} reads messages that others publish.",
+                hint="Set 'signing': False for this queue, unless those others sign as "
+                "carrot_twisted does: their messages would be kept in its dead-letter queue.",
+                id="carrot_twisted.W003",
+            )
+
+
+def _tls_files(value: conf.CarrotSettings) -> Iterator[CheckMessage]:
+    for host in dict.fromkeys(queue.host for queue in value.queues.values()):
+        if not host.secure:
+            continue
+        try:
+            host.tls_context()
+        except OSError as error:
+            yield Error(
+                f"Broker {host.label}: {error}.",
+                hint="Give the paths of PEM files that this user may read: a certificate with the "
+                "private key that belongs to it, unencrypted.",
+                id="carrot_twisted.E011",
+            )
+
+
+def _reads_foreign_messages(path: str) -> bool:
+    if path == BASE:
+        return False
+    try:
+        found = import_string(path)
+    except (Exception, SystemExit):
+        # E008 tells.
+        return False
+    base = next((b for b in getattr(found, "__mro__", ()) if _name(b) == BASE), found)
+    return any(
+        getattr(found, name, None) is not getattr(base, name, None)
+        for name in ("get_message_log", "serializer")
+    )
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _monitor_authentication(value: conf.CarrotSettings) -> Iterator[CheckMessage]:

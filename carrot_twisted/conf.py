@@ -49,6 +49,9 @@ DEFAULTS: dict[str, Any] = {
     "max_crashes": 5,
     # Dotted paths of decorators for every view of the monitor, for example login_required's.
     "monitor_authentication": [],
+    # True: the service runs signed messages only, see docs/security.md. "publish": messages are
+    # signed, others are taken, too.
+    "signing": False,
     # Days that rows are kept after their end, by final state; None: for ever. A state that is not
     # named keeps its default. None instead of the dictionary: nothing is ever deleted.
     "retention": {"COMPLETED": 3, "FAILED": None, "CANCELLED": 3},
@@ -69,6 +72,8 @@ QUEUE_DEFAULTS: dict[str, Any] = {
     "consumer_class": "carrot_twisted.consumer.Consumer",
     # Unacknowledged messages held by the service; "auto" follows the measured run time of tasks.
     "prefetch": "auto",
+    # As CARROT["signing"], for this queue; None: as there. False where others publish to it.
+    "signing": None,
 }
 
 #: Keys of "exchange_arguments": those of pika's exchange_declare.
@@ -81,6 +86,9 @@ _BROKER_TYPES: dict[str, Any] = {
     "username": str,
     "password": str,
     "secure": bool,
+    "ca_file": (str, type(None)),
+    "certificate_file": (str, type(None)),
+    "key_file": (str, type(None)),
 }
 #: Modules of this package whose functions may be run, as if "task_modules" named them.
 OWN_TASK_MODULES = ("carrot_twisted.helper_tasks",)
@@ -89,6 +97,7 @@ MAX_HEARTBEAT = 300
 #: The longest retention, in days: a hundred years, which every database can subtract.
 MAX_DAYS = 36_500
 _ARGUMENTS = "a dictionary of texts to values that AMQP knows: texts, numbers, True, lists"
+_SIGNING = "False, True or 'publish'"
 #: AMQP's "short string": the limit of every name on the wire, in bytes.
 MAX_NAME_BYTES = 255
 
@@ -116,6 +125,18 @@ class QueueSettings:
     consumer_class: str
     prefetch: int | None
     """A fixed number, or None for "auto"."""
+    signing: bool | str
+    """False, "publish" or True."""
+
+    @property
+    def signs(self) -> bool:
+        """Whether messages to this queue are signed."""
+        return self.signing is not False
+
+    @property
+    def verifies(self) -> bool:
+        """Whether only signed messages of this queue are let in."""
+        return self.signing is True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +155,8 @@ class CarrotSettings:
     lease: float
     max_crashes: int
     monitor_authentication: tuple[str, ...]
+    signing: bool | str
+    """Of queues that say nothing of it."""
     retention: dict[str, timedelta]
     """How long rows are kept after their end, by final state; a state not in it: for ever."""
 
@@ -200,11 +223,14 @@ class _Reader:
                 3,
                 f"{where} cannot be understood: {error}.",
                 "Give a URL such as amqp://user:password@localhost:5672/my-vhost, or a dictionary "
-                "with host, port, name, username, password and secure.",
+                "with host, port, name, username, password, secure, ca_file, certificate_file "
+                "and key_file.",
             )
             return VirtualHost()
 
-    def queue(self, value: Any, default_broker: VirtualHost, position: int) -> QueueSettings | None:
+    def queue(
+        self, value: Any, default_broker: VirtualHost, signing: bool | str, position: int
+    ) -> QueueSettings | None:
         where = f"CARROT['queues'][{position}]"
         if not isinstance(value, Mapping):
             self.problem(4, f"{where} is not a dictionary.", "Write {'name': 'default', …}.")
@@ -250,6 +276,9 @@ class _Reader:
             ),
             consumer_class=checked("consumer_class", "a dotted path", _is_path),
             prefetch=None if prefetch == "auto" else prefetch,
+            signing=(
+                signing if got["signing"] is None else checked("signing", _SIGNING, _is_signing)
+            ),
         )
 
     def read(self, raw: Any) -> CarrotSettings:
@@ -263,10 +292,11 @@ class _Reader:
             return self.checked(got[key], DEFAULTS[key], f"CARROT[{key!r}]", wanted, test)
 
         default_broker = self.broker(got["default_broker"], "CARROT['default_broker']")
+        signing = checked("signing", _SIGNING, _is_signing)
         queues: dict[str, QueueSettings] = {}
         listed = checked("queues", "a list of dictionaries", _is_list) or [{"name": DEFAULT_QUEUE}]
         for position, value in enumerate(listed):
-            queue = self.queue(value, default_broker, position)
+            queue = self.queue(value, default_broker, signing, position)
             if queue is not None and queue.name in queues:
                 self.problem(
                     5,
@@ -306,6 +336,7 @@ class _Reader:
             monitor_authentication=paths(
                 "monitor_authentication", "a list of dotted paths of decorators"
             ),
+            signing=signing,
             retention=self.retention(got["retention"]),
         )
 
@@ -354,6 +385,10 @@ def _is_days(value: Any) -> bool:
 
 def _is_prefetch(value: Any) -> bool:
     return value == "auto" or (_is_int(value) and 1 <= value <= 65535)
+
+
+def _is_signing(value: Any) -> bool:
+    return _is_bool(value) or value == "publish"
 
 
 def _is_arguments(value: Any) -> bool:

@@ -511,6 +511,7 @@ class ConsumerSet:
             exchange_arguments=dict(known.exchange_arguments if known else self.exchange_arguments),
             consumer_class=self.consumer_class,
             prefetch=known.prefetch if known else None,
+            signing=known.signing if known else settings.signing,
         )
         self._engine = Engine(
             dataclasses.replace(settings, queues={**settings.queues, self.queue: queue}),

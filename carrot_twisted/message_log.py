@@ -8,7 +8,6 @@ Every time that is compared with another is the database's clock.
 
 from __future__ import annotations
 
-import ast
 import json
 import logging
 import os
@@ -332,8 +331,8 @@ class MessageLog(models.Model):
                 value = json.loads(text)
             except ValueError:
                 # A row brought over from django-carrot, which stored the text of a tuple.
-                value = ast.literal_eval(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
+                value = wire.literal(text)
+        except (ValueError, RecursionError):
             value = None
         if not isinstance(value, list | tuple):
             raise InvalidMessage(f"Positional arguments are a JSON list, not {text[:100]!r}.")

@@ -11,6 +11,7 @@ import pika
 from carrot_twisted import blocking, conf, topology, wire
 from carrot_twisted.exceptions import BrokerError, InvalidMessage, PoisonMessage
 from carrot_twisted.models import MessageLog
+from carrot_twisted.signing import Seal
 from carrot_twisted.task_paths import resolve_task
 from carrot_twisted.virtual_host import HEARTBEAT, VirtualHost
 
@@ -84,12 +85,15 @@ class BaseMessageSerializer:
     def properties(self) -> dict[str, Any]:
         """Keyword arguments for ``pika.BasicProperties``."""
         message = self.message
-        return {
+        properties = {
             **wire.properties(message.task, message.uuid, message.priority),
             "headers": {self.type_header: message.task},
             "content_type": self.content_type,
             "type": self.message_type,
         }
+        if conf.current().queue(message.queue).signs:
+            return Seal().sign(properties, self.body().encode())
+        return properties
 
     def publish(self, connection: pika.BlockingConnection, channel: BlockingChannel) -> None:
         """Send this message and wait until the broker has it; then close the connection.

@@ -7,7 +7,6 @@ would do something else than its row says is switched off, with the reason: some
 
 from __future__ import annotations
 
-import ast
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,9 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from carrot_twisted.old_tables import OldMessageLog, OldScheduledTask
-
-#: What ``ast.literal_eval`` raises.
-_NO_LITERAL = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
 
 
 def new_log(old: OldMessageLog, arguments: tuple[str, str] | None = None) -> MessageLog:
@@ -189,11 +185,11 @@ def _unknown_queue(queue: str | None) -> str:
 
 def _log_arguments(old: OldMessageLog) -> tuple[str, str]:
     try:
-        value = ast.literal_eval(old.task_args or "()")
+        value = wire.literal(old.task_args or "()")
         if not isinstance(value, tuple | list):
             raise TypeError("the row keeps the text of a tuple")
         task_args = _json(list(value))
-    except _NO_LITERAL:
+    except (ValueError, TypeError):
         raise InvalidMessage(
             f"the positional arguments {_short(old.task_args)} cannot be read back; its message, "
             "if RabbitMQ still has it, runs with an AdoptingConsumer"
@@ -207,8 +203,8 @@ def _schedule_arguments(text: str | None) -> tuple[str, str]:
     if not text:
         return wire.NO_ARGS, ""
     try:
-        task_args = _json(list(ast.literal_eval(f"({text},)")))
-    except _NO_LITERAL:
+        task_args = _json(list(wire.literal(f"({text},)")))
+    except (ValueError, TypeError):
         # As django-carrot passed them.
         task_args = _json([part.strip() for part in text.split(",") if part])
         return task_args, f"its arguments are no literals, and stay texts: {_short(task_args)}"

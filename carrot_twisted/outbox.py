@@ -20,6 +20,7 @@ from django.db.models.functions import Now
 from carrot_twisted import conf, statements, topology, wire
 from carrot_twisted.message_log import GRACE, due_in, new_token
 from carrot_twisted.models import MessageLog
+from carrot_twisted.signing import Seal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -62,21 +63,24 @@ def posts(rows: Iterable[MessageLog]) -> dict[VirtualHost, list[Post]]:
     settings = conf.current()
     result: dict[VirtualHost, list[Post]] = {}
     steps: dict[str, Sequence[Step]] = {}
+    seal = Seal() if any(queue.signs for queue in settings.queues.values()) else None
     for row in rows:
         queue = settings.queue(row.queue)
         if queue.name not in steps:
             steps[queue.name] = topology.work_queue(queue)
         message_id = str(row.uuid)
+        body = wire.body(row.task_args, row.content)
+        properties = wire.properties(row.task, message_id, row.priority)
+        if seal is not None and queue.signs:
+            properties = seal.sign(properties, body)
         result.setdefault(queue.host, []).append(
             Post(
                 message_id=message_id,
                 token=row.token,
                 exchange=row.exchange,
                 routing_key=row.routing_key or row.queue,
-                body=wire.body(row.task_args, row.content),
-                properties=pika.BasicProperties(
-                    **wire.properties(row.task, message_id, row.priority)
-                ),
+                body=body,
+                properties=pika.BasicProperties(**properties),
                 steps=steps[queue.name],
             )
         )

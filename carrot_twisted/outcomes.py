@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -147,6 +148,20 @@ def stored(text: str, limit: int) -> str:
     if not text.isascii():
         text = text.encode("utf-8", "backslashreplace").decode()
     return text
+
+
+#: Control characters, line ends of every kind, and what turns the direction of writing.
+_UNSEEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def one_line(text: str, limit: int) -> str:
+    """A text of somebody else's, fit for a line of the service's log.
+
+    What could begin another line, or hide or colour one, is shown as an escape.
+    """
+    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text[:limit])
 
 
 def output_text(value: Any, limit: int) -> str | None:

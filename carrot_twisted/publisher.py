@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from django.db import close_old_connections
 from pika.adapters.select_connection import IOLoop, SelectConnection
+from pika.exceptions import IncompatibleProtocolError
 
 from carrot_twisted import conf, outbox, signals
 from carrot_twisted.outage import Outage
@@ -145,8 +146,14 @@ class _Link:
     def _connect(self) -> None:
         server = self._servers[0]
         self._servers.rotate(-1)
+        try:
+            parameters = self._host.parameters(server, conf.current().heartbeat)
+        except OSError as error:
+            # A file that TLS needs is gone.
+            self._failed(None, error)
+            return
         self._connection = _Connection(
-            self._host.parameters(server, conf.current().heartbeat),
+            parameters,
             on_open_callback=self._opened,
             on_open_error_callback=self._failed,
             on_close_callback=self._failed,
@@ -163,10 +170,10 @@ class _Link:
         posts, self._waiting = self._waiting, deque()
         self._session.publish(posts)
 
-    def _failed(self, _connection: Connection, reason: object) -> None:
+    def _failed(self, _connection: Connection | None, reason: object) -> None:
         if self._closing:
             return
-        told = self._outage.failed(_cause(reason))
+        told = self._outage.failed(self._cause(reason))
         if told is not None:
             _logger.warning(
                 "No connection to the broker %s (%s). Tasks are kept in the database; a running "
@@ -183,6 +190,17 @@ class _Link:
         self._not_before = time.monotonic() + RECONNECT
         self._give_up(f"no connection to the broker: {reason}")
 
+    def _cause(self, reason: object) -> str:
+        error = _innermost(reason)
+        text = f"{type(error).__name__}: {error}"
+        if self._host.secure and isinstance(error, IncompatibleProtocolError):
+            # TLS 1.3 has no moment for the server's refusal, and pika misses its last words.
+            text += (
+                "; the broker hung up after TLS's handshake. It may want a client certificate, "
+                "or another one: see certificate_file"
+            )
+        return text
+
     def _give_up(self, reason: str) -> None:
         waiting, self._waiting = self._waiting, deque()
         for post in waiting:
@@ -196,13 +214,13 @@ class _Link:
         self._thread.settled(post, error)
 
 
-def _cause(reason: Any) -> str:
+def _innermost(reason: Any) -> Any:
     """What pika wraps up to three times: "ConnectionRefusedError: …" and the like."""
     while True:
         nested = getattr(reason, "exceptions", None) or getattr(reason, "args", None) or [None]
         inner = getattr(reason, "exception", None) or nested[-1]
         if not isinstance(inner, Exception):
-            return f"{type(reason).__name__}: {reason}"
+            return reason
         reason = inner
 
 

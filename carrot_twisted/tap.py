@@ -3,6 +3,9 @@
 
 ``makeService`` runs before twistd becomes a daemon and gives up root: it touches neither Django
 nor a socket nor a thread. ``startService`` does, in the process that stays.
+
+twistd's own handling of its pid file has races, believes whatever number stands in the file, and
+follows links: it is told that there is none, and the service holds that file (``PidFile``).
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from twisted.internet.defer import Deferred
 from twisted.python import usage
 from txaio.tx import make_logger, set_global_log_level
 
+from carrot_twisted.service.guise import Guise
 from carrot_twisted.service.notify import Notifier
 from carrot_twisted.service.pid_file import PidFile
 
@@ -99,6 +103,8 @@ class Options(usage.Options):
         #: Put on the import path; None where ``manage.py`` has set it up already.
         self.folder: str | None = os.getcwd()
         self["queues"] = []
+        #: twistd's pid file, which the service takes care of; "": none, or not ours.
+        self.pid_path = ""
 
     def opt_queue(self, name: str) -> None:
         """Consume from this queue only; may be given several times."""
@@ -108,6 +114,9 @@ class Options(usage.Options):
 
     def postOptions(self) -> None:
         """Take the settings module from the environment if it was not given."""
+        twistd = self.parent
+        if twistd is not None and twistd.get("pidfile") and not twistd.get("chroot"):
+            self.pid_path, twistd["pidfile"] = twistd["pidfile"], ""
         self["settings"] = self["settings"] or os.environ.get("DJANGO_SETTINGS_MODULE")
         if not self["settings"]:
             raise usage.UsageError(
@@ -123,7 +132,8 @@ class CarrotService(Service):
         options: the engine's options.
         folder: the project's folder, put on the import path; None if that is done.
         nodaemon: twistd stays in the foreground.
-        pid_file: twistd's, held by this process.
+        pid_file: held by this process.
+        guise: in which twistd starts us; dropped when root is needed.
     """
 
     name = "carrot"
@@ -135,12 +145,14 @@ class CarrotService(Service):
         folder: str | None,
         nodaemon: bool,
         pid_file: PidFile | None = None,
+        guise: Guise | None = None,
     ) -> None:
         self._settings_module = settings_module
         self._options = options
         self._folder = folder
         self._nodaemon = nodaemon
         self._pid_file = pid_file
+        self._guise = guise
         self._terminal = None if nodaemon else _terminal()
         self._engine: Engine | None = None
         self._reactor: Any = None
@@ -149,6 +161,12 @@ class CarrotService(Service):
         self._ready = False
         self._status = ""
         self._looking: Any = None
+
+    def privilegedStartService(self) -> None:
+        """twistd has its files, and is about to change the user for good."""
+        super().privilegedStartService()
+        if self._guise is not None:
+            self._guise.drop()
 
     def startService(self) -> None:
         """Set up Django and start the engine."""
@@ -159,7 +177,9 @@ class CarrotService(Service):
         # Twisted's clock is the wall's: a clock that is set would stall or fire every timer.
         self._reactor.seconds = time.monotonic
         if self._pid_file is not None:
+            self._pid_file.write(os.getpid())
             self._pid_file.let_go_in_children()
+            self._reactor.addSystemEventTrigger("after", "shutdown", self._pid_file.remove)
         if self._folder is not None and self._folder not in sys.path:
             sys.path.insert(0, self._folder)
         os.environ["DJANGO_SETTINGS_MODULE"] = self._settings_module
@@ -298,13 +318,15 @@ class CarrotService(Service):
 
     def _refuse(self, text: str) -> None:
         if self._nodaemon:
-            # Not SystemExit: twistd would leave its pid file behind.
+            # Not SystemExit: the reactor's shutdown tidies up.
             self._reactor.callWhenRunning(self._fatal, text)
             return
         _log.critical("{text}", text=text)
         # By itself twistd tells the command that was typed 98 characters of an exception.
         assert self._terminal is not None
         os.write(self._terminal, f"carrot: {text}\n".encode(errors="replace"))
+        if self._pid_file is not None:
+            self._pid_file.remove()
         _exit_with(EXIT_CONFIG)
         _end_in_time()
         raise RuntimeError("carrot cannot start, for the reason above")
@@ -353,7 +375,16 @@ def _exit() -> None:
 def makeService(options: Options) -> CarrotService:
     """What twistd runs. Nothing of Django is imported yet."""
     set_global_log_level(options["loglevel"])
-    parent = options.parent
+    twistd = options.parent
+    guise = _guise(twistd)
+    try:
+        if twistd is not None:
+            _require_writable_log(twistd)
+        pid_file = _hold(options.pid_path)
+    except BaseException:
+        if guise is not None:
+            guise.drop()
+        raise
     return CarrotService(
         settings_module=options["settings"],
         options={
@@ -364,24 +395,55 @@ def makeService(options: Options) -> CarrotService:
             "consumer_class": options["consumer-class"],
         },
         folder=options.folder,
-        nodaemon=bool(parent is None or parent["nodaemon"]),
-        pid_file=_hold(parent),
+        nodaemon=bool(twistd is None or twistd["nodaemon"]),
+        pid_file=pid_file,
+        guise=guise,
     )
 
 
-def _hold(twistd: Any) -> PidFile | None:
-    """Lock twistd's pid file before twistd, and perhaps a second one, writes into it."""
-    if twistd is None or not twistd.get("pidfile") or twistd.get("chroot"):
+def _guise(twistd: Any) -> Guise | None:
+    # Changing the root folder needs root, and comes before privilegedStartService.
+    if twistd is None or twistd.get("uid") is None or twistd.get("chroot") or os.geteuid():
         return None
-    pid_file = PidFile(twistd["pidfile"])
+    return Guise(twistd["uid"], twistd.get("gid"))
+
+
+def _require_writable_log(twistd: Any) -> None:
+    """twistd itself would tell by a traceback."""
+    name = twistd.get("logfile")
+    if twistd.get("syslog") or twistd.get("logger") or name == "-":
+        return
+    if not name and (twistd.get("nodaemon") or twistd.get("debug")):
+        return
+    path = os.path.abspath(name or "twistd.log")
+    try:
+        with open(path, "ab"):
+            pass
+    except OSError as error:
+        raise SystemExit(
+            f"The log file {path} cannot be written as user {os.geteuid()} ({error.strerror}). "
+            "Give twistd another --logfile, or change the owner of that file and its folder."
+        ) from error
+
+
+def _hold(path: str) -> PidFile | None:
+    """Lock the pid file, so that a second service does not start beside this one."""
+    if not path:
+        return None
+    pid_file = PidFile(path)
     try:
         if not pid_file.take(create=True):
             raise SystemExit(
-                f"carrot runs already, as process {pid_file.read()}. For a second service give "
-                f"twistd another --pidfile than {pid_file.path}"
+                f"carrot runs already, as process {pid_file.read() or 'that is just starting'}. "
+                f"For a second service give twistd another --pidfile than {pid_file.path}"
             )
+        pid_file.read()
+    except ValueError as error:
+        raise SystemExit(f"{error}: is it the right --pidfile? It is left as it is.") from error
     except OSError as error:
-        raise SystemExit(f"{error}. Give twistd another --pidfile.") from error
-    # twistd takes an empty file for somebody else's.
+        raise SystemExit(
+            f"The pid file {pid_file.path} cannot be written as user {os.geteuid()} "
+            f"({error.strerror}). Give twistd another --pidfile."
+        ) from error
     pid_file.write(os.getpid())
     return pid_file

@@ -38,10 +38,15 @@ class VirtualHost:
         port: port of those hosts that name none; default 5672, or 5671 with TLS.
         username: RabbitMQ user.
         password: that user's password.
-        secure: use TLS and verify the server's certificate and host name.
+        secure: use TLS, 1.2 or later, and verify the server's certificate and host name.
+        ca_file: PEM file of the only authorities that are trusted to sign the server's
+            certificate; by default the system's.
+        certificate_file: PEM file of the certificate, and its chain, that we show to the server.
+        key_file: PEM file of its private key, unencrypted; by default in ``certificate_file``.
 
     Raises:
-        ValueError: the URL cannot be understood. The text never holds the password.
+        ValueError: the URL cannot be understood, or files are named without TLS. The text never
+            holds the password.
     """
 
     def __init__(
@@ -53,6 +58,10 @@ class VirtualHost:
         username: str = "guest",
         password: str = "guest",  # noqa: S107 - RabbitMQ's own public default
         secure: bool = False,
+        *,
+        ca_file: str | None = None,
+        certificate_file: str | None = None,
+        key_file: str | None = None,
     ) -> None:
         netloc = host if isinstance(host, str) else ",".join(host)
         if url is not None:
@@ -82,6 +91,16 @@ class VirtualHost:
                 password = unquote(word) if colon else password
             name = path or name
         self.secure = secure
+        self.ca_file = ca_file
+        self.certificate_file = certificate_file
+        self.key_file = key_file
+        if any(self._files()) and not secure:
+            raise ValueError(
+                "ca_file, certificate_file and key_file are for TLS only, and this broker is "
+                "reached without: write amqps:// or 'secure': True"
+            )
+        if key_file and not certificate_file:
+            raise ValueError("a key_file needs the certificate_file that it belongs to")
         default_port = port or (AMQPS_PORT if secure else AMQP_PORT)
         #: (host, port) of each server, tried in turn.
         self.servers = tuple(_server(part, default_port) for part in netloc.split(","))
@@ -107,13 +126,16 @@ class VirtualHost:
             server: one of ``servers``; default the first.
             heartbeat: asked of the broker, in seconds. A peer that is silent for more than about
                 twice as long is given up, by either side.
+
+        Raises:
+            OSError: a file that TLS needs cannot be used.
         """
         import pika
 
         host, port = server or self.servers[0]
         options: dict[str, Any] = {}
         if self.secure:
-            options["ssl_options"] = pika.SSLOptions(ssl.create_default_context(), host)
+            options["ssl_options"] = pika.SSLOptions(self.tls_context(), host)
         return pika.ConnectionParameters(
             host=host,
             port=port,
@@ -127,6 +149,27 @@ class VirtualHost:
             client_properties={"product": "carrot-twisted"},
             **options,
         )
+
+    def tls_context(self) -> ssl.SSLContext:
+        """What is asked of the server, and shown to it, when a TLS connection begins.
+
+        Raises:
+            OSError: a file is missing, or is not what it should be; the text names it.
+        """
+        try:
+            context = ssl.create_default_context(cafile=self.ca_file)
+        except OSError as error:
+            raise OSError(f"ca_file {self.ca_file!r} cannot be used: {error}") from error
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if self.certificate_file:
+            try:
+                context.load_cert_chain(self.certificate_file, self.key_file, _no_passphrase)
+            except OSError as error:
+                files = f"certificate_file {self.certificate_file!r}"
+                if self.key_file:
+                    files += f" with key_file {self.key_file!r}"
+                raise OSError(f"{files} cannot be used: {error}") from error
+        return context
 
     @property
     def blocking_connection(self) -> pika.BlockingConnection:
@@ -155,7 +198,11 @@ class VirtualHost:
         return pika.BlockingConnection(parameters)
 
     def _identity(self) -> tuple[object, ...]:
-        return (self.servers, self.name, self.username, self.password, self.secure)
+        login = (self.username, self.password)
+        return (self.servers, self.name, *login, self.secure, *self._files())
+
+    def _files(self) -> tuple[str | None, ...]:
+        return (self.ca_file, self.certificate_file, self.key_file)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, VirtualHost) and self._identity() == other._identity()
@@ -168,6 +215,11 @@ class VirtualHost:
 
     def __repr__(self) -> str:
         return f"<VirtualHost {self}>"
+
+
+def _no_passphrase() -> str:
+    # By default OpenSSL would ask for it at the terminal, and wait.
+    raise OSError("the private key is encrypted, and there is nobody to ask for the passphrase")
 
 
 def _server(text: str, default_port: int) -> tuple[str, int]:

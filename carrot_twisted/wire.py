@@ -9,6 +9,7 @@ before they were sent.
 
 from __future__ import annotations
 
+import ast
 import json
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -26,6 +27,8 @@ MAX_PRIORITY = 255
 #: Lists and objects inside each other. Python's parsers give up somewhere near 1,000, less what the
 #: caller's own stack takes.
 MAX_DEPTH = 200
+#: Characters of a literal that is read. Ten times as many take seconds, and half a gigabyte.
+MAX_LITERAL = 100_000
 #: What an empty tuple and an empty dictionary look like in a row.
 NO_ARGS = "[]"
 NO_KWARGS = "{}"
@@ -165,6 +168,20 @@ def stored_object(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InvalidMessage(f"Keyword arguments are a JSON object, not {text[:100]!r}.")
     return value
+
+
+def literal(text: str) -> Any:
+    """A Python literal, as django-carrot's rows hold them. Nothing in it is evaluated.
+
+    Raises:
+        ValueError: it is none, or too long or too deep to be read.
+    """
+    if len(text) > MAX_LITERAL:
+        raise ValueError(f"a literal of {len(text)} characters is not read")
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        raise ValueError(f"no literal: {type(error).__name__}") from None
 
 
 def _stored(text: str) -> Any:

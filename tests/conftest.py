@@ -9,6 +9,7 @@ that is not installed skips its tests at a developer's desk, and fails them wher
 from __future__ import annotations
 
 import os
+import stat
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import pika
@@ -19,7 +20,7 @@ from django.db import connections
 from carrot_twisted import publisher
 from carrot_twisted.virtual_host import VirtualHost
 from devtools.servers import PostgreSQL, RabbitMQ, ServerError, temporary_folder
-from tests.processes import ServiceProcess
+from tests.processes import REPOSITORY, ServiceProcess, python_for_others
 from tests.settings import CARROT, database
 
 if TYPE_CHECKING:
@@ -35,14 +36,22 @@ def kind_of_database() -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what makes sense with the other database only."""
+    """Leave out what makes sense with the other database, or for root only."""
     others = [
         item
         for item in items
-        if (only := item.get_closest_marker("only")) and only.args[0] != kind_of_database()
+        if ((only := item.get_closest_marker("only")) and only.args[0] != kind_of_database())
+        or (item.get_closest_marker("root") and not may_change_user())
     ]
     items[:] = [item for item in items if item not in others]
     config.hook.pytest_deselected(items=others)
+
+
+def may_change_user() -> bool:
+    """Whether this is root, and another user could run the code that is here."""
+    places = [REPOSITORY, *REPOSITORY.parents]
+    open_to_all = all(place.stat().st_mode & stat.S_IXOTH for place in places)
+    return os.geteuid() == 0 and open_to_all and python_for_others() is not None
 
 
 def _missing(error: Exception) -> NoReturn:
@@ -127,7 +136,9 @@ def start_service(
     """Start ``twistd carrot`` as a process of its own; every one is ended with the test."""
     running: list[ServiceProcess] = []
 
-    def start(*options: str, wait: bool = True, **environment: str) -> ServiceProcess:
+    def start(
+        *options: str, wait: bool = True, pid_file: Path | None = None, **environment: str
+    ) -> ServiceProcess:
         service = ServiceProcess(
             tmp_path / f"service-{len(running)}",
             options,
@@ -137,6 +148,7 @@ def start_service(
                 "CARROT_TEST_LEDGER": str(tmp_path / "ledger"),
                 **environment,
             },
+            pid_file=pid_file,
         )
         running.append(service)
         if wait:

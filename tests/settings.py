@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -43,8 +44,12 @@ DATABASES = {
     if _url
     else {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
 }
+_broker = os.environ.get("CARROT_BROKER_URL", "amqp://guest:guest@localhost:5672/")
+#: Further keys of the broker's dictionary, as JSON.
+_options = os.environ.get("CARROT_TEST_BROKER")
 CARROT = {
-    "default_broker": os.environ.get("CARROT_BROKER_URL", "amqp://guest:guest@localhost:5672/"),
+    "default_broker": {"url": _broker, **json.loads(_options)} if _options else _broker,
+    "signing": json.loads(os.environ.get("CARROT_TEST_SIGNING", "false")),
     "queues": [
         {
             "name": "default",

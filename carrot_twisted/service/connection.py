@@ -8,6 +8,8 @@ automat's NoTransition when ``prepareConnection`` fails, as an AMQP handshake do
 from __future__ import annotations
 
 import random
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pika.exceptions import (
@@ -39,6 +41,7 @@ LAST_DELAY = 5.0
 REFUSED_DELAY = 15.0
 CONNECT_TIMEOUT = 5.0
 
+_PEM = re.compile(b"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 _REFUSALS = (AuthenticationError, ProbableAccessDeniedError, ProbableAuthenticationError)
 
 
@@ -190,12 +193,9 @@ class BrokerConnection:
     async def _connect(self, server: tuple[str, int]) -> CarrotProtocol:
         host, port = server
         endpoint: Any = HostnameEndpoint(self._reactor, host, port, timeout=CONNECT_TIMEOUT)
-        if self._host.secure:
-            # Imported here: TLS needs pyOpenSSL, which plain connections do without.
-            from twisted.internet.ssl import optionsForClientTLS
-
-            endpoint = wrapClientTLS(optionsForClientTLS(host), endpoint)
         parameters = self._host.parameters(server, conf.current().heartbeat)
+        if self._host.secure:
+            endpoint = wrapClientTLS(_tls_options(self._host, host), endpoint)
         reactor = self._reactor
 
         class _Factory(Factory):
@@ -220,6 +220,33 @@ class BrokerConnection:
             finally:
                 self._waiting = None
         return protocol
+
+
+def _tls_options(broker: VirtualHost, server: str) -> Any:
+    """The same for Twisted's TLS as ``VirtualHost.tls_context``, whose call has shown that the
+    files can be used."""
+    # Imported here: TLS needs pyOpenSSL, which plain connections do without.
+    from OpenSSL.crypto import FILETYPE_PEM
+    from twisted.internet import ssl
+
+    trusted = own = None
+    options: dict[str, Any] = {"raiseMinimumTo": ssl.TLSVersion.TLSv1_2}
+    if broker.ca_file:
+        trusted = ssl.trustRootFromCertificates(_certificates(broker.ca_file))
+    if broker.certificate_file:
+        chain = _certificates(broker.certificate_file)
+        key = Path(broker.key_file or broker.certificate_file).read_bytes()
+        own = ssl.PrivateCertificate.fromCertificateAndKeyPair(
+            chain[0], ssl.KeyPair.load(key, FILETYPE_PEM)
+        )
+        options["extraCertChain"] = [certificate.original for certificate in chain[1:]]
+    return ssl.optionsForClientTLS(server, trusted, own, extraCertificateOptions=options)
+
+
+def _certificates(path: str) -> list[Any]:
+    from twisted.internet.ssl import Certificate
+
+    return [Certificate.loadPEM(pem) for pem in _PEM.findall(Path(path).read_bytes())]
 
 
 def _reason(error: Exception, host: VirtualHost) -> str:

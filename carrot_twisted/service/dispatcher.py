@@ -23,7 +23,7 @@ from uuid import UUID
 
 from txaio.tx import make_logger
 
-from carrot_twisted import execution, wire
+from carrot_twisted import execution, outcomes, wire
 from carrot_twisted.execution import Limits, Run
 from carrot_twisted.message_log import new_token
 from carrot_twisted.outcomes import Kind, Result, Verdict
@@ -32,6 +32,7 @@ from carrot_twisted.service.delivery import Delivery
 from carrot_twisted.service.log_writer import Claim, Finish, LogWriter
 from carrot_twisted.service.pool import WorkerPool
 from carrot_twisted.service.prefetch import Pace
+from carrot_twisted.signing import Seal
 
 if TYPE_CHECKING:
     from carrot_twisted.conf import QueueSettings
@@ -105,6 +106,7 @@ class Dispatcher:
         self._limits = limits
         self._dead_letter = dead_letter
         self._reactor = reactor
+        self._seal = Seal() if queue.verifies else None
         self._pool: WorkerPool[Job] = WorkerPool(queue.name, concurrency, self._work, reactor)
         self._waiting: deque[Delivery] = deque()
         self._jobs: dict[UUID, Job] = {}
@@ -193,7 +195,11 @@ class Dispatcher:
         batch: dict[UUID, Job] = {}
         while self._waiting and room > 0:
             delivery = self._waiting.popleft()
-            if delivery.settler.is_open and self._admit(delivery, batch):
+            if not delivery.settler.is_open:
+                continue
+            if self._seal is not None and (problem := problem_of(delivery, self._seal)):
+                self._bury(delivery, problem)
+            elif self._admit(delivery, batch):
                 room -= 1
         if batch:
             self._claim(batch)
@@ -374,8 +380,9 @@ class Dispatcher:
         text = "Task {task} ({uuid}) failed: {error}"
         if result.kind is Kind.RELEASED:
             text = "Task {task} ({uuid}) runs again later, the database was in its way: {error}"
-        error = result.exception.partition("\n")[0][:200]
-        _log.warn(text, task=job.run.task if job.run else "?", uuid=job.uuid, error=error)
+        error = outcomes.one_line(result.exception.partition("\n")[0], 200)
+        task = outcomes.one_line(job.run.task, 200) if job.run else "?"
+        _log.warn(text, task=task, uuid=job.uuid, error=error)
 
     def _settle(self, job: Job) -> None:
         if self._jobs.get(job.uuid) is not job:
@@ -484,6 +491,12 @@ def message_id_of(delivery: Delivery) -> UUID | None:
         return UUID(delivery.properties.message_id)
     except (ValueError, TypeError, AttributeError):
         return None
+
+
+def problem_of(delivery: Delivery, seal: Seal) -> str:
+    """Why the signature of a message is none of ours; "" if it is."""
+    properties = delivery.properties
+    return seal.problem(properties.headers, properties.message_id, delivery.body)
 
 
 def run_of(claimed: Claimed, delivery: Delivery) -> Run:

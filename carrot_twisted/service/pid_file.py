@@ -9,8 +9,10 @@ from the command that starts it, without a gap.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import stat
 from contextlib import suppress
 
 
@@ -36,12 +38,12 @@ class PidFile:
             file that is asked, also when it was removed meanwhile.
 
         Raises:
-            OSError: the file is missing, or may not be opened.
+            OSError: the file is missing, may not be opened, or is no regular file.
         """
         flags = os.O_RDWR | os.O_CREAT if create else os.O_RDONLY
         while True:
             if self._descriptor is None:
-                self._descriptor = os.open(self.path, flags, 0o644)
+                self._descriptor = self._open(flags)
             try:
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -55,13 +57,15 @@ class PidFile:
         """The pid in the file; None if the file is missing or empty.
 
         Raises:
+            OSError: it may not be read, or is no regular file.
             ValueError: it holds something else. Perhaps it is no pid file at all.
         """
         try:
-            with open(self.path, "rb") as file:
-                text = file.read(64).strip()
+            descriptor = self._open(os.O_RDONLY)
         except FileNotFoundError:
             return None
+        with open(descriptor, "rb") as file:
+            text = file.read(64).strip()
         if text and not (text.isdigit() and int(text)):
             raise ValueError(f"{self.path} holds something else than the number of a process")
         return int(text) if text else None
@@ -89,8 +93,24 @@ class PidFile:
         """Forks of this process, as of ``multiprocessing``, shall not outlive it as its lock."""
         os.register_at_fork(after_in_child=self.release)
 
+    def _open(self, flags: int) -> int:
+        """Open the file itself: in a folder that others may write to it may be a trap by now."""
+        try:
+            # Without O_NONBLOCK a named pipe would keep us waiting.
+            descriptor = os.open(self.path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise OSError(
+                    errno.ELOOP, "it is a symbolic link, and is not followed", self.path
+                ) from error
+            raise
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise OSError(errno.EINVAL, "it is no regular file", self.path)
+        return descriptor
+
     def _is_current(self) -> bool:
         assert self._descriptor is not None
         with suppress(FileNotFoundError):
-            return os.path.samestat(os.fstat(self._descriptor), os.stat(self.path))
+            return os.path.samestat(os.fstat(self._descriptor), os.lstat(self.path))
         return False

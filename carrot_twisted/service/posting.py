@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pika
 from txaio.tx import make_logger
 
-from carrot_twisted import outbox, topology, wire
+from carrot_twisted import outbox, outcomes, topology, wire
 from carrot_twisted.outage import Outage
 from carrot_twisted.outbox import Post
 from carrot_twisted.publishing import PublishingSession, Refused
@@ -46,6 +46,8 @@ _COPIED = (
     "type",
     "app_id",
 )
+#: Characters of a reason in the log.
+MAX_REASON = 300
 #: Seconds until a dead letter is tried again that the broker did not take.
 DEAD_LETTER_RETRY = 5.0
 #: Seconds until a relay tries rows again whose connection was lost.
@@ -182,7 +184,7 @@ class ReactorPublisher:
         """One log line a second and reason, however many messages there are."""
         if not self._dead:
             self._reactor.callLater(1.0, self._log_dead)
-        self._dead[queue, reason] += 1
+        self._dead[queue, outcomes.one_line(reason, MAX_REASON)] += 1
 
     def _log_dead(self) -> None:
         dead, self._dead = self._dead, Counter()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``manage.py carrot_status`` beside a running service: it tells the truth in good and bad times."""
+"""``manage.py carrot_status`` beside a running service: it tells the truth, good or bad."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import io
 import json
 import os
 import socket
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +17,7 @@ from tests.processes import ServiceProcess, wait_until
 from tests.project import tasks
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from devtools.servers import RabbitMQ

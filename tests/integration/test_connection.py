@@ -784,6 +784,7 @@ class Watch:
             exchange_arguments={},
             consumer_class="carrot_twisted.consumer.Consumer",
             prefetch=None,
+            signing=False,
         )
         self.consumer = (kind or Consumer)(
             settings.host, QUEUE, logging.getLogger("carrot"), f"{QUEUE}-consumer"

@@ -8,6 +8,7 @@ The node has no plain listener. Its certificate is for ``localhost``, signed by 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -24,9 +25,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from pika.exceptions import AMQPConnectionError
 
+from carrot_twisted import publisher
 from carrot_twisted.models import MessageLog
 from carrot_twisted.service.connection import BrokerConnection
 from carrot_twisted.service.protocol import FAREWELL, CarrotProtocol
+from carrot_twisted.utilities import publish_message
 from carrot_twisted.virtual_host import VirtualHost
 from devtools.ports import free_port
 from devtools.servers import RabbitMQ, ServerError, temporary_folder
@@ -50,6 +53,9 @@ listeners.ssl.default = 127.0.0.1:{port}
 ssl_options.certfile = {folder}/server.pem
 ssl_options.keyfile = {folder}/server.key
 """
+
+#: Options of Erlang's TLS, and their files.
+LISTENER = {"certfile": "server.pem", "keyfile": "server.key", "cacertfile": "trusted.pem"}
 
 PUBLISH = """
 import django
@@ -76,13 +82,13 @@ class Authority:
         path.write_bytes(self._own.public_bytes(serialization.Encoding.PEM))
         return path
 
-    def issue(self, host: str, folder: Path) -> None:
-        """Write ``server.pem`` and ``server.key`` for a server of that name."""
+    def issue(self, host: str, folder: Path, file: str = "server") -> None:
+        """Write certificate and key of a server, or of a client, of that name."""
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
         certificate = self._sign(name, key, x509.SubjectAlternativeName([x509.DNSName(host)]))
-        (folder / "server.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        (folder / "server.key").write_bytes(
+        (folder / f"{file}.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        (folder / f"{file}.key").write_bytes(
             key.private_bytes(
                 serialization.Encoding.PEM,
                 serialization.PrivateFormat.PKCS8,
@@ -114,7 +120,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     authority = Authority("authority of the tests")
     authority.write(folder / "trusted.pem")
     authority.issue("localhost", folder)
-    Authority("somebody else").write(folder / "other.pem")
+    authority.issue("the project", folder, "client")
+    other = Authority("somebody else")
+    other.write(folder / "other.pem")
+    other.issue("an intruder", folder, "intruder")
     return folder
 
 
@@ -140,7 +149,7 @@ def broker_url(tls_broker: RabbitMQ) -> str:
     return tls_broker.url.replace("amqp://", "amqps://").replace("127.0.0.1", "localhost")
 
 
-def publish(url: str) -> str:
+def publish(url: str, **environment: str) -> str:
     """Publish a task from a process that is no service; returns what it wrote to the terminal."""
     done = subprocess.run(
         [sys.executable, "-c", PUBLISH],
@@ -150,6 +159,7 @@ def publish(url: str) -> str:
             "CARROT_BROKER_URL": url,
             "CARROT_DATABASE_URL": current_database_url(),
             "DJANGO_SETTINGS_MODULE": "tests.settings",
+            **environment,
         },
         capture_output=True,
         text=True,
@@ -218,6 +228,107 @@ def test_a_server_that_cannot_prove_its_name_gets_nothing(
     assert row.status == MessageLog.PUBLISHED
     assert row.confirmed_at is None
     assert row.attempts == 0
+
+
+# Client certificates
+
+
+@pytest.fixture(scope="module")
+def strict_url(tls_broker: RabbitMQ, folder: Path, broker_url: str) -> str:
+    """URL of a listener of that broker which asks for a client's certificate."""
+    port = free_port()
+    options = ", ".join(
+        [
+            *(f'{{{key}, "{folder}/{file}"}}' for key, file in LISTENER.items()),
+            "{verify, verify_peer}, {fail_if_no_peer_cert, true}",
+        ]
+    )
+    listener = f'{{"127.0.0.1", {port}}}, [{options}], 2'
+    tls_broker.ctl("eval", f"rabbit_networking:start_ssl_listener({listener}).")
+    return broker_url.replace(f":{VirtualHost(broker_url).port}/", f":{port}/")
+
+
+def files(folder: Path, client: str | None) -> dict[str, Any]:
+    """Keys of the broker's dictionary."""
+    given = {"ca_file": str(folder / "trusted.pem")}
+    if client:
+        given["certificate_file"] = str(folder / f"{client}.pem")
+        given["key_file"] = str(folder / f"{client}.key")
+    return given
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_broker_that_asks_for_a_certificate_gets_it(
+    start_service: StartService,
+    strict_url: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The authority is the settings' own, not one that the whole machine trusts.
+    monkeypatch.delenv("SSL_CERT_FILE")
+    given = files(folder, "client")
+    environment = {"CARROT_BROKER_URL": strict_url, "CARROT_TEST_BROKER": json.dumps(given)}
+    assert publish(strict_url, CARROT_TEST_BROKER=json.dumps(given)) == ""
+    assert MessageLog.objects.get().confirmed_at is not None
+    service = start_service(**environment)
+    wait_until(lambda: MessageLog.objects.filter(status=MessageLog.COMPLETED).exists())
+    assert service.stop() == 0
+
+    VirtualHost(strict_url, **given).blocking_connection.close()
+    one_file = folder / "both.pem"
+    one_file.write_bytes(b"".join((folder / f"client.{e}").read_bytes() for e in ("key", "pem")))
+    both = VirtualHost(
+        strict_url, ca_file=given["ca_file"], certificate_file=str(one_file)
+    ).blocking_connection
+    both.close()
+
+
+@pytest.mark.parametrize(
+    ("client", "told"),
+    [(None, "certificate required"), ("intruder", "unknown ca")],
+    ids=["no certificate", "another authority"],
+)
+@pytest.mark.django_db(transaction=True)
+def test_a_broker_that_asks_for_a_certificate_refuses_without(
+    start_service: StartService, strict_url: str, folder: Path, client: str | None, told: str
+) -> None:
+    given = json.dumps(files(folder, client))
+    assert "It may want a client certificate" in publish(strict_url, CARROT_TEST_BROKER=given)
+    service = start_service(wait=False, CARROT_BROKER_URL=strict_url, CARROT_TEST_BROKER=given)
+    service.wait_for("for consuming: ")
+    line = next(line for line in service.log.splitlines() if "No connection" in line)
+    assert told in line.lower(), service.log
+    assert "Connected to" not in service.log
+    assert service.stop() == 0
+    assert MessageLog.objects.get().confirmed_at is None
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_file_that_goes_away_is_told_and_costs_no_thread(
+    served: None,
+    settings: Any,
+    strict_url: str,
+    folder: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    given = files(folder, "client")
+    copy = tmp_path / "client.key"
+    settings.CARROT = {
+        **CARROT,
+        "default_broker": {"url": strict_url, **given, "key_file": str(copy)},
+    }
+    with caplog.at_level(logging.WARNING, "carrot_twisted"):
+        publish_message("tests.project.tasks.echo")
+        assert publisher.flush(15)
+    assert str(copy) in caplog.text
+    copy.write_bytes((folder / "client.key").read_bytes())
+    wait_until(lambda: _confirmed(publish_message("tests.project.tasks.echo")))
+
+
+def _confirmed(row: MessageLog) -> bool:
+    publisher.flush(15)
+    return MessageLog.objects.get(pk=row.pk).confirmed_at is not None
 
 
 class Ear:

@@ -4,9 +4,19 @@
 from __future__ import annotations
 
 import sys
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
 
@@ -121,6 +131,78 @@ def test_a_consumer_class_of_the_project_is_accepted(settings: Any, module: Path
     )
     settings.CARROT = {"queues": [{"name": "q", "consumer_class": "carrot_probe.Mine"}]}
     assert checks.check_carrot() == []
+
+
+def test_e011_files_that_tls_cannot_use(settings: Any, tmp_path: Path) -> None:
+    key, other = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "me")])
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1)
+        .not_valid_before(datetime(2000, 1, 1, tzinfo=UTC))
+        .not_valid_after(datetime(2100, 1, 1, tzinfo=UTC))
+        .sign(key, SHA256())
+    )
+    (tmp_path / "pem").write_bytes(certificate.public_bytes(Encoding.PEM))
+    for file, private, encryption in (
+        ("key", key, NoEncryption()),
+        ("other", other, NoEncryption()),
+        ("encrypted", key, BestAvailableEncryption(b"x")),
+    ):
+        (tmp_path / file).write_bytes(
+            private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
+        )
+    missing, pem = str(tmp_path / "no-such"), str(tmp_path / "pem")
+
+    def told(**files: str) -> str:
+        settings.CARROT = {
+            "default_broker": {"secure": True, "password": "s3cr3t", **files},
+            "queues": [{"name": "one"}, {"name": "two"}],
+        }
+        messages = found()
+        assert messages.keys() <= {"E011"}
+        return messages.get("E011", "")
+
+    assert told(ca_file=pem, certificate_file=pem, key_file=str(tmp_path / "key")) == ""
+    assert f"ca_file {missing!r} cannot be used: [Errno 2]" in told(ca_file=missing)
+    assert f"ca_file {str(tmp_path / 'key')!r} cannot" in told(ca_file=str(tmp_path / "key"))
+    assert f"certificate_file {missing!r} cannot" in told(certificate_file=missing)
+    assert f"certificate_file {pem!r} cannot" in told(certificate_file=pem)
+    both = {"certificate_file": pem}
+    assert f"with key_file {missing!r} cannot" in told(**both, key_file=missing)
+    assert "KEY_VALUES_MISMATCH" in told(**both, key_file=str(tmp_path / "other"))
+    assert "key is encrypted" in told(**both, key_file=str(tmp_path / "encrypted"))
+
+
+def test_e012_signing_without_a_secret_key(settings: Any) -> None:
+    settings.SECRET_KEY = ""
+    settings.CARROT = {"queues": [{"name": "q", "signing": "publish"}]}
+    told = found()
+    assert told.keys() == {"E012"}
+    assert "messages cannot be signed" in told["E012"]
+    settings.CARROT = {}
+    assert found() == {}
+
+
+@pytest.mark.parametrize(
+    ("hook", "warned"),
+    [("serializer = None", True), ("get_message_log = None", True), ("fail = None", False)],
+)
+def test_w003_signatures_where_others_publish(
+    settings: Any, module: Path, hook: str, warned: bool
+) -> None:
+    """Their messages would never run."""
+    module.write_text(
+        f"from carrot_twisted.consumer import Consumer\nclass Mine(Consumer):\n    {hook}\n"
+    )
+    queue = {"name": "q", "consumer_class": "carrot_probe.Mine"}
+    settings.CARROT = {"signing": True, "queues": [queue]}
+    told = found()
+    assert told.keys() == ({"W003"} if warned else set())
+    if warned:
+        assert "'signing': False" in told["W003"]
+    for signing in (False, "publish"):
+        settings.CARROT = {"signing": True, "queues": [{**queue, "signing": signing}]}
+        assert found() == {}
 
 
 def test_e010_times_without_a_zone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -233,6 +233,30 @@ def test_a_file_that_was_removed_is_not_held_by_mistake(service: PidFile) -> Non
     assert not third.take(create=True)
 
 
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_trap_in_its_place_is_neither_followed_nor_waited_for(tmp_path: Path, kind: str) -> None:
+    """In a folder where others may write, such as /tmp."""
+    victim, path = tmp_path / "victim", tmp_path / "pid"
+    victim.write_text("1\n")
+    if kind == "link":
+        path.symlink_to(victim)
+    else:
+        os.mkfifo(path)
+    pid_file = PidFile(str(path))
+    for call in (pid_file.take, lambda: pid_file.take(create=True), pid_file.read):
+        with pytest.raises(OSError, match="it is"):
+            call()
+    assert victim.read_text() == "1\n"
+
+
+def test_a_link_laid_over_a_held_file_is_not_taken_for_it(service: PidFile) -> None:
+    path = Path(service.path)
+    path.rename(path.with_name("moved"))
+    path.symlink_to("moved")
+    service.remove()
+    assert path.is_symlink()
+
+
 def test_another_ones_file_is_not_removed(service: PidFile) -> None:
     Path(service.path).unlink()
     Path(service.path).write_text("1\n")

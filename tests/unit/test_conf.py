@@ -58,6 +58,7 @@ def test_defaults_are_those_of_the_dictionary(settings: Any) -> None:
         exchange_arguments={},
         consumer_class="carrot_twisted.consumer.Consumer",
         prefetch=None,
+        signing=False,
     )
 
 
@@ -75,6 +76,7 @@ def test_every_value_can_be_set(settings: Any) -> None:
                 "exchange_arguments": {"exchange_type": "topic"},
                 "consumer_class": "app.consumers.Mail",
                 "prefetch": 7,
+                "signing": "publish",
             },
             {"name": "rest", "prefetch": "auto", "queue_arguments": None},
         ),
@@ -88,6 +90,7 @@ def test_every_value_can_be_set(settings: Any) -> None:
         "lease": 0.5,
         "max_crashes": 6,
         "monitor_authentication": ("app.views.guarded",),
+        "signing": True,
         "retention": {"COMPLETED": 0.5, "FAILED": 90, "CANCELLED": None},
     }
     value = conf.current()
@@ -102,7 +105,9 @@ def test_every_value_can_be_set(settings: Any) -> None:
         exchange_arguments={"exchange_type": "topic"},
         consumer_class="app.consumers.Mail",
         prefetch=7,
+        signing="publish",
     )
+    assert (value.signing, rest.signing) == (True, True)
     assert rest.host == value.default_broker == VirtualHost("amqps://u:p@one/")
     assert (rest.prefetch, rest.queue_arguments) == (None, {})
     assert value.task_modules == ("app.tasks", "other")
@@ -198,6 +203,8 @@ MISTAKES: dict[str, tuple[Any, str, str]] = {
     ),
     "broker with a host that is no text": ({"default_broker": {"host": None}}, "E003", "host"),
     "broker with a name that is no text": ({"default_broker": {"name": 5}}, "E003", "name"),
+    "file that is no path": ({"default_broker": {"ca_file": 5}}, "E003", "ca_file is of type int"),
+    "file without TLS": ({"default_broker": {"ca_file": "a"}}, "E003", "for TLS only"),
     "host of a queue": ({"queues": [QUEUE | {"host": "h"}]}, "E003", "Queue 'q' in CARROT["),
     "queue that is no dictionary": ({"queues": ["q"]}, "E004", "CARROT['queues'][0] is not a dict"),
     "queue without a name": ({"queues": [{}]}, "E004", "CARROT['queues'][0] has no usable name"),
@@ -227,6 +234,7 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "ack_deadline": [0],
     "lease": [0, float("nan"), float("inf")],
     "heartbeat": [0, 301, 2.5, True, "30"],
+    "signing": [0, 1, "yes", None],
 }
 for _key, _values in OUT_OF_RANGE.items():
     for _value in _values:
@@ -245,6 +253,7 @@ WRONG_IN_A_QUEUE: dict[str, list[Any]] = {
     "exchange_arguments": [[], {None: 1}],
     "consumer_class": ["", "no path", 5, None],
     "prefetch": [0, 65536, "many", 1.5, None, True],
+    "signing": [0, 1, "yes", []],
 }
 for _key, _values in WRONG_IN_A_QUEUE.items():
     for _value in _values:

@@ -36,6 +36,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "processes",
         "retry",
         "signals",
+        "signing",
         "task_paths",
         "topology",
         "triggers",

@@ -263,7 +263,9 @@ def test_arguments_with_commas_can_be_requeued(args: list[Any]) -> None:
 
 
 @pytest.mark.defect(26)
-@pytest.mark.parametrize("text", ["5", '{"a": 1}', "('a'", "a, b", "x" * 10_000, '"text"'])
+@pytest.mark.parametrize(
+    "text", ["5", '{"a": 1}', "('a'", "a, b", "x" * 10_000, '"text"', "1," * 60_000, "(" * 5000]
+)
 def test_arguments_that_are_no_list_or_object_are_told(text: str) -> None:
     """django-carrot stored any JSON and met an error when it published it."""
     log = MessageLog(task_args=text, content="[1, 2]")

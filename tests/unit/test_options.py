@@ -27,8 +27,9 @@ def _settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "dup", lambda descriptor: descriptor)
 
 
-def parse(*arguments: str) -> Options:
+def parse(*arguments: str, twistd: usage.Options | None = None) -> Options:
     options = Options()
+    options.parent = twistd
     options.parseOptions(arguments)
     return options
 
@@ -143,9 +144,10 @@ def test_schedules_are_published_unless_it_is_told_not_to(
 
 @pytest.mark.parametrize("nodaemon", [True, False])
 def test_it_knows_whether_twistd_stays_in_the_foreground(nodaemon: bool) -> None:
-    options, twistd = parse("-s", "x"), usage.Options()
+    twistd = usage.Options()
     twistd["nodaemon"] = nodaemon
-    options.parent = twistd
+    twistd["logfile"] = "-"
+    options = parse("-s", "x", twistd=twistd)
     assert makeService(options)._nodaemon is nodaemon
 
 
@@ -158,19 +160,69 @@ def twistd_with(pid_file: Path) -> usage.Options:
 
 def test_the_pid_file_of_twistd_is_held_from_the_beginning(tmp_path: Path) -> None:
     """twistd looks, and writes later: two that are started at once would both go on."""
-    first, second = parse("-s", "x"), parse("-s", "x")
-    first.parent = second.parent = twistd_with(tmp_path / "pid")
+    first, second = (parse("-s", "x", twistd=twistd_with(tmp_path / "pid")) for _ in range(2))
     service = makeService(first)
     with pytest.raises(SystemExit, match=f"carrot runs already, as process {os.getpid()}"):
         makeService(second)
     assert service._pid_file is not None
     service._pid_file.release()
-    assert makeService(second)._pid_file is not None
+    other = makeService(second)._pid_file
+    assert other is not None
+    assert other.read() == os.getpid()
+    other.release()
+
+
+def test_twistd_does_not_touch_the_pid_file_itself(tmp_path: Path) -> None:
+    """It believes the number in it, removes the file that another one holds, and follows links."""
+    twistd = twistd_with(tmp_path / "pid")
+    assert parse("-s", "x", twistd=twistd).pid_path == str(tmp_path / "pid")
+    assert twistd["pidfile"] == ""
+    below = twistd_with(tmp_path / "pid")
+    below["chroot"] = str(tmp_path)
+    # There its path means another file.
+    assert parse("-s", "x", twistd=below).pid_path == ""
+    assert below["pidfile"] == str(tmp_path / "pid")
+
+
+@pytest.mark.parametrize("left", ["", "\n", "999999999\n", str(os.getpid()), "1"])
+def test_whatever_number_was_left_behind_the_service_starts(tmp_path: Path, left: str) -> None:
+    """Stale, empty, or of another program that lives: only the lock counts."""
+    path = tmp_path / "pid"
+    path.write_text(left)
+    held = makeService(parse("-s", "x", twistd=twistd_with(path)))._pid_file
+    assert held is not None
+    held.release()
+
+
+def test_a_file_that_is_no_pid_file_is_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    path.write_text("my thesis")
+    with pytest.raises(SystemExit, match="is it the right --pidfile"):
+        makeService(parse("-s", "x", twistd=twistd_with(path)))
+    assert path.read_text() == "my thesis"
+
+
+def test_a_trap_in_the_place_of_the_pid_file_is_told(tmp_path: Path) -> None:
+    victim, link, pipe = (tmp_path / name for name in ("victim", "link", "pipe"))
+    victim.write_text("")
+    link.symlink_to(victim)
+    os.mkfifo(pipe)
+    for path, told in ((link, "symbolic link"), (pipe, "no regular file"), (tmp_path, "directory")):
+        with pytest.raises(SystemExit, match=told):
+            makeService(parse("-s", "x", twistd=twistd_with(path)))
+    assert victim.read_text() == ""
+
+
+def test_a_log_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    twistd = twistd_with(tmp_path / "pid")
+    twistd["logfile"] = str(tmp_path / "no such folder" / "log")
+    with pytest.raises(SystemExit, match=r"log file .* cannot be written as user \d+"):
+        makeService(parse("-s", "x", twistd=twistd))
+    assert not (tmp_path / "pid").exists()
 
 
 def test_a_pid_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
-    options = parse("-s", "x")
-    options.parent = twistd_with(tmp_path / "no such folder" / "pid")
+    options = parse("-s", "x", twistd=twistd_with(tmp_path / "no such folder" / "pid"))
     with pytest.raises(SystemExit, match="another --pidfile"):
         makeService(options)
 

@@ -229,3 +229,20 @@ def test_what_sqlite_says_of_its_file_is_not_the_tasks_failure(text: str, tmp_pa
     assert not outcomes.is_refusal(error)
     # Not by way of Django: a file of the task's own.
     assert not blames_database(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain é 日本", "plain é 日本"),
+        ("a\nb\r\x85c\u2028d\te", "a\\nb\\r\\x85c\\u2028d\\te"),
+        ("\x1b[31mred\x00", "\\x1b[31mred\\x00"),
+        ("\u202eleft\ud800", "\\u202eleft\\ud800"),
+    ],
+)
+def test_a_text_of_somebody_elses_takes_one_line_of_the_log(text: str, shown: str) -> None:
+    assert outcomes.one_line(text, 100) == shown
+
+
+def test_a_long_text_of_somebody_elses_is_cut() -> None:
+    assert outcomes.one_line("x" * 1000, 5) == "xxxxx"

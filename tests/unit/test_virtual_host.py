@@ -221,6 +221,33 @@ def test_with_tls_certificate_and_host_name_are_checked() -> None:
     assert options.context.check_hostname
 
 
+def test_tls_is_1_2_at_least() -> None:
+    assert VirtualHost("amqps://h").tls_context().minimum_version == ssl.TLSVersion.TLSv1_2
+
+
+@pytest.mark.parametrize(
+    ("url", "files", "text"),
+    [
+        ("amqp://u:p@h/", {"ca_file": "a"}, "for TLS only"),
+        ("amqp://u:p@h/", {"certificate_file": "a", "key_file": "b"}, "for TLS only"),
+        ("amqps://u:p@h/", {"key_file": "b"}, "a key_file needs the certificate_file"),
+    ],
+)
+def test_files_that_would_not_be_used_are_refused(
+    url: str, files: dict[str, Any], text: str
+) -> None:
+    """Who names an authority believes that the connection is encrypted."""
+    with pytest.raises(ValueError, match=text):
+        VirtualHost(url, **files)
+
+
+def test_files_make_another_host() -> None:
+    one = VirtualHost("amqps://u:p@h/", ca_file="a", certificate_file="b", key_file="c")
+    assert one == VirtualHost("amqps://u:p@h/", ca_file="a", certificate_file="b", key_file="c")
+    assert one != VirtualHost("amqps://u:p@h/")
+    assert one != VirtualHost("amqps://u:p@h/", ca_file="a", certificate_file="b")
+
+
 @pytest.mark.parametrize(
     ("given", "servers"),
     [
