@@ -4,11 +4,16 @@
 ``CARROT_BROKER_URL`` and ``CARROT_DATABASE_URL`` name existing ones instead. Which database the
 tests use is told by ``CARROT_TEST_DATABASE``: ``sqlite`` (the default) or ``postgres``. A server
 that is not installed skips its tests at a developer's desk, and fails them where ``CI`` is set.
+
+``CARROT_TEST_RABBITMQ`` names the root of another Debian system, whose RabbitMQ is used instead of
+this machine's; ``CARROT_TEST_QUEUE_TYPE`` is ``classic`` (the default) or ``quorum``. For all
+combinations there is ``run.py brokers``.
 """
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import pika
@@ -20,11 +25,10 @@ from carrot_twisted import publisher
 from carrot_twisted.virtual_host import VirtualHost
 from devtools.servers import PostgreSQL, RabbitMQ, ServerError, temporary_folder
 from tests.processes import ServiceProcess
-from tests.settings import CARROT, database
+from tests.settings import CARROT, QUEUE_TYPE, database
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 QUEUES = ["default", "other"]
 
@@ -34,12 +38,19 @@ def kind_of_database() -> str:
     return os.environ.get("CARROT_TEST_DATABASE", "sqlite")
 
 
+def root_of_rabbitmq() -> Path | None:
+    """The system whose RabbitMQ this run uses; None: this machine's."""
+    given = os.environ.get("CARROT_TEST_RABBITMQ")
+    return Path(given) if given else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what makes sense with the other database only."""
+    """Leave out what makes sense with another database or type of queue only."""
+    present = {kind_of_database(), QUEUE_TYPE}
     others = [
         item
         for item in items
-        if (only := item.get_closest_marker("only")) and only.args[0] != kind_of_database()
+        if any(only.args[0] not in present for only in item.iter_markers("only"))
     ]
     items[:] = [item for item in items if item not in others]
     config.hook.pytest_deselected(items=others)
@@ -67,7 +78,7 @@ def _running(server: ServerType) -> Iterator[ServerType]:
 def private_broker() -> Iterator[RabbitMQ]:
     """A RabbitMQ that the test may stop, kill and freeze."""
     with temporary_folder() as folder:
-        yield from _running(RabbitMQ(folder / "rabbitmq"))
+        yield from _running(RabbitMQ(folder / "rabbitmq", root=root_of_rabbitmq()))
 
 
 @pytest.fixture(scope="session")

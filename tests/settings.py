@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tests' Django project. Its database is chosen by CARROT_TEST_DATABASE."""
+"""The tests' Django project. CARROT_TEST_QUEUE_TYPE chooses the type of its queues."""
 
 from __future__ import annotations
 
@@ -43,17 +43,19 @@ DATABASES = {
     if _url
     else {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
 }
+QUEUE_TYPE = os.environ.get("CARROT_TEST_QUEUE_TYPE", "classic")
 CARROT = {
     "default_broker": os.environ.get("CARROT_BROKER_URL", "amqp://guest:guest@localhost:5672/"),
     "queues": [
         {
             "name": "default",
             "concurrency": int(os.environ.get("CARROT_TEST_CONCURRENCY", "4")),
+            "queue_arguments": {"x-queue-type": QUEUE_TYPE},
             "consumer_class": os.environ.get(
                 "CARROT_TEST_CONSUMER", "carrot_twisted.consumer.Consumer"
             ),
         },
-        {"name": "other", "concurrency": 1},
+        {"name": "other", "concurrency": 1, "queue_arguments": {"x-queue-type": QUEUE_TYPE}},
     ],
     "task_modules": ["tests.project.tasks"],
 }
