@@ -84,6 +84,9 @@ OWN_TASK_MODULES = ("carrot_twisted.helper_tasks",)
 #: The longest retention, in days: a hundred years, which every database can subtract.
 MAX_DAYS = 36_500
 _ARGUMENTS = "a dictionary of texts to values that AMQP knows: texts, numbers, True, lists"
+#: Argument of a queue that says its type, and the types that tasks can be taken from.
+TYPE_ARGUMENT = "x-queue-type"
+QUEUE_TYPES = ("classic", "quorum")
 #: AMQP's "short string": the limit of every name on the wire, in bytes.
 MAX_NAME_BYTES = 255
 
@@ -111,6 +114,16 @@ class QueueSettings:
     consumer_class: str
     prefetch: int | None
     """A fixed number, or None for "auto"."""
+
+    @property
+    def type(self) -> str:
+        """RabbitMQ's type of the queue: classic or quorum."""
+        return str(self.queue_arguments.get(TYPE_ARGUMENT, "classic"))
+
+    @property
+    def is_quorum(self) -> bool:
+        """Whether it is a quorum queue."""
+        return self.type == "quorum"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +233,7 @@ class _Reader:
             return self.checked(got[key], default, f"{where}: {key!r}", wanted, test)
 
         prefetch = checked("prefetch", "'auto' or a whole number from 1 to 65535", _is_prefetch)
-        return QueueSettings(
+        queue = QueueSettings(
             name=name,
             host=(
                 default_broker
@@ -245,6 +258,30 @@ class _Reader:
             consumer_class=checked("consumer_class", "a dotted path", _is_path),
             prefetch=None if prefetch == "auto" else prefetch,
         )
+        self.queue_type(queue, where)
+        return queue
+
+    def queue_type(self, queue: QueueSettings, where: str) -> None:
+        """What the broker would refuse, or what would not work as a queue of tasks."""
+        if queue.type not in QUEUE_TYPES:
+            self.problem(
+                6,
+                f"{where}: 'queue_arguments' has {TYPE_ARGUMENT} {_shown(queue.type)}.",
+                f"It must be {' or '.join(QUEUE_TYPES)}.",
+            )
+        if queue.is_quorum and not queue.durable:
+            self.problem(
+                6,
+                f"{where} is a quorum queue and has 'durable': False.",
+                "A quorum queue is always durable: leave 'durable' out.",
+            )
+        if queue.is_quorum and "x-max-priority" in queue.queue_arguments:
+            self.problem(
+                6,
+                f"{where} is a quorum queue and has x-max-priority in its 'queue_arguments'.",
+                "RabbitMQ refuses that. Leave it out: from RabbitMQ 4.0 on quorum queues heed the "
+                "priority of a message without it (see docs/clusters.md).",
+            )
 
     def read(self, raw: Any) -> CarrotSettings:
         if not isinstance(raw, Mapping):

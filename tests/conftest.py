@@ -23,6 +23,7 @@ from django.db import connections
 
 from carrot_twisted import publisher
 from carrot_twisted.virtual_host import VirtualHost
+from devtools.rabbitmq import version_of
 from devtools.servers import PostgreSQL, RabbitMQ, ServerError, temporary_folder
 from tests.processes import ServiceProcess
 from tests.settings import CARROT, QUEUE_TYPE, database
@@ -44,9 +45,15 @@ def root_of_rabbitmq() -> Path | None:
     return Path(given) if given else None
 
 
+def versions_of_rabbitmq() -> set[str]:
+    """Names for markers, such as rabbitmq4 and rabbitmq4.3."""
+    major, _, rest = (version_of(root_of_rabbitmq() or Path("/")) or "").partition(".")
+    return {f"rabbitmq{major}", f"rabbitmq{major}.{rest.partition('.')[0]}"}
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what makes sense with another database or type of queue only."""
-    present = {kind_of_database(), QUEUE_TYPE}
+    """Leave out what makes sense with another database, type of queue or RabbitMQ only."""
+    present = {kind_of_database(), QUEUE_TYPE, *versions_of_rabbitmq()}
     others = [
         item
         for item in items

@@ -51,6 +51,7 @@ CARROT = {
             "name": "default",
             "concurrency": int(os.environ.get("CARROT_TEST_CONCURRENCY", "4")),
             "queue_arguments": {"x-queue-type": QUEUE_TYPE},
+            "durable": "CARROT_TEST_DURABLE" not in os.environ,
             "consumer_class": os.environ.get(
                 "CARROT_TEST_CONSUMER", "carrot_twisted.consumer.Consumer"
             ),

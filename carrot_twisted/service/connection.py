@@ -110,7 +110,7 @@ class BrokerConnection:
 
     async def _run(self) -> None:
         attempt = 0
-        servers = list(self._host.servers)
+        servers = self._host.shuffled()
         while not self._stopping:
             refused = False
             server = servers[attempt % len(servers)]
@@ -146,11 +146,12 @@ class BrokerConnection:
         self._protocol = protocol
         closed = protocol.closed
         _log.info(
-            "Connected to {host}:{port}, virtual host {name!r}, for {purpose}",
+            "Connected to {host}:{port}, virtual host {name!r}, for {purpose} ({product})",
             host=server[0],
             port=server[1],
             name=self._host.name,
             purpose=self._purpose,
+            product=protocol.product,
         )
         try:
             self._connected(protocol)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pika
 from txaio.tx import make_logger
 
-from carrot_twisted import outbox, topology, wire
+from carrot_twisted import conf, outbox, topology, wire
 from carrot_twisted.outbox import Post
 from carrot_twisted.publishing import PublishingSession, Refused
 from carrot_twisted.service.connection import BrokerConnection
@@ -137,7 +137,7 @@ class ReactorPublisher:
             routing_key=topology.dead_letter_queue(queue),
             body=delivery.body,
             properties=copy,
-            steps=topology.dead_letter_steps(queue),
+            steps=topology.dead_letter_steps(conf.current().queue(queue)),
         )
 
         def settled(error: str | None) -> None:
