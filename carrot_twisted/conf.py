@@ -98,6 +98,9 @@ MAX_HEARTBEAT = 300
 MAX_DAYS = 36_500
 _ARGUMENTS = "a dictionary of texts to values that AMQP knows: texts, numbers, True, lists"
 _SIGNING = "False, True or 'publish'"
+#: Argument of a queue that says its type, and the types that tasks can be taken from.
+TYPE_ARGUMENT = "x-queue-type"
+QUEUE_TYPES = ("classic", "quorum")
 #: AMQP's "short string": the limit of every name on the wire, in bytes.
 MAX_NAME_BYTES = 255
 
@@ -137,6 +140,16 @@ class QueueSettings:
     def verifies(self) -> bool:
         """Whether only signed messages of this queue are let in."""
         return self.signing is True
+
+    @property
+    def type(self) -> str:
+        """RabbitMQ's type of the queue: classic or quorum."""
+        return str(self.queue_arguments.get(TYPE_ARGUMENT, "classic"))
+
+    @property
+    def is_quorum(self) -> bool:
+        """Whether it is a quorum queue."""
+        return self.type == "quorum"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,7 +265,7 @@ class _Reader:
             return self.checked(got[key], default, f"{where}: {key!r}", wanted, test)
 
         prefetch = checked("prefetch", "'auto' or a whole number from 1 to 65535", _is_prefetch)
-        return QueueSettings(
+        queue = QueueSettings(
             name=name,
             host=(
                 default_broker
@@ -280,6 +293,30 @@ class _Reader:
                 signing if got["signing"] is None else checked("signing", _SIGNING, _is_signing)
             ),
         )
+        self.queue_type(queue, where)
+        return queue
+
+    def queue_type(self, queue: QueueSettings, where: str) -> None:
+        """What the broker would refuse, or what would not work as a queue of tasks."""
+        if queue.type not in QUEUE_TYPES:
+            self.problem(
+                6,
+                f"{where}: 'queue_arguments' has {TYPE_ARGUMENT} {_shown(queue.type)}.",
+                f"It must be {' or '.join(QUEUE_TYPES)}.",
+            )
+        if queue.is_quorum and not queue.durable:
+            self.problem(
+                6,
+                f"{where} is a quorum queue and has 'durable': False.",
+                "A quorum queue is always durable: leave 'durable' out.",
+            )
+        if queue.is_quorum and "x-max-priority" in queue.queue_arguments:
+            self.problem(
+                6,
+                f"{where} is a quorum queue and has x-max-priority in its 'queue_arguments'.",
+                "RabbitMQ refuses that. Leave it out: from RabbitMQ 4.0 on quorum queues heed the "
+                "priority of a message without it (see docs/clusters.md).",
+            )
 
     def read(self, raw: Any) -> CarrotSettings:
         if not isinstance(raw, Mapping):

@@ -8,6 +8,7 @@ owns the connection.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
 
     from carrot_twisted.topology import Step
 
+_logger = logging.getLogger("carrot_twisted.declaring")
+
+#: RabbitMQ's name for queues that are neither durable nor exclusive. Where it is configured to
+#: permit none, as a later version will be by itself, it closes the whole connection.
+TRANSIENT_QUEUES = "transient_nonexcl_queues"
+#: Servers, (host, port), that have done so.
+_durable_only: set[tuple[str, int]] = set()
 #: Reply code of RabbitMQ for a declaration whose arguments differ from what exists.
 PRECONDITION_FAILED = 406
 #: Reply code for a user without the permission to configure.
@@ -97,17 +105,33 @@ class _Declaration:
             self._done(self._refusals)
             return
         step = self._steps[0]
+        arguments = dict(step.arguments)
+        if step.method == "queue_declare" and self._server in _durable_only:
+            arguments["durable"] = True
         getattr(channel, step.method)(
-            **step.arguments, callback=lambda frame: self._declared(channel, frame)
+            **arguments, callback=lambda frame: self._declared(channel, frame)
         )
 
     def _declared(self, channel: Channel, frame: Any) -> None:
         self._told(self._steps.pop(0), frame)
         self._next(channel)
 
+    @property
+    def _server(self) -> tuple[str, int]:
+        parameters = self._connection.params
+        return parameters.host, parameters.port
+
     def _closed(self, _channel: Channel, reason: Any) -> None:
         if self._finished:
             return
+        if TRANSIENT_QUEUES in str(reason) and self._steps and self._server not in _durable_only:
+            _durable_only.add(self._server)
+            _logger.warning(
+                "The broker %s:%s permits durable queues only, and has closed the connection over "
+                "%s; from now on that is declared durable. Set 'durable': True for it.",
+                *self._server,
+                self._steps[0].name,
+            )
         if isinstance(reason, ChannelClosedByBroker) and self._steps:
             self._refusals.append(
                 Refusal(step=self._steps.pop(0), code=reason.reply_code, text=reason.reply_text)

@@ -424,6 +424,13 @@ def _check_priority(priority: int, queue: conf.QueueSettings) -> None:
     unheeded = priority and "x-max-priority" not in queue.queue_arguments
     if unheeded and queue.name not in _warned_queues:
         _warned_queues.add(queue.name)
+        if queue.is_quorum:
+            _logger.warning(
+                "Queue %r is a quorum queue: RabbitMQ before 4.0 does not heed priorities there, "
+                "up to 4.2 it knows two (5 and above go first), from 4.3 on 32.",
+                queue.name,
+            )
+            return
         _logger.warning(
             "Queue %r has no x-max-priority: priorities have no effect. Add "
             "{'x-max-priority': 10} to its queue_arguments in CARROT['queues'].",

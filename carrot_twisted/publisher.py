@@ -111,7 +111,7 @@ class _Link:
         self._connection: _Connection | None = None
         self._session: PublishingSession | None = None
         self._waiting: deque[Post] = deque()
-        self._servers = deque(host.servers)
+        self._servers = deque(host.shuffled())
         #: Servers of a cluster that have not failed since there was a connection.
         self._untried = len(self._servers)
         self._not_before = 0.0

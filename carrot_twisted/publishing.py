@@ -15,11 +15,16 @@ The life of a post::
         nack                     -> settled, refused
         the broker takes no messages (an alarm) -> settled, not sent
         channel or connection closes -> settled, outcome unknown
+
+A message larger than the broker permits closes the channel, too. That one is settled, refused; the
+others that were in flight are published once more.
 """
 
 from __future__ import annotations
 
 import logging
+import math
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -47,6 +52,8 @@ _logger = logging.getLogger("carrot_twisted.publisher")
 WINDOW = 4000
 #: Bytes of bodies in flight at once: a stalled broker must not fill our memory.
 WINDOW_BYTES = 16 * 1024 * 1024
+#: What the broker says when it closes the channel over a message that is too large.
+TOO_LARGE = re.compile(r"message size \d+ .*max size (\d+)")
 
 Settled = Callable[["Post", str | None], None]
 
@@ -77,6 +84,8 @@ class PublishingSession:
         self._next_tag = 1
         self._in_flight: dict[int, Post] = {}
         self._bytes = 0
+        #: Largest body that the broker permits, once it has said so; 16 MiB since RabbitMQ 4.0.
+        self._max_body: float = math.inf
         #: Reasons of returned messages, until their confirms come. Messages may share an id.
         self._returned: dict[tuple[str, str, str], list[str]] = {}
         self._known_exchanges = {""}
@@ -139,6 +148,9 @@ class PublishingSession:
             and self._bytes < WINDOW_BYTES
         ):
             post = self._pending.popleft()
+            if len(post.body) > self._max_body:
+                self._settled(post, self._too_large(post))
+                continue
             if post.exchange not in self._known_exchanges:
                 self._look_for_exchange(post)
                 continue
@@ -260,6 +272,12 @@ class PublishingSession:
         self._returned.clear()
         self._bytes = 0
         self._known_exchanges = {""}
+        too_large = TOO_LARGE.search(str(reason))
+        if too_large is not None and self._connection.is_open:
+            self._max_body = int(too_large[1])
+            # Those that it is too large for are refused by _pump.
+            self._pending.extendleft(reversed(in_flight.values()))
+            in_flight = {}
         for post in in_flight.values():
             self._settled(post, f"no answer from the broker before the channel closed: {reason}")
         if self._connection.is_open:
@@ -269,6 +287,12 @@ class PublishingSession:
             self._ready = False
             self.abandon_pending(f"the connection was lost: {reason}")
         self._tell_if_idle()
+
+    def _too_large(self, post: Post) -> Refused:
+        return Refused(
+            f"the message of {len(post.body)} bytes is larger than the broker permits, "
+            f"{self._max_body} bytes: raise max_message_size in its rabbitmq.conf"
+        )
 
     def _on_blocked(self, _connection: Connection, frame: Method[Any]) -> None:
         told = self._alarm.failed(str(frame.method.reason))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import random
 import ssl
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
@@ -102,12 +103,16 @@ class VirtualHost:
         if key_file and not certificate_file:
             raise ValueError("a key_file needs the certificate_file that it belongs to")
         default_port = port or (AMQPS_PORT if secure else AMQP_PORT)
-        #: (host, port) of each server, tried in turn.
+        #: (host, port) of each server.
         self.servers = tuple(_server(part, default_port) for part in netloc.split(","))
         self.host, self.port = self.servers[0]
         self.name = unquote(name) or "/"
         self.username = username
         self.password = password
+
+    def shuffled(self) -> list[tuple[str, int]]:
+        """The servers in an order of chance: a cluster's clients spread over its nodes."""
+        return random.sample(self.servers, len(self.servers))
 
     @property
     def label(self) -> str:

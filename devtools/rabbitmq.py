@@ -7,10 +7,10 @@ import secrets
 import shutil
 import signal
 import subprocess
-import time
 from functools import cached_property
 from pathlib import Path
 
+from devtools.port_mapper import PortMapper
 from devtools.ports import answers, free_port
 from devtools.process import Process, ServerError
 from devtools.server import Server, clean_environment
@@ -24,6 +24,19 @@ PLACES = (
     "/opt/rabbitmq/sbin",
 )
 
+# A node of another Debian runs in that system's own root, where its libraries are. The mounts are
+# in a namespace of the one process: they are gone with it, however it ends.
+ENTER_ROOT = """\
+set -e
+root=$1 folder=$2
+shift 2
+mount -t proc proc "$root/proc"
+mount --rbind /dev "$root/dev"
+mount --bind "$folder" "$root/srv"
+exec chroot "$root" "$@"
+"""
+FOLDER_IN_ROOT = Path("/srv")
+
 # The limits are for small machines and full disks: an alarm would block every publisher.
 CONFIGURATION = """\
 default_vhost = {name}
@@ -36,6 +49,12 @@ default_permissions.write = .*
 disk_free_limit.absolute = 10MB
 vm_memory_high_watermark.relative = 0.6
 """
+
+
+def version_of(root: Path) -> str | None:
+    """The version of RabbitMQ that is installed in a system's root; None if there is none."""
+    names = [path.name for path in (root / "usr/lib/rabbitmq/lib").glob("rabbitmq_server-*")]
+    return names[0].partition("-")[2] if names else None
 
 
 def find_scripts() -> Path | None:
@@ -53,27 +72,42 @@ class RabbitMQ(Server):
 
     Args:
         configuration: further lines of rabbitmq.conf.
+        root: of another Debian system, whose RabbitMQ is run (see ``debian_root``); this needs
+            root's rights.
+        node: name of the node, unique in its cluster.
+        port_mapper: shared by the nodes of a cluster; whoever gives one starts and stops it.
     """
 
     label = "RabbitMQ"
     name = "carrot"  # of the user and of the virtual host
 
-    def __init__(self, folder: Path, *, port: int | None = None, configuration: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        port: int | None = None,
+        configuration: str = "",
+        root: Path | None = None,
+        node: str = "carrot",
+        port_mapper: PortMapper | None = None,
+    ) -> None:
         super().__init__(folder, port=port)
         self._configuration = configuration
-        self._epmd: Process | None = None
-        self._epmd_port = free_port()
+        self._root = root
+        self.node = f"{node}@localhost"
+        self._shares_mapper = port_mapper is not None
+        self._port_mapper = port_mapper or PortMapper()
         self._distribution_port = free_port()
 
     @property
     def url(self) -> str:
-        return f"amqp://{self.name}:{self._password}@127.0.0.1:{self.port}/{self.name}"
+        return f"amqp://{self.name}:{self.password}@127.0.0.1:{self.port}/{self.name}"
 
     def ctl(self, *arguments: str) -> str:
         """Run rabbitmqctl against this node and return what it prints."""
         result = subprocess.run(
-            [str(self._scripts / "rabbitmqctl"), "--quiet", *arguments],
-            env=self._environment,
+            self.command(str(self._scripts / "rabbitmqctl"), "--quiet", *arguments),
+            env=self.environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -87,15 +121,26 @@ class RabbitMQ(Server):
     def stop(self) -> None:
         """End the node cleanly; durable queues and persistent messages stay."""
         self._stop_with(signal.SIGTERM)
-        self._end_epmd()
+        self._end_port_mapper()
 
     def kill(self) -> None:
         """kill -9 of the whole node."""
         super().kill()
-        self._end_epmd()
+        self._end_port_mapper()
+
+    def command(self, program: str, *arguments: str) -> list[str]:
+        """What runs a program beside this node: in the root where it lives, if it has one."""
+        if self._root is None:
+            return [program, *arguments]
+        enter = ["unshare", "--mount", "sh", "-c", ENTER_ROOT, "sh"]
+        return [*enter, str(self._root), str(self.folder), program, *arguments]
 
     @cached_property
     def _scripts(self) -> Path:
+        if self._root is not None:
+            if version_of(self._root) is None:
+                raise ServerError(f"There is no RabbitMQ in {self._root}")
+            return Path(PLACES[0])
         scripts = find_scripts()
         if scripts is None:
             raise ServerError(
@@ -105,7 +150,7 @@ class RabbitMQ(Server):
         return scripts
 
     @cached_property
-    def _password(self) -> str:
+    def password(self) -> str:
         """The password of the first run in this folder: the node keeps it in its database."""
         file = self.folder / "password"
         if not file.exists():
@@ -115,11 +160,11 @@ class RabbitMQ(Server):
         return file.read_text()
 
     @cached_property
-    def _environment(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
         """Every place that a node would otherwise look for in /etc, /var or the home folder."""
-        folder = self.folder
+        folder = self.folder if self._root is None else FOLDER_IN_ROOT
         return clean_environment(folder) | {
-            "RABBITMQ_NODENAME": f"{self.name}@localhost",  # unique by the port mapper of its own
+            "RABBITMQ_NODENAME": self.node,  # unique by the port mapper of its own
             "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODE_PORT": str(self.port),
             "RABBITMQ_DIST_PORT": str(self._distribution_port),
@@ -136,7 +181,7 @@ class RabbitMQ(Server):
             "RABBITMQ_ALLOW_INPUT": "true",
             "RABBITMQ_SERVER_START_ARGS": "-noinput",
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
-            "ERL_EPMD_PORT": str(self._epmd_port),
+            "ERL_EPMD_PORT": str(self._port_mapper.port),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "ERL_CRASH_DUMP_SECONDS": "0",
         }
@@ -145,30 +190,19 @@ class RabbitMQ(Server):
         return answers(self.port, b"AMQP\x00\x00\x09\x01")
 
     def _launch(self) -> Process:
-        command = [str(self._scripts / "rabbitmq-server")]
+        command = self.command(str(self._scripts / "rabbitmq-server"))
         configuration = self.folder / "rabbitmq.conf"
         configuration.touch(mode=0o600)
         configuration.write_text(
-            CONFIGURATION.format(name=self.name, password=self._password) + self._configuration
+            CONFIGURATION.format(name=self.name, password=self.password) + self._configuration
         )
         (self.folder / "enabled_plugins").write_text("[].\n")
-        self._start_epmd()
-        return Process(command, folder=self.folder, log=self.log, environment=self._environment)
+        if not self._shares_mapper:
+            self._port_mapper.start(
+                self.command, folder=self.folder, log=self.log, environment=self.environment
+            )
+        return Process(command, folder=self.folder, log=self.log, environment=self.environment)
 
-    def _start_epmd(self) -> None:
-        """Have the port mapper answer before the node looks for it and starts a daemon."""
-        self._epmd = Process(
-            ["epmd", "-address", "127.0.0.1", "-port", str(self._epmd_port)],
-            folder=self.folder,
-            log=self.log,
-            environment=self._environment,
-        )
-        deadline = time.monotonic() + 10
-        while not answers(self._epmd_port):
-            if not self._epmd.running or time.monotonic() > deadline:
-                raise ServerError(f"epmd did not come up on port {self._epmd_port}: {self.log}")
-            time.sleep(0.02)
-
-    def _end_epmd(self) -> None:
-        if self._epmd:
-            self._epmd.kill()
+    def _end_port_mapper(self) -> None:
+        if not self._shares_mapper:
+            self._port_mapper.stop()

@@ -4,12 +4,17 @@
 ``CARROT_BROKER_URL`` and ``CARROT_DATABASE_URL`` name existing ones instead. Which database the
 tests use is told by ``CARROT_TEST_DATABASE``: ``sqlite`` (the default) or ``postgres``. A server
 that is not installed skips its tests at a developer's desk, and fails them where ``CI`` is set.
+
+``CARROT_TEST_RABBITMQ`` names the root of another Debian system, whose RabbitMQ is used instead of
+this machine's; ``CARROT_TEST_QUEUE_TYPE`` is ``classic`` (the default) or ``quorum``. For all
+combinations there is ``run.py brokers``.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import pika
@@ -19,13 +24,13 @@ from django.db import connections
 
 from carrot_twisted import publisher
 from carrot_twisted.virtual_host import VirtualHost
+from devtools.rabbitmq import version_of
 from devtools.servers import PostgreSQL, RabbitMQ, ServerError, temporary_folder
 from tests.processes import REPOSITORY, ServiceProcess, python_for_others
-from tests.settings import CARROT, database
+from tests.settings import CARROT, QUEUE_TYPE, database
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 QUEUES = ["default", "other"]
 
@@ -35,13 +40,27 @@ def kind_of_database() -> str:
     return os.environ.get("CARROT_TEST_DATABASE", "sqlite")
 
 
+def root_of_rabbitmq() -> Path | None:
+    """The system whose RabbitMQ this run uses; None: this machine's."""
+    given = os.environ.get("CARROT_TEST_RABBITMQ")
+    return Path(given) if given else None
+
+
+def versions_of_rabbitmq() -> set[str]:
+    """Names for markers, such as rabbitmq4 and rabbitmq4.3."""
+    major, _, rest = (version_of(root_of_rabbitmq() or Path("/")) or "").partition(".")
+    return {f"rabbitmq{major}", f"rabbitmq{major}.{rest.partition('.')[0]}"}
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what makes sense with the other database, or for root only."""
+    """Leave out what makes sense with another database, type of queue or RabbitMQ only."""
+    present = {kind_of_database(), QUEUE_TYPE, *versions_of_rabbitmq()}
+    if may_change_user():
+        present.add("root")
     others = [
         item
         for item in items
-        if ((only := item.get_closest_marker("only")) and only.args[0] != kind_of_database())
-        or (item.get_closest_marker("root") and not may_change_user())
+        if any(only.args[0] not in present for only in item.iter_markers("only"))
     ]
     items[:] = [item for item in items if item not in others]
     config.hook.pytest_deselected(items=others)
@@ -76,7 +95,7 @@ def _running(server: ServerType) -> Iterator[ServerType]:
 def private_broker() -> Iterator[RabbitMQ]:
     """A RabbitMQ that the test may stop, kill and freeze."""
     with temporary_folder() as folder:
-        yield from _running(RabbitMQ(folder / "rabbitmq"))
+        yield from _running(RabbitMQ(folder / "rabbitmq", root=root_of_rabbitmq()))
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tests' Django project. Its database is chosen by CARROT_TEST_DATABASE."""
+"""The tests' Django project. CARROT_TEST_QUEUE_TYPE chooses the type of its queues."""
 
 from __future__ import annotations
 
@@ -47,6 +47,7 @@ DATABASES = {
 _broker = os.environ.get("CARROT_BROKER_URL", "amqp://guest:guest@localhost:5672/")
 #: Further keys of the broker's dictionary, as JSON.
 _options = os.environ.get("CARROT_TEST_BROKER")
+QUEUE_TYPE = os.environ.get("CARROT_TEST_QUEUE_TYPE", "classic")
 CARROT = {
     "default_broker": {"url": _broker, **json.loads(_options)} if _options else _broker,
     "signing": json.loads(os.environ.get("CARROT_TEST_SIGNING", "false")),
@@ -54,11 +55,13 @@ CARROT = {
         {
             "name": "default",
             "concurrency": int(os.environ.get("CARROT_TEST_CONCURRENCY", "4")),
+            "queue_arguments": {"x-queue-type": QUEUE_TYPE},
+            "durable": "CARROT_TEST_DURABLE" not in os.environ,
             "consumer_class": os.environ.get(
                 "CARROT_TEST_CONSUMER", "carrot_twisted.consumer.Consumer"
             ),
         },
-        {"name": "other", "concurrency": 1},
+        {"name": "other", "concurrency": 1, "queue_arguments": {"x-queue-type": QUEUE_TYPE}},
     ],
     "task_modules": ["tests.project.tasks"],
 }

@@ -124,7 +124,7 @@ class BrokerConnection:
 
     async def _run(self) -> None:
         attempt = 0
-        servers = list(self._host.servers)
+        servers = self._host.shuffled()
         while not self._stopping:
             refused = False
             server = servers[attempt % len(servers)]
@@ -174,11 +174,12 @@ class BrokerConnection:
         after = self._outage.over()
         if after is not None:
             _log.info(
-                "Connected to {host}:{port}, virtual host {name!r}, for {purpose}{after}",
+                "Connected to {host}:{port}, virtual host {name!r}, for {purpose}{after} ({product})",
                 host=server[0],
                 port=server[1],
                 name=self._host.name,
                 purpose=self._purpose,
+                product=protocol.product,
                 after=after,
             )
         try:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pika
 from txaio.tx import make_logger
 
-from carrot_twisted import outbox, outcomes, topology, wire
+from carrot_twisted import conf, outbox, outcomes, topology, wire
 from carrot_twisted.outage import Outage
 from carrot_twisted.outbox import Post
 from carrot_twisted.publishing import PublishingSession, Refused
@@ -161,7 +161,7 @@ class ReactorPublisher:
             routing_key=topology.dead_letter_queue(queue),
             body=delivery.body,
             properties=copy,
-            steps=topology.dead_letter_steps(queue),
+            steps=topology.dead_letter_steps(conf.current().queue(queue)),
         )
 
         def settled(error: str | None) -> None:

@@ -165,6 +165,19 @@ class CarrotProtocol(TwistedProtocolConnection):
         """pika's connection, for code that is shared with other adapters."""
         return self._impl
 
+    @property
+    def product(self) -> str:
+        """What the broker says it is: "RabbitMQ 4.0.5"."""
+        told = self._impl.server_properties or {}
+        return f"{told.get('product', 'unknown broker')} {told.get('version', '')}".rstrip()
+
+    @property
+    def drops_after_returns(self) -> bool:
+        """Whether quorum queues drop a message that came back 20 times: RabbitMQ 4 does."""
+        told = self._impl.server_properties or {}
+        major = str(told.get("version", "")).partition(".")[0]
+        return told.get("product") == "RabbitMQ" and major.isdecimal() and int(major) >= 4
+
     def abort(self) -> None:
         """End the connection without a farewell."""
         transport: Any = self.transport

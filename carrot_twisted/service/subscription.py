@@ -299,7 +299,7 @@ class Subscription:
 
     async def _declare(self, protocol: CarrotProtocol) -> None:
         done: Deferred[list[Refusal]] = Deferred()
-        steps = [*topology.dead_letter_steps(self._queue.name), *topology.work_queue(self._queue)]
+        steps = [*topology.dead_letter_steps(self._queue), *topology.work_queue(self._queue)]
         declaring.declare(protocol.connection, steps, done.callback, self._declared)
         for refusal in await done:
             if refusal.exists_differently:
@@ -311,6 +311,11 @@ class Subscription:
             else:
                 raise AMQPError(f"{refusal.step.name} could not be declared: {refusal.text}")
             text += refusal.text
+            if refusal.step.is_quorum_queue and protocol.drops_after_returns:
+                text += (
+                    f". {protocol.product} takes a message off it that came back 20 times, unless "
+                    "a policy sets delivery-limit; its task is sent again. See docs/clusters.md"
+                )
             if text not in self._told:
                 self._told.add(text)
                 _log.warn("{text}", text=text)

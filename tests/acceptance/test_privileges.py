@@ -111,7 +111,7 @@ def daemons(place: Path) -> Iterator[None]:
         os.kill(int((place / "pid").read_text()), signal.SIGKILL)
 
 
-@pytest.mark.root
+@pytest.mark.only("root")
 def test_roots_daemon_for_another_user_leaves_nothing_of_roots(
     place: Path, daemons: None, broker_url: str
 ) -> None:
@@ -141,7 +141,7 @@ def test_roots_daemon_for_another_user_leaves_nothing_of_roots(
     assert "Traceback" not in log.read_text() + (place / "log.1").read_text()
 
 
-@pytest.mark.root
+@pytest.mark.only("root")
 @pytest.mark.parametrize("trap", ["log", "pid"])
 def test_a_link_that_the_user_laid_leads_root_nowhere(
     place: Path, daemons: None, broker_url: str, trap: str, tmp_path: Path

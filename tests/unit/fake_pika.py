@@ -55,6 +55,8 @@ class FakeBroker:
         self.declared: list[str] = []
         """Names that were declared or looked up, each time."""
         self.confirms_at_once = True
+        self.max_message_size = 128 * 1024 * 1024
+        self.permits_transient_queues = True
 
     def route(self, exchange: str, key: str) -> list[str]:
         if not exchange:
@@ -72,6 +74,7 @@ class FakeConnection:
 
     def __init__(self, broker: FakeBroker | None = None) -> None:
         self.broker = broker or FakeBroker()
+        self.params = pika.ConnectionParameters("broker.example", 5672)
         self.is_open = True
         self.channels: list[FakeChannel] = []
         self._events: deque[Callable[[], None]] = deque()
@@ -184,6 +187,13 @@ class FakeChannel:
 
         def arrive() -> None:
             self.arrived = tag
+            if len(body) > self._broker.max_message_size:
+                self.refuse(
+                    406,
+                    f"PRECONDITION_FAILED - message size {len(body)} is larger than configured "
+                    f"max size {self._broker.max_message_size}",
+                )
+                return
             if exchange and exchange not in self._broker.exchanges:
                 self.refuse(404, f"NOT_FOUND - no exchange '{exchange}'")
                 return
@@ -237,6 +247,10 @@ class FakeChannel:
         arguments: Any,
         callback: Callable[[Any], None],
     ) -> None:
+        if not (durable or passive or self._broker.permits_transient_queues):
+            text = "INTERNAL_ERROR - Feature `transient_nonexcl_queues` is deprecated. (541)"
+            self._connection.soon(lambda: self._connection.lose(text), self)
+            return
         wanted = {"durable": durable, "arguments": arguments or {}}
         self._declare(self._broker.queues, queue, wanted, passive, callback)
 

@@ -213,6 +213,21 @@ MISTAKES: dict[str, tuple[Any, str, str]] = {
     "queue named twice": ({"queues": [QUEUE, QUEUE]}, "E005", "'q' twice"),
     "queues no list": ({"queues": {"q": {}}}, "E006", "a list of dictionaries"),
     "queues a text": ({"queues": "default"}, "E006", "a list of dictionaries"),
+    "stream": (
+        {"queues": [QUEUE | {"queue_arguments": {"x-queue-type": "stream"}}]},
+        "E006",
+        "has x-queue-type 'stream'. It must be classic or quorum.",
+    ),
+    "quorum queue that is not durable": (
+        {"queues": [QUEUE | {"queue_arguments": {"x-queue-type": "quorum"}, "durable": False}]},
+        "E006",
+        "Queue 'q' in CARROT['queues'] is a quorum queue and has 'durable': False.",
+    ),
+    "quorum queue with levels of priority": (
+        {"queues": [QUEUE | {"queue_arguments": {"x-queue-type": "quorum", "x-max-priority": 5}}]},
+        "E006",
+        "has x-max-priority in its 'queue_arguments'. RabbitMQ refuses that. Leave it out",
+    ),
     "modules a text": ({"task_modules": "app.tasks"}, "E006", "a list of module names"),
     "modules no names": ({"task_modules": ["app/tasks.py"]}, "E006", "a list of module names"),
     "decorators a text": ({"monitor_authentication": "app.f"}, "E006", "a list of dotted paths"),

@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from carrot_twisted import conf, topology
+from carrot_twisted import conf, declaring, topology
 from carrot_twisted.declaring import Refusal, declare
 from carrot_twisted.topology import Step
-from tests.unit.fake_pika import FakeConnection
+from tests.unit.fake_pika import FakeBroker, FakeConnection
 
 
 @pytest.fixture
@@ -38,10 +39,12 @@ def outcome() -> Outcome:
     return Outcome()
 
 
+def settings(**changes: Any) -> conf.QueueSettings:
+    return replace(conf.current().queue("default"), **changes)
+
+
 def work_queue(**changes: Any) -> tuple[Step, ...]:
-    settings = conf.current().queue("default")
-    values = {name: getattr(settings, name) for name in settings.__dataclass_fields__}
-    return topology.work_queue(conf.QueueSettings(**{**values, **changes}))
+    return topology.work_queue(settings(**changes))
 
 
 def test_exchange_queue_and_binding_are_made(connection: FakeConnection, outcome: Outcome) -> None:
@@ -61,26 +64,79 @@ def test_exchange_queue_and_binding_are_made(connection: FakeConnection, outcome
 def test_arguments_of_the_settings_are_used(connection: FakeConnection, outcome: Outcome) -> None:
     steps = work_queue(
         durable=False,
-        queue_arguments={"x-queue-type": "quorum", "x-max-length": 5},
+        queue_arguments={"x-queue-type": "classic", "x-max-length": 5},
         exchange_arguments={"exchange_type": "topic"},
     )
     declare(connection, steps, outcome)
     connection.run()
     assert connection.broker.queues["default"] == {
         "durable": False,
-        "arguments": {"x-queue-type": "quorum", "x-max-length": 5},
+        "arguments": {"x-queue-type": "classic", "x-max-length": 5},
     }
     assert connection.broker.exchanges["default"]["type"] == "topic"
 
 
-def test_the_dead_letter_queue_is_durable_and_of_a_fixed_type(
+QUORUM = {"x-queue-type": "quorum"}
+
+
+def test_a_quorum_queue_drops_no_message_in_silence(
     connection: FakeConnection, outcome: Outcome
 ) -> None:
-    declare(connection, topology.dead_letter_steps("default"), outcome)
+    declare(connection, work_queue(queue_arguments=QUORUM), outcome)
     connection.run()
-    assert connection.broker.queues == {
-        "default.dead": {"durable": True, "arguments": {"x-queue-type": "classic"}}
+    assert connection.broker.queues["default"]["arguments"] == {
+        "x-queue-type": "quorum",
+        "x-delivery-limit": 1000,
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": "default.dead",
     }
+
+
+def test_what_the_settings_say_of_a_quorum_queue_goes_before(
+    connection: FakeConnection, outcome: Outcome
+) -> None:
+    arguments = {**QUORUM, "x-delivery-limit": 3, "x-dead-letter-exchange": "theirs"}
+    declare(connection, work_queue(queue_arguments=arguments), outcome)
+    connection.run()
+    assert connection.broker.queues["default"]["arguments"] == arguments
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [({}, {"x-queue-type": "classic"}), (QUORUM, {**QUORUM, "x-delivery-limit": 1_000_000})],
+    ids=["classic", "quorum"],
+)
+def test_the_dead_letter_queue_is_durable_and_of_the_type_of_its_queue(
+    connection: FakeConnection,
+    outcome: Outcome,
+    arguments: dict[str, Any],
+    wanted: dict[str, Any],
+) -> None:
+    declare(connection, topology.dead_letter_steps(settings(queue_arguments=arguments)), outcome)
+    connection.run()
+    assert connection.broker.queues == {"default.dead": {"durable": True, "arguments": wanted}}
+
+
+def test_a_broker_without_transient_queues_gets_a_durable_one_at_the_second_attempt(
+    outcome: Outcome, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It closes the connection over the first, and would do so for ever."""
+    monkeypatch.setattr(declaring, "_durable_only", set())
+    broker = FakeBroker()
+    broker.permits_transient_queues = False
+    steps = [*work_queue(durable=False), *work_queue(name="other")]
+    first, second = FakeConnection(broker), FakeConnection(broker)
+    declare(first, steps, outcome)
+    first.run()
+    assert {refusal.code for refusal in outcome.refusals} == {0}
+    declare(second, steps, again := Outcome())
+    second.run()
+    assert again.refusals == []
+    assert {name: queue["durable"] for name, queue in broker.queues.items()} == {
+        "default": True,
+        "other": True,
+    }
+    assert "declared durable. Set 'durable': True for it" in caplog.text
 
 
 def test_no_channel_is_left_open(connection: FakeConnection, outcome: Outcome) -> None:

@@ -135,7 +135,7 @@ def test_further_configuration_follows_the_nodes_own(
 ) -> None:
     monkeypatch.setattr(rabbitmq, "find_scripts", lambda: tmp_path)
     monkeypatch.setattr(rabbitmq, "Process", lambda *_, **__: None)
-    monkeypatch.setattr(rabbitmq.RabbitMQ, "_start_epmd", lambda self: None)
+    monkeypatch.setattr(rabbitmq.PortMapper, "start", lambda *_, **__: None)
     for further in ("", "listeners.tcp = none\n"):
         server = rabbitmq.RabbitMQ(tmp_path / "server", configuration=further)
         server.folder.mkdir(exist_ok=True)

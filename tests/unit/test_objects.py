@@ -254,6 +254,18 @@ def test_a_priority_without_effect_is_warned_of_once(
     assert "Queue 'plain' has no x-max-priority" in record.getMessage()
 
 
+def test_priorities_of_a_quorum_queue_are_told_by_the_brokers_version(
+    settings: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(message_log, "_warned_queues", set())
+    settings.CARROT = {"queues": [{"name": "q", "queue_arguments": {"x-queue-type": "quorum"}}]}
+    for priority in (0, 5, 9):
+        Message(TASK, queue="q", priority=priority)
+    (record,) = caplog.records
+    assert "RabbitMQ before 4.0 does not heed priorities there" in record.getMessage()
+    assert "x-max-priority" not in record.getMessage()
+
+
 def test_later_changes_of_the_callers_arguments_do_not_change_the_message() -> None:
     args, kwargs = [[1]], {"a": [1]}
     message = Message(TASK, task_args=args, task_kwargs=kwargs)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -203,7 +204,7 @@ class TestUnroutable:
     def test_only_the_returned_ones_of_many_in_flight_are_sent_again(self) -> None:
         """A return names no tag: it is matched by its message id."""
         desk = Desk(queues=("default",))
-        other = topology.dead_letter_steps("other")
+        other = topology.dead_letter_steps(replace(conf.current().queue("default"), name="other"))
         desk.session.publish(
             [post(f"m{n}") for n in range(3)]
             + [post("gone", key="other.dead", steps=other)]
@@ -521,3 +522,35 @@ def test_in_a_storm_every_post_is_settled_once_and_confirmed_ones_are_there(
             desk.channel.confirm(desk.channel.arrived, multiple=True)
     assert sorted(p.message_id for p, _ in desk.settled) == sorted(p.message_id for p in sent)
     assert set(desk.confirmed) <= set(desk.broker.ids)
+
+
+class TestTooLarge:
+    """RabbitMQ closes the channel over a message above its limit, with all that is in flight."""
+
+    @pytest.fixture
+    def desk(self) -> Desk:
+        desk = Desk()
+        desk.broker.max_message_size = 100
+        desk.session.publish(
+            [post("before"), post("large", body=b"x" * 101), post("exact", body=b"x" * 100)]
+        )
+        desk.connection.run()
+        return desk
+
+    def test_only_that_message_is_refused_with_the_reason(self, desk: Desk) -> None:
+        ((large, reason),) = [(post, why) for post, why in desk.settled if why is not None]
+        assert large.message_id == "large"
+        assert isinstance(reason, publishing.Refused)
+        assert "101 bytes is larger than the broker permits, 100 bytes" in reason
+
+    def test_the_others_in_flight_arrive(self, desk: Desk) -> None:
+        assert sorted(desk.confirmed) == ["before", "exact"]
+        assert desk.broker.ids[-1] == "exact"
+
+    def test_the_next_one_is_refused_without_closing_the_channel_again(self, desk: Desk) -> None:
+        channels = len(desk.connection.channels)
+        desk.session.publish([post("large again", body=b"x" * 101), post("after")])
+        desk.connection.run()
+        assert len(desk.connection.channels) == channels
+        assert desk.confirmed[-1] == "after"
+        assert not desk.session.busy

@@ -265,6 +265,13 @@ def test_hosts_of_a_cluster_may_be_a_list(
     assert host == VirtualHost(host=",".join(given), name="v", username="u", password="p")
 
 
+def test_clients_of_a_cluster_begin_with_different_servers() -> None:
+    host = VirtualHost(host=["one", "two", "three"])
+    orders = [host.shuffled() for _ in range(200)]
+    assert {tuple(sorted(order)) for order in orders} == {tuple(sorted(host.servers))}
+    assert {order[0] for order in orders} == set(host.servers)
+
+
 def test_port_and_tls_hold_for_those_of_a_list_that_name_no_port() -> None:
     assert VirtualHost(host=["one", "two:2"], port=7).servers == (("one", 7), ("two", 2))
     assert VirtualHost(host=["one", "two:2"], secure=True).servers == (("one", 5671), ("two", 2))

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several RabbitMQ nodes on this machine that make one cluster."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING
+
+from devtools.port_mapper import PortMapper
+from devtools.rabbitmq import RabbitMQ
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+    from typing import Self
+
+# Nodes trust who knows the cookie; clients find the same user on each node.
+SHARED_FILES = (".erlang.cookie", "password")
+
+
+class Cluster:
+    """Nodes with a common user and virtual host; each can be killed and started on its own.
+
+    Args:
+        folder: of the cluster; each node has one in it.
+        size: how many nodes.
+        configuration: further lines of each node's rabbitmq.conf.
+        root: see ``RabbitMQ``.
+    """
+
+    def __init__(
+        self, folder: Path, *, size: int = 3, configuration: str = "", root: Path | None = None
+    ) -> None:
+        self._port_mapper = PortMapper()
+        self.nodes = [
+            RabbitMQ(
+                folder / f"node{number}",
+                configuration=configuration,
+                root=root,
+                node=f"node{number}",
+                port_mapper=self._port_mapper,
+            )
+            for number in range(1, size + 1)
+        ]
+
+    @property
+    def url(self) -> str:
+        """Where clients connect: all nodes, in their order."""
+        first, *others = self.nodes
+        names = ",".join([f"127.0.0.1:{node.port}" for node in (first, *others)])
+        return f"amqp://{first.name}:{first.password}@{names}/{first.name}"
+
+    def start(self) -> None:
+        """Start all nodes, and have them join on the first start."""
+        first, *others = self.nodes
+        new = not (first.folder / SHARED_FILES[0]).exists()
+        if new:
+            self._share_secrets()
+        self._port_mapper.start(
+            first.command, folder=first.folder, log=first.log, environment=first.environment
+        )
+        for node in self.nodes:
+            node.start()
+        if new:
+            for node in others:
+                node.ctl("stop_app")
+                node.ctl("join_cluster", first.node)
+                node.ctl("start_app")
+
+    def kill(self) -> None:
+        """kill -9 of all nodes."""
+        for node in self.nodes:
+            node.kill()
+        self._port_mapper.stop()
+
+    def leader(self, queue: str) -> RabbitMQ:
+        """The node on which a quorum queue has its leader."""
+        asked = next(node for node in self.nodes if node.running)
+        lines = asked.ctl("list_queues", "-p", asked.name, "name", "leader").splitlines()
+        names = dict(line.split("\t") for line in lines)
+        return next(node for node in self.nodes if node.node == names[queue])
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.kill()
+
+    def _share_secrets(self) -> None:
+        for name in SHARED_FILES:
+            secret = secrets.token_hex(16)
+            for node in self.nodes:
+                node.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                file = node.folder / name
+                file.touch(mode=0o600)
+                file.write_text(secret)
