@@ -32,7 +32,7 @@ class Faults:
     """New connections are refused; those that stand go on."""
     hold_up: bool = False
     hold_down: bool = False
-    """Nothing passes this way; new connections are accepted and lead nowhere. Both: a black hole."""
+    """Nothing passes; new connections are accepted and lead nowhere. Both: a black hole."""
     latency: float = 0.0
     """Seconds that everything takes, each way."""
     jitter: float = 0.0
