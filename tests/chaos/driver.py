@@ -82,9 +82,7 @@ class Run:
             for n in range(plan.publishers)
         ]
         self._services = [ServicePlace(n, stage) for n in range(plan.services)]
-        self._publishers = [
-            PublisherPlace(n, share, plan.seconds, stage) for n, share in enumerate(shares)
-        ]
+        self._publishers = [PublisherPlace(n, share, plan, stage) for n, share in enumerate(shares)]
         injector = Injector(stage, self._services, self._publishers)
         with ExitStack() as stack:
             places: list[ServicePlace | PublisherPlace] = [*self._services, *self._publishers]

@@ -17,6 +17,7 @@ from tests.chaos.proxies import REPOSITORY
 from tests.processes import ServiceProcess
 
 if TYPE_CHECKING:
+    from tests.chaos.schedule import Plan
     from tests.chaos.stage import Stage
 
 #: Seconds that a service gets to stop: its own deadline of 25 s, and what comes after.
@@ -135,14 +136,14 @@ class PublisherPlace:
     Args:
         number: of the place, from 0.
         share: how many tasks are to be committed from here.
-        seconds: in which, without interruptions.
+        plan: of the run.
         stage: what it works with.
     """
 
-    def __init__(self, number: int, share: int, seconds: float, stage: Stage) -> None:
+    def __init__(self, number: int, share: int, plan: Plan, stage: Stage) -> None:
         self._number = number
         self._share = share
-        self._seconds = seconds
+        self._plan = plan
         self._stage = stage
         self._count = 0
         self._lock = threading.Lock()
@@ -158,10 +159,10 @@ class PublisherPlace:
             return
         self._count += 1
         name = f"p{self._number}.{self._count}"
-        seconds = self._seconds * left / self._share
+        numbers = (left, self._plan.seconds * left / self._share, self._plan.mean_task)
         with (self._stage.folder / f"publisher-{name}.log").open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.chaos.publisher", name, str(left), str(seconds)],
+                [sys.executable, "-m", "tests.chaos.publisher", name, *map(str, numbers)],
                 cwd=REPOSITORY,
                 env={**os.environ, **self._stage.environment("publisher", self._number)},
                 stdin=subprocess.DEVNULL,

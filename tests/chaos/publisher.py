@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A publisher: a process that publishes tasks in all ways there are, and keeps a ledger.
 
-    python -m tests.chaos.publisher <prefix> <tasks> <seconds>
+    python -m tests.chaos.publisher <prefix> <tasks> <seconds> <mean seconds of a task>
 
 It ends when so many tasks are committed, at an even rate over so many seconds. An attempt is
 recorded before it is made. What became of it is recorded after: *committed*, *rolled back*, or
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 WEIGHTS = {"plain": 40, "atomic": 25, "rolled_back": 10, "many": 5, "late": 20}
 #: How many of a hundred tasks are of each kind.
 TASKS = {"work": 70, "store": 15, "spawn": 5, "fail": 5, "long": 5}
+#: How much longer a long task takes than the mean.
+LONG = 8
 
 
 class Rollback(Exception):
@@ -42,10 +44,12 @@ class ChaosPublisher:
 
     Args:
         prefix: of all keys; the place of this publisher and how often it was replaced.
+        mean: seconds that a task takes.
     """
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, mean: float) -> None:
         self._prefix = prefix
+        self._mean = mean
         self._chance = random.Random(prefix)
         self._number = 0
         self.committed = 0
@@ -125,9 +129,10 @@ class ChaosPublisher:
         """Path and arguments of a task of some kind, and its queue."""
         (kind,) = self._chance.choices(list(TASKS), list(TASKS.values()))
         arguments: list[Any] = [key]
-        if kind == "long":
+        if kind in ("work", "long"):
+            seconds = self._chance.uniform(0, 2 * self._mean)
+            arguments.append(round(seconds * LONG if kind == "long" else seconds, 4))
             kind = "work"
-            arguments.append(round(self._chance.uniform(0.05, 0.5), 3))
         queue = "other" if self._chance.random() < 0.1 else "default"
         return f"tests.chaos.tasks.{kind}", arguments, queue
 
@@ -138,11 +143,13 @@ class ChaosPublisher:
                 cursor.execute("INSERT INTO chaos_note (key) VALUES (%s)", [key])
 
 
-def main(prefix: str, tasks: int, seconds: float) -> None:
+def main(prefix: str, tasks: int, seconds: float, mean: float) -> None:
     """Publish, and leave when all is done."""
     logging.basicConfig(level=logging.INFO)
+    # It tells a lost connection in a dozen lines and two tracebacks; the product in one line.
+    logging.getLogger("pika").propagate = False
     django.setup()
-    publisher = ChaosPublisher(prefix)
+    publisher = ChaosPublisher(prefix, mean)
     begin = time.monotonic()
     while publisher.committed < tasks:
         ahead = publisher.committed * seconds / tasks - (time.monotonic() - begin)
@@ -153,4 +160,4 @@ def main(prefix: str, tasks: int, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))
+    main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4]))

@@ -53,6 +53,8 @@ MEANING = {
     "torn-frame": "each connection of a path ends in the middle of a frame",
     "poison": "a message that no task can be made of",
 }
+#: Threads of one service, for all its queues.
+THREADS = 6
 #: After these a run may be lost, so that a task may run, or have an effect, a second time.
 INTERRUPTING = frozenset(KINDS) - {"stop-service", "kill-publisher", "delay", "poison"}
 
@@ -70,6 +72,12 @@ class Plan:
     lease: float
     counts: Mapping[str, int] = field(default_factory=dict)
     """How often each kind of fault comes."""
+
+    @property
+    def mean_task(self) -> float:
+        """Seconds that a task takes in the mean: so many that faults meet tasks that run, and that
+        what an outage has held up is done in about the time that the outage took."""
+        return 0.3 * THREADS * self.services * self.seconds / self.tasks
 
 
 @dataclass(frozen=True, kw_only=True)
