@@ -5,6 +5,7 @@
     python3 run.py example [arguments of index_stdlib]   the example, end to end
     python3 run.py test    [arguments of pytest]         the linters and all tests
     python3 run.py bench   [arguments of the benchmark]  the benchmark
+    python3 run.py chaos   [arguments of the chaos run]  faults of every kind; is anything lost?
     python3 run.py lint                                  ruff and mypy
 
 What is missing is installed: RabbitMQ and PostgreSQL from the distribution (as root or with
@@ -108,6 +109,14 @@ def run_benchmark(arguments: Sequence[str], log: Path) -> int:
         return run([str(PYTHON), "-m", "benchmarks", *arguments], variables)
 
 
+def run_chaos(arguments: Sequence[str], log: Path) -> int:
+    """Run tasks under faults of every kind, and check that nothing is lost."""
+    # It stops and kills its servers: those of others are never used.
+    prepare_machine(rabbitmq=True, postgresql=True, log=log)
+    prepare_environment("postgres,test", log=log)
+    return run([str(PYTHON), "-m", "tests.chaos", *arguments], environment_variables())
+
+
 def run_linters(arguments: Sequence[str], log: Path) -> int:
     """Run ruff and mypy."""
     if arguments:
@@ -123,6 +132,7 @@ COMMANDS: dict[str, Callable[[Sequence[str], Path], int]] = {
     "example": run_example,
     "test": run_tests,
     "bench": run_benchmark,
+    "chaos": run_chaos,
     "lint": run_linters,
 }
 

@@ -31,6 +31,8 @@ TRANSIENT_QUEUES = "transient_nonexcl_queues"
 _durable_only: set[tuple[str, int]] = set()
 #: Reply code of RabbitMQ for a declaration whose arguments differ from what exists.
 PRECONDITION_FAILED = 406
+#: Reply code for what is not there.
+NOT_FOUND = 404
 #: Reply code for a user without the permission to configure.
 ACCESS_REFUSED = 403
 
@@ -48,6 +50,11 @@ class Refusal:
     def exists_differently(self) -> bool:
         """It is there, with other arguments than ours: usable as it is."""
         return self.code == PRECONDITION_FAILED
+
+    @property
+    def absent(self) -> bool:
+        """What was looked for is not there."""
+        return self.code == NOT_FOUND
 
     @property
     def forbidden(self) -> bool:

@@ -73,6 +73,12 @@ def work_queue(queue: QueueSettings) -> tuple[Step, ...]:
     )
 
 
+def look_for_queue(name: str) -> Step:
+    """Asks whether a queue is there; refused if it is not."""
+    arguments = {"queue": name, "passive": True}
+    return Step(method="queue_declare", name=f"queue {name!r}", arguments=arguments)
+
+
 def dead_letter_queue(name: str) -> str:
     """Where messages of queue ``name`` go that cannot run and have no row."""
     return f"{name}{DEAD_SUFFIX}"

@@ -54,7 +54,7 @@ class Subscription:
         consumer: its consumer object, whose hooks are called.
         connection: to the queue's broker; shared with other queues.
         dispatcher: takes the deliveries.
-        on_queue_lost: called when the queue is there again after it had been deleted.
+        on_queue_lost: called when the queue is there that was not: new, or deleted meanwhile.
         reactor: Twisted's reactor.
     """
 
@@ -68,7 +68,8 @@ class Subscription:
         reactor: Any,
     ) -> None:
         self._on_queue_lost = on_queue_lost
-        self._cancelled = False
+        #: The queue was deleted, or is new: its rows need new messages.
+        self._lost = False
         self._queue = queue
         self._consumer = consumer
         self._connection = connection
@@ -299,9 +300,15 @@ class Subscription:
 
     async def _declare(self, protocol: CarrotProtocol) -> None:
         done: Deferred[list[Refusal]] = Deferred()
+        look = topology.look_for_queue(self._queue.name)
         steps = [*topology.dead_letter_steps(self._queue), *topology.work_queue(self._queue)]
-        declaring.declare(protocol.connection, steps, done.callback, self._declared)
+        declaring.declare(protocol.connection, [look, *steps], done.callback, self._declared)
         for refusal in await done:
+            if refusal.step is look:
+                # Deleted while we were away, or new: either way no message of a row is there. Any
+                # other refusal comes again with the declaration itself.
+                self._lost = self._lost or refusal.absent
+                continue
             if refusal.exists_differently:
                 text = f"{refusal.step.name} exists with other arguments and is used as it is: "
                 self._declared(refusal.step, None)
@@ -327,7 +334,8 @@ class Subscription:
             "queue_declare": self._consumer.on_queue_declare,
             "queue_bind": self._consumer.on_bind,
         }[step.method]
-        if step.arguments.get("queue") != topology.dead_letter_queue(self._queue.name):
+        dead = topology.dead_letter_queue(self._queue.name)
+        if step.arguments.get("queue") != dead and not step.arguments.get("passive"):
             self._tell(hook, frame)
 
     def _adjust_soon(self) -> Deferred[None]:
@@ -358,8 +366,8 @@ class Subscription:
             await channel.basic_qos(prefetch_count=wanted_prefetch)
             frame = await channel.consume(self._queue.name, self._on_message)
             self._tag = frame.method.consumer_tag
-            if self._cancelled:
-                self._cancelled = False
+            if self._lost:
+                self._lost = False
                 self._on_queue_lost(self._queue)
             after = self._outage.over()
             if not self._prefetch and after is not None:
@@ -392,7 +400,7 @@ class Subscription:
         """The queue was deleted, or its node went away. The channel stays open."""
         _log.warn("The broker cancelled the consumer of {queue}", queue=self._queue.name)
         self._tag = None
-        self._cancelled = True
+        self._lost = True
         self._tell(self._consumer.on_consumer_cancelled, frame)
         channel = self._channel
         if channel is not None and channel.is_open:

@@ -348,6 +348,20 @@ def test_a_queue_that_is_deleted_under_load_loses_no_task(
     assert Counter(ledger()) == Counter({str(n): 1 for n in range(100)})
 
 
+def test_a_queue_that_is_deleted_while_no_service_runs_loses_no_task(
+    start_service: StartService, broker: Broker, ledger: Ledger
+) -> None:
+    """Not by the look for messages that never came, which takes a minute and a half."""
+    rows = publish_many([create_message(tasks.effect, task_args=[str(n)]) for n in range(20)])
+    assert publisher.flush(10)
+    assert MessageLog.objects.filter(confirmed_at__isnull=False).count() == 20
+    broker.channel.queue_delete("default")
+    service = start_service()
+    assert {row.status for row in finished(rows, 30)} == {MessageLog.COMPLETED}
+    assert Counter(ledger()) == Counter(str(n) for n in range(20))
+    service.wait_for("20 messages of queue default did not come; they are sent again")
+
+
 def test_an_existing_queue_with_other_arguments_is_used_as_it_is(
     start_service: StartService, broker: Broker
 ) -> None:

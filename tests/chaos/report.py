@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run came to: a table for people, a JSON file for programs."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from tests.chaos import oracle
+from tests.chaos.schedule import KINDS, MEANING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from tests.chaos.evidence import Evidence
+    from tests.chaos.injector import Done
+    from tests.chaos.oracle import Violation
+    from tests.chaos.schedule import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything about one run."""
+
+    plan: Plan
+    faults: Sequence[Done]
+    evidence: Evidence
+    violations: Sequence[Violation]
+    seconds: float
+    """Of the whole run, servers' start included."""
+    sabotage: str
+
+    def numbers(self) -> dict[str, Any]:
+        """What is counted, by name."""
+        evidence = self.evidence
+        states = Counter(row.status for row in evidence.rows)
+        outcomes = Counter(outcome for _, outcome in oracle.outcomes(evidence).values())
+        repeats = oracle.repeats(evidence)
+        final = evidence.seconds_to_final
+        return {
+            "publishes committed": outcomes["committed"],
+            "publishes rolled back": outcomes["rolled back"],
+            "publishes with unknown outcome": outcomes["attempted"] + outcomes["unknown"],
+            "rows": len(evidence.rows),
+            "COMPLETED": states["COMPLETED"],
+            "FAILED on purpose": states["FAILED"],
+            "not final": states["PUBLISHED"] + states["IN_PROGRESS"],
+            "effects": len(evidence.effects),
+            "repeated effects": sum(repeats.values()),
+            "repeats that no lost attempt explains": len(oracle.unexplained(evidence)),
+            "attempts beyond the first": sum(max(0, row.attempts - 1) for row in evidence.rows),
+            "lost attempts (crashes)": sum(row.crashes for row in evidence.rows),
+            "most lost attempts of one row": max((row.crashes for row in evidence.rows), default=0),
+            "changes of final rows": len(evidence.illegal),
+            "messages left": sum(
+                ready + unacked
+                for name, (ready, unacked) in evidence.queues.items()
+                if not name.endswith(".dead")
+            ),
+            "poisonous messages sent": len(evidence.poison),
+            "dead letters": len(evidence.dead),
+            "seconds from the last fault until all was final": None
+            if final is None
+            else round(final, 1),
+            "seconds": round(self.seconds, 1),
+        }
+
+    def text(self) -> str:
+        """As a table, in Markdown: it goes into the documentation as it is."""
+        plan = self.plan
+        counts = Counter(one.fault.kind for one in self.faults)
+        lines = [
+            f"Chaos run: {plan.tasks} tasks, seed {plan.seed}, {plan.services} services, "
+            f"{plan.publishers} publishers, lease {plan.lease:g} s"
+            + (f", SABOTAGED: {self.sabotage}" if self.sabotage else ""),
+            "",
+            "| fault | times |",
+            "|---|---|",
+            *(f"| {MEANING[kind]} | {counts[kind]} |" for kind in KINDS if counts[kind]),
+            "",
+            "| what | number |",
+            "|---|---|",
+            *(f"| {name} | {value} |" for name, value in self.numbers().items()),
+            "",
+        ]
+        if self.violations:
+            lines += [f"FAILED: {len(self.violations)} violations", *map(str, self.violations)]
+        else:
+            lines.append("PASSED: every promise was kept")
+        return "\n".join(lines)
+
+    def write_json(self, path: Path) -> None:
+        """The same with the schedule and all ids, for programs."""
+        value = {
+            "plan": asdict(self.plan),
+            "sabotage": self.sabotage,
+            "numbers": self.numbers(),
+            "services": [asdict(service) for service in self.evidence.services],
+            "faults": [asdict(one) for one in self.faults],
+            "violations": [asdict(violation) for violation in self.violations],
+            "passed": not self.violations,
+        }
+        path.write_text(json.dumps(value, indent=1, default=str))

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tasks of the chaos run. What each does last is to leave its effect in a ledger."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+
+from django.db import connection, transaction
+
+from carrot_twisted import execution
+from carrot_twisted.utilities import publish_message
+from tests.chaos import ledger
+
+
+class OnPurposeError(Exception):
+    """This task had to fail."""
+
+
+def effect(key: str) -> None:
+    """Tell that this run of this task has done its work."""
+    run = execution.current.get()
+    assert run is not None
+    ledger.record(
+        os.environ["CHAOS_EFFECTS"],
+        {
+            "uuid": str(run.uuid),
+            "key": key,
+            "attempt": run.attempt,
+            "pid": os.getpid(),
+            "time": time.time(),
+        },
+    )
+
+
+def work(key: str, seconds: float = 0.0) -> str:
+    """Take some time."""
+    time.sleep(seconds)
+    effect(key)
+    return f"did {key}"
+
+
+def store(key: str) -> None:
+    """Write to the database: this one meets the database's outages."""
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("INSERT INTO chaos_mark (key) VALUES (%s)", [key])
+        time.sleep(0.01)
+    effect(key)
+
+
+def spawn(key: str) -> str:
+    """Publish another task."""
+    child = f"{key}/{uuid.uuid4().hex[:8]}"
+    publishes = os.environ["CHAOS_PUBLISHES"]
+    ledger.record(publishes, {"key": child, "kind": "nested", "outcome": "attempted"})
+    publish_message(work, child)
+    ledger.record(publishes, {"key": child, "kind": "nested", "outcome": "committed"})
+    effect(key)
+    return child
+
+
+def fail(key: str) -> None:
+    """Fail on purpose."""
+    effect(key)
+    raise OnPurposeError(f"on purpose: {key}")
