@@ -174,7 +174,8 @@ class BrokerConnection:
         after = self._outage.over()
         if after is not None:
             _log.info(
-                "Connected to {host}:{port}, virtual host {name!r}, for {purpose}{after} ({product})",
+                "Connected to {host}:{port}, virtual host {name!r}, for {purpose}{after}"
+                " ({product})",
                 host=server[0],
                 port=server[1],
                 name=self._host.name,
