@@ -19,6 +19,7 @@ from django.core.signals import setting_changed
 
 from carrot_twisted import DEFAULT_BROKER
 from carrot_twisted.exceptions import CarrotConfigException
+from carrot_twisted.limits import is_limit
 from carrot_twisted.virtual_host import VirtualHost
 
 DEFAULT_QUEUE = "default"
@@ -44,6 +45,9 @@ DEFAULTS: dict[str, Any] = {
     "lease": 10.0,
     # How many workers may die under one task before it becomes FAILED.
     "max_crashes": 5,
+    # Seconds that one attempt at a task may run; None: no limit. A task may say otherwise for
+    # itself, see carrot_twisted.limits.time_limit.
+    "time_limit": None,
     # Dotted paths of decorators for every view of the monitor, for example login_required's.
     "monitor_authentication": [],
     # Days that rows are kept after their end, by final state; None: for ever. A state that is not
@@ -127,6 +131,7 @@ class CarrotSettings:
     ack_deadline: float
     lease: float
     max_crashes: int
+    time_limit: float | None
     monitor_authentication: tuple[str, ...]
     retention: dict[str, timedelta]
     """How long rows are kept after their end, by final state; a state not in it: for ever."""
@@ -292,6 +297,9 @@ class _Reader:
             shutdown_timeout=seconds("shutdown_timeout"),
             ack_deadline=seconds("ack_deadline"),
             lease=seconds("lease"),
+            time_limit=checked(
+                "time_limit", "a number of seconds above 0, or None for no limit", is_limit
+            ),
             monitor_authentication=paths(
                 "monitor_authentication", "a list of dotted paths of decorators"
             ),

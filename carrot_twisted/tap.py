@@ -23,13 +23,18 @@ from txaio.tx import make_logger, set_global_log_level
 
 from carrot_twisted.service.notify import Notifier
 from carrot_twisted.service.pid_file import PidFile
+from carrot_twisted.service.reactor_watch import ReactorWatch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from carrot_twisted.service.engine import Engine, ServiceOptions
 
 _log = make_logger()
 
 EXIT_CRASH = 1
+#: sysexits.h's EX_TEMPFAIL: a supervisor should start a fresh process.
+EXIT_RECYCLE = 75
 #: sysexits.h's EX_CONFIG: a supervisor should not try again.
 EXIT_CONFIG = 78
 #: Seconds that the interpreter gets to end, once the reactor has.
@@ -89,6 +94,8 @@ class Options(usage.Options):
         ["shutdown-timeout", None, None, "Seconds for running tasks to end.", seconds],
         ["loglevel", "l", "info", "debug, info, warning, error or critical.", level],
         ["consumer-class", None, None, "Dotted path, for all queues, instead of the settings'."],
+        ["max-tasks", None, None, "End with status 75 after so many tasks.", number],
+        ["max-memory", None, None, "End with status 75 above so many MB of memory.", number],
     )
     optFlags = (["no-scheduler", None, "Publish no scheduled tasks; only consume."],)
 
@@ -121,6 +128,7 @@ class CarrotService(Service):
         options: the engine's options.
         folder: the project's folder, put on the import path; None if that is done.
         nodaemon: twistd stays in the foreground.
+        log_file: twistd's; None: standard output.
         pid_file: twistd's, held by this process.
     """
 
@@ -132,17 +140,21 @@ class CarrotService(Service):
         options: dict[str, Any],
         folder: str | None,
         nodaemon: bool,
+        log_file: str | None = None,
         pid_file: PidFile | None = None,
     ) -> None:
         self._settings_module = settings_module
         self._options = options
         self._folder = folder
         self._nodaemon = nodaemon
+        self._log_file = log_file
         self._pid_file = pid_file
         self._terminal = None if nodaemon else _terminal()
         self._engine: Engine | None = None
         self._reactor: Any = None
+        self._watch: ReactorWatch | None = None
         self._signals = 0
+        self._ending = False
         self._notifier = Notifier()
 
     def startService(self) -> None:
@@ -196,7 +208,12 @@ class CarrotService(Service):
         try:
             checks.require()
             return Engine(
-                conf.current(), self._engine_options(), self._reactor, self._fatal, self._crash
+                conf.current(),
+                self._engine_options(),
+                self._reactor,
+                on_fatal=self._fatal,
+                on_crash=self._crash,
+                on_recycle=self._recycle,
             )
         except CarrotConfigException as error:
             raise _Misconfigured(str(error)) from error
@@ -223,6 +240,8 @@ class CarrotService(Service):
             name=self._engine.worker.name,
             settings=self._settings_module,
         )
+        self._watch = ReactorWatch(self._log_file, self._reactor)
+        self._watch.start()
         Deferred.fromCoroutine(self._engine.start()).addErrback(self._crash)
         self._notifier.tell(STATUS="Starting: not yet consuming from all queues")
         self._tell_when_ready()
@@ -244,10 +263,18 @@ class CarrotService(Service):
 
     def _stop_on_request(self) -> None:
         _log.info("Stopping on request; a second signal ends at once")
+        # Also where it was about to make room for a fresh process.
+        _stay_ended()
+        self._stop_reactor()
+
+    def _recycle(self, reason: str) -> None:
+        _log.info("Stopping, a fresh process should take over: {reason}", reason=reason)
+        _exit_with(EXIT_RECYCLE)
         self._stop_reactor()
 
     def _stop_reactor(self) -> None:
-        if self._reactor.running:
+        if self._reactor.running and not self._ending:
+            self._ending = True
             self._reactor.stop()
 
     def _hurry(self) -> None:
@@ -257,6 +284,7 @@ class CarrotService(Service):
     def stopService(self) -> Deferred[None]:
         """Drain: the reactor runs until this has fired."""
         super().stopService()
+        self._ending = True
         return Deferred.fromCoroutine(self._stop()).addErrback(self._crash)
 
     async def _stop(self) -> None:
@@ -265,6 +293,8 @@ class CarrotService(Service):
             self._notifier.tell(STOPPING="1", STATUS=f"Stopping; {running} tasks are still running")
             clean = await self._engine.stop()
             _log.info("Stopped; {n} tasks were run", n=self._engine.finished)
+            if self._watch is not None:
+                self._watch.stop()
             if not clean:
                 # A thread that is stuck must not hold up the end of the process.
                 _exit_with(0)
@@ -306,6 +336,8 @@ class _Misconfigured(Exception):
 
 
 _exit_status: int | None = None
+#: Instead of the exit where a fresh process should take over and nobody else starts one.
+successor: Callable[[], None] | None = None
 
 
 def _exit_with(status: int) -> None:
@@ -320,6 +352,13 @@ def _exit_with(status: int) -> None:
         _exit_status = status
 
 
+def _stay_ended() -> None:
+    """A stop was asked for: whoever waits for a fresh process waits no more."""
+    global _exit_status
+    if _exit_status == EXIT_RECYCLE:
+        _exit_status = 0
+
+
 def _end_in_time() -> None:
     """Do not wait for threads that tasks left behind: the interpreter would, for ever."""
     timer = threading.Timer(LAST_MOMENT, _exit)
@@ -330,6 +369,8 @@ def _end_in_time() -> None:
 def _exit() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
+    if _exit_status == EXIT_RECYCLE and successor is not None:
+        successor()
     os._exit(_exit_status or 0)
 
 
@@ -345,11 +386,22 @@ def makeService(options: Options) -> CarrotService:
             "shutdown_timeout": options["shutdown-timeout"],
             "scheduler": not options["no-scheduler"],
             "consumer_class": options["consumer-class"],
+            "max_tasks": options["max-tasks"],
+            "max_memory": options["max-memory"],
         },
         folder=options.folder,
         nodaemon=bool(parent is None or parent["nodaemon"]),
+        log_file=_log_file(parent),
         pid_file=_hold(parent),
     )
+
+
+def _log_file(twistd: Any) -> str | None:
+    """The file that twistd logs to; None: standard output."""
+    given = twistd and twistd.get("logfile")
+    if given == "-" or (not given and (twistd is None or twistd["nodaemon"])):
+        return None
+    return os.path.abspath(given or "twistd.log")
 
 
 def _hold(twistd: Any) -> PidFile | None:

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import logging
-import tracemalloc
 import threading
+import tracemalloc
 from contextlib import contextmanager
 from contextvars import copy_context
 from typing import TYPE_CHECKING
