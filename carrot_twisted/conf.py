@@ -19,6 +19,7 @@ from django.core.signals import setting_changed
 
 from carrot_twisted import DEFAULT_BROKER
 from carrot_twisted.exceptions import CarrotConfigException
+from carrot_twisted.limits import is_limit
 from carrot_twisted.virtual_host import HEARTBEAT, VirtualHost
 
 DEFAULT_QUEUE = "default"
@@ -47,6 +48,9 @@ DEFAULTS: dict[str, Any] = {
     "lease": 10.0,
     # How many workers may die under one task before it becomes FAILED.
     "max_crashes": 5,
+    # Seconds that one attempt at a task may run; None: no limit. A task may say otherwise for
+    # itself, see carrot_twisted.limits.time_limit.
+    "time_limit": None,
     # Dotted paths of decorators for every view of the monitor, for example login_required's.
     "monitor_authentication": [],
     # True: the service runs signed messages only, see docs/security.md. "publish": messages are
@@ -167,6 +171,7 @@ class CarrotSettings:
     heartbeat: int
     lease: float
     max_crashes: int
+    time_limit: float | None
     monitor_authentication: tuple[str, ...]
     signing: bool | str
     """Of queues that say nothing of it."""
@@ -370,6 +375,9 @@ class _Reader:
                 lambda v: _is_int(v) and 1 <= v <= MAX_HEARTBEAT,
             ),
             lease=seconds("lease"),
+            time_limit=checked(
+                "time_limit", "a number of seconds above 0, or None for no limit", is_limit
+            ),
             monitor_authentication=paths(
                 "monitor_authentication", "a list of dotted paths of decorators"
             ),

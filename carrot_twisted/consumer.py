@@ -524,6 +524,9 @@ class ConsumerSet:
             running_reactor(),
             on_fatal=refusals.append,
             on_crash=functools.partial(self.logger.critical, "Queue %s: %s", self.queue),
+            on_recycle=functools.partial(
+                self.logger.critical, "Queue %s: this process should be restarted: %s", self.queue
+            ),
         )
         await self._engine.start()
         if refusals:

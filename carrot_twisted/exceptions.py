@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can go wrong, said to the one who raises or meets it. One root: ``CarrotError``."""
+"""What can go wrong, said to the one who raises or meets it.
+
+One root: ``CarrotError``; only ``TimeLimitExceeded`` stands beside it, and says why.
+"""
 
 from __future__ import annotations
 
@@ -32,4 +35,13 @@ class PoisonMessage(CarrotError):
 
     Its row becomes FAILED with this text; where there is no row, the message goes to the
     queue's dead-letter queue.
+    """
+
+
+class TimeLimitExceeded(BaseException):
+    """Raised in a task that has run longer than its limit; its row becomes FAILED.
+
+    Not an ``Exception``: an ``except Exception`` in the task, as around each item of a loop, does
+    not swallow it. A task may catch it to tidy up; it has some seconds for that, then its thread
+    counts as stuck. One that catches it and returns is COMPLETED with what it returns.
     """

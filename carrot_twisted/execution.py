@@ -22,12 +22,16 @@ from asgiref.sync import async_to_sync
 from django.db import connections, reset_queries
 
 from carrot_twisted import objects, outcomes, signals, task_logging, wire
-from carrot_twisted.exceptions import PoisonMessage
+from carrot_twisted.exceptions import PoisonMessage, TimeLimitExceeded
+from carrot_twisted.interruption import Abandoned, TimedCall
+from carrot_twisted.limits import limit_of
 from carrot_twisted.outcomes import Kind, Result
 from carrot_twisted.records import Claimed
 
 if TYPE_CHECKING:
     from django.dispatch import Signal
+
+    from carrot_twisted.interruption import Keeper
 
 
 @dataclass(slots=True, kw_only=True)
@@ -41,10 +45,14 @@ class Run(Claimed):
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """How much of a run's texts is kept, in characters."""
+    """How much of a run's texts is kept, in characters, and how long a task may run."""
 
     result: int
     log: int
+    seconds: float | None = None
+    """For a task that has no limit of its own."""
+    keeper: Keeper | None = None
+    """Keeps the limits of time; without one there are none."""
 
 
 _logger = logging.getLogger("carrot_twisted.execution")
@@ -62,7 +70,7 @@ def execute(
     limits: Limits,
     on_failure: FailureCallback | None = None,
     prepare: Callable[[Run], Call] | None = None,
-) -> Result:
+) -> Result | None:
     """Run the task and tell what came of it. Never raises.
 
     Args:
@@ -70,11 +78,19 @@ def execute(
         limits: how much text to keep.
         on_failure: called in the task's context when it failed, for the consumer's callbacks.
         prepare: says what to call, or raises; by default it is the row's task.
+
+    Returns:
+        None if this thread was given up meanwhile: ``give_up`` has told the run's end.
     """
     transcript = task_logging.Transcript(limits.log)
     started = time.time()
-    # A new context, not a copy: no language, time zone or variable leaks from task to task.
-    kind, value, error = Context().run(_call, run, transcript, on_failure, prepare or from_message)
+    try:
+        # A new context, not a copy: no language, time zone or variable leaks from task to task.
+        kind, value, error = Context().run(
+            _call, run, transcript, limits, on_failure, prepare or from_message
+        )
+    except Abandoned:
+        return None
     ended = time.time()
     log = transcript.text(limits.log)
     if error is None:
@@ -99,6 +115,35 @@ def execute(
     return result
 
 
+def give_up(
+    call: TimedCall, run: Run, limits: Limits, on_failure: FailureCallback | None
+) -> Result:
+    """Tell the end of a run whose own thread is stuck in its task. Never raises.
+
+    Args:
+        call: the task's, given up.
+        run: the claimed row.
+        limits: how much text to keep.
+        on_failure: as in ``execute``.
+    """
+    stack = call.stack()
+    place = stack[-1] if stack else None
+    where = f"{place.name} ({place.filename}, line {place.lineno}): {place.line}" if place else "?"
+    error = TimeLimitExceeded(f"{call.text}; the thread is stuck in {where}")
+    Context().run(_tell_failure, run, call.transcript, error, on_failure)
+    text = "".join(["Where the thread is stuck (most recent call last):\n", *stack.format()])
+    result = Result(
+        kind=Kind.FAILED,
+        exception=outcomes.exception_text(error, limits.result),
+        traceback=outcomes.stored(text[-limits.result :], limits.result),
+        log=call.transcript.text(limits.log),
+        started=call.started,
+        ended=time.time(),
+    )
+    _tell(signals.task_finished, run, result=result)
+    return result
+
+
 def _tell(signal: Signal, run: Run, **facts: Any) -> None:
     """Send a signal; nothing that a receiver does stops a task."""
     if signal.has_listeners(run.task):
@@ -112,6 +157,7 @@ def _tell(signal: Signal, run: Run, **facts: Any) -> None:
 def _call(
     run: Run,
     transcript: task_logging.Transcript,
+    limits: Limits,
     on_failure: FailureCallback | None,
     prepare: Callable[[Run], Call],
 ) -> tuple[Kind, Any, BaseException | None]:
@@ -121,23 +167,48 @@ def _call(
     try:
         task, args, kwargs = prepare(run)
         _tell(signals.task_started, run)
-        value = task(*args, **kwargs)
-        if inspect.iscoroutine(value):
-            value = async_to_sync(_awaited)(value)
+        seconds = limit_of(task, limits.seconds)
+        if seconds is None or limits.keeper is None:
+            value = awaited(task(*args, **kwargs))
+        else:
+            timed = TimedCall(run, seconds, transcript, limits.keeper)
+            value = timed.call(task, args, kwargs)
+    except Abandoned:
+        raise
     except BaseException as error:
-        if blames_database(error):
+        if not isinstance(error, TimeLimitExceeded) and blames_database(error):
             return Kind.RELEASED, None, error
-        if on_failure is not None:
-            try:
-                on_failure(run, error)
-            except BaseException:
-                _logger.exception("The failure callbacks of %s failed", run.task)
+        _call_back(run, error, on_failure)
         return Kind.FAILED, None, error
     else:
         return Kind.COMPLETED, value, None
     finally:
         clean_connections()
         reset_queries()
+
+
+def _tell_failure(
+    run: Run,
+    transcript: task_logging.Transcript,
+    error: BaseException,
+    on_failure: FailureCallback | None,
+) -> None:
+    task_logging.current.set(transcript)
+    current.set(run)
+    clean_connections()
+    try:
+        _call_back(run, error, on_failure)
+    finally:
+        clean_connections()
+        reset_queries()
+
+
+def _call_back(run: Run, error: BaseException, on_failure: FailureCallback | None) -> None:
+    if on_failure is not None:
+        try:
+            on_failure(run, error)
+        except BaseException:
+            _logger.exception("The failure callbacks of %s failed", run.task)
 
 
 def blames_database(error: BaseException) -> bool:

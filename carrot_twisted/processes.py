@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which process is which: tells a living worker on this machine from a dead one at once.
+"""Which process is which, and how large this one is.
 
-Only where /proc shows it (Linux); elsewhere the lease alone decides, some seconds later.
+A living worker on this machine is told from a dead one at once, but only where /proc shows it
+(Linux); elsewhere the lease alone decides, some seconds later.
 """
 
 from __future__ import annotations
 
 import os
+import resource
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -37,3 +40,17 @@ def start_of(pid: int) -> str:
     fields = stat.rpartition(")")[2].split()
     # A zombie has ended; only its parent has not noticed.
     return "" if fields[0] in "ZX" else fields[_START_TIME]
+
+
+def memory() -> float:
+    """How much memory this process has in use (resident), in MB of 1024 * 1024 bytes.
+
+    Where there is no ``/proc`` it is the most that it ever had.
+    """
+    try:
+        pages = int((_PROC / "self/statm").read_text().split()[1])
+    except OSError:
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        # macOS counts bytes, the others kilobytes.
+        return most / (1024 * 1024 if sys.platform == "darwin" else 1024)
+    return pages * resource.getpagesize() / (1024 * 1024)

@@ -27,13 +27,18 @@ from txaio.tx import make_logger, set_global_log_level
 from carrot_twisted.service.guise import Guise
 from carrot_twisted.service.notify import Notifier
 from carrot_twisted.service.pid_file import PidFile
+from carrot_twisted.service.reactor_watch import ReactorWatch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from carrot_twisted.service.engine import Engine, ServiceOptions
 
 _log = make_logger()
 
 EXIT_CRASH = 1
+#: sysexits.h's EX_TEMPFAIL: a supervisor should start a fresh process.
+EXIT_RECYCLE = 75
 #: sysexits.h's EX_CONFIG: a supervisor should not try again.
 EXIT_CONFIG = 78
 #: Seconds that the interpreter gets to end, once the reactor has.
@@ -95,6 +100,8 @@ class Options(usage.Options):
         ["shutdown-timeout", None, None, "Seconds for running tasks to end.", seconds],
         ["loglevel", "l", "info", "debug, info, warning, error or critical.", level],
         ["consumer-class", None, None, "Dotted path, for all queues, instead of the settings'."],
+        ["max-tasks", None, None, "End with status 75 after so many tasks.", number],
+        ["max-memory", None, None, "End with status 75 above so many MB of memory.", number],
     )
     optFlags = (["no-scheduler", None, "Publish no scheduled tasks; only consume."],)
 
@@ -132,6 +139,7 @@ class CarrotService(Service):
         options: the engine's options.
         folder: the project's folder, put on the import path; None if that is done.
         nodaemon: twistd stays in the foreground.
+        log_file: twistd's; None: standard output.
         pid_file: held by this process.
         guise: in which twistd starts us; dropped when root is needed.
     """
@@ -144,6 +152,7 @@ class CarrotService(Service):
         options: dict[str, Any],
         folder: str | None,
         nodaemon: bool,
+        log_file: str | None = None,
         pid_file: PidFile | None = None,
         guise: Guise | None = None,
     ) -> None:
@@ -151,12 +160,15 @@ class CarrotService(Service):
         self._options = options
         self._folder = folder
         self._nodaemon = nodaemon
+        self._log_file = log_file
         self._pid_file = pid_file
         self._guise = guise
         self._terminal = None if nodaemon else _terminal()
         self._engine: Engine | None = None
         self._reactor: Any = None
+        self._watch: ReactorWatch | None = None
         self._signals = 0
+        self._ending = False
         self._notifier = Notifier()
         self._ready = False
         self._status = ""
@@ -221,7 +233,12 @@ class CarrotService(Service):
         try:
             checks.require()
             return Engine(
-                conf.current(), self._engine_options(), self._reactor, self._fatal, self._crash
+                conf.current(),
+                self._engine_options(),
+                self._reactor,
+                on_fatal=self._fatal,
+                on_crash=self._crash,
+                on_recycle=self._recycle,
             )
         except CarrotConfigException as error:
             raise _Misconfigured(str(error)) from error
@@ -248,6 +265,8 @@ class CarrotService(Service):
             name=self._engine.worker.name,
             settings=self._settings_module,
         )
+        self._watch = ReactorWatch(self._log_file, self._reactor)
+        self._watch.start()
         Deferred.fromCoroutine(self._engine.start()).addErrback(self._crash)
         self._notifier.tell(STATUS="Starting: not yet consuming from all queues")
         self._tell_state()
@@ -279,10 +298,18 @@ class CarrotService(Service):
 
     def _stop_on_request(self) -> None:
         _log.info("Stopping on request; a second signal ends at once")
+        # Also where it was about to make room for a fresh process.
+        _stay_ended()
+        self._stop_reactor()
+
+    def _recycle(self, reason: str) -> None:
+        _log.info("Stopping, a fresh process should take over: {reason}", reason=reason)
+        _exit_with(EXIT_RECYCLE)
         self._stop_reactor()
 
     def _stop_reactor(self) -> None:
-        if self._reactor.running:
+        if self._reactor.running and not self._ending:
+            self._ending = True
             self._reactor.stop()
 
     def _hurry(self) -> None:
@@ -292,6 +319,7 @@ class CarrotService(Service):
     def stopService(self) -> Deferred[None]:
         """Drain: the reactor runs until this has fired."""
         super().stopService()
+        self._ending = True
         if self._looking is not None and self._looking.active():
             self._looking.cancel()
         return Deferred.fromCoroutine(self._stop()).addErrback(self._crash)
@@ -302,6 +330,8 @@ class CarrotService(Service):
             self._notifier.tell(STOPPING="1", STATUS=f"Stopping; {running} tasks are still running")
             clean = await self._engine.stop()
             _log.info("Stopped; {n} tasks were run", n=self._engine.finished)
+            if self._watch is not None:
+                self._watch.stop()
             if not clean:
                 # A thread that is stuck must not hold up the end of the process.
                 _exit_with(0)
@@ -345,6 +375,8 @@ class _Misconfigured(Exception):
 
 
 _exit_status: int | None = None
+#: Instead of the exit where a fresh process should take over and nobody else starts one.
+successor: Callable[[], None] | None = None
 
 
 def _exit_with(status: int) -> None:
@@ -359,6 +391,13 @@ def _exit_with(status: int) -> None:
         _exit_status = status
 
 
+def _stay_ended() -> None:
+    """A stop was asked for: whoever waits for a fresh process waits no more."""
+    global _exit_status
+    if _exit_status == EXIT_RECYCLE:
+        _exit_status = 0
+
+
 def _end_in_time() -> None:
     """Do not wait for threads that tasks left behind: the interpreter would, for ever."""
     timer = threading.Timer(LAST_MOMENT, _exit)
@@ -369,6 +408,8 @@ def _end_in_time() -> None:
 def _exit() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
+    if _exit_status == EXIT_RECYCLE and successor is not None:
+        successor()
     os._exit(_exit_status or 0)
 
 
@@ -377,9 +418,10 @@ def makeService(options: Options) -> CarrotService:
     set_global_log_level(options["loglevel"])
     twistd = options.parent
     guise = _guise(twistd)
+    log_file = _log_file(twistd)
     try:
-        if twistd is not None:
-            _require_writable_log(twistd)
+        if log_file is not None:
+            _require_writable(log_file)
         pid_file = _hold(options.pid_path)
     except BaseException:
         if guise is not None:
@@ -393,9 +435,12 @@ def makeService(options: Options) -> CarrotService:
             "shutdown_timeout": options["shutdown-timeout"],
             "scheduler": not options["no-scheduler"],
             "consumer_class": options["consumer-class"],
+            "max_tasks": options["max-tasks"],
+            "max_memory": options["max-memory"],
         },
         folder=options.folder,
         nodaemon=bool(twistd is None or twistd["nodaemon"]),
+        log_file=log_file,
         pid_file=pid_file,
         guise=guise,
     )
@@ -408,14 +453,18 @@ def _guise(twistd: Any) -> Guise | None:
     return Guise(twistd["uid"], twistd.get("gid"))
 
 
-def _require_writable_log(twistd: Any) -> None:
-    """twistd itself would tell by a traceback."""
+def _log_file(twistd: Any) -> str | None:
+    """The file that twistd logs to; None: standard output, or no file at all."""
+    if twistd is None or twistd.get("syslog") or twistd.get("logger"):
+        return None
     name = twistd.get("logfile")
-    if twistd.get("syslog") or twistd.get("logger") or name == "-":
-        return
-    if not name and (twistd.get("nodaemon") or twistd.get("debug")):
-        return
-    path = os.path.abspath(name or "twistd.log")
+    if name == "-" or (not name and (twistd["nodaemon"] or twistd.get("debug"))):
+        return None
+    return os.path.abspath(name or "twistd.log")
+
+
+def _require_writable(path: str) -> None:
+    """twistd itself would tell by a traceback."""
     try:
         with open(path, "ab"):
             pass

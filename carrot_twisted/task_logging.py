@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -24,35 +25,60 @@ LOGGER = "carrot"
 
 
 class Transcript:
-    """The lines of one run, bounded: a flood of lines must not fill memory or the database."""
+    """The lines of one run, bounded: a flood of lines must not fill memory or the database.
 
-    __slots__ = ("_left", "_lines", "_lost")
+    Half of the room is for the first lines; the other half for the last ones, which tell how it
+    ended.
+
+    Args:
+        limit: characters, line ends included.
+    """
+
+    __slots__ = ("_first", "_half", "_last", "_left", "_lost", "_lost_size")
 
     def __init__(self, limit: int) -> None:
-        self._lines: list[str] = []
-        self._left = limit
+        self._half = limit // 2
+        self._first: list[str] = []
+        #: Room for lines: of the first half, and then of the last one.
+        self._left = limit - self._half
+        self._last: deque[str] | None = None
         self._lost = 0
+        self._lost_size = 0
 
     def add(self, line: str) -> None:
-        if self._left <= 0:
+        """Take a line; one that fits nowhere is cut to half of the room."""
+        size = len(line) + 1
+        if self._last is None:
+            if size <= self._left:
+                self._left -= size
+                self._first.append(line)
+                return
+            # A line that does not fit ends the first half. All may yet fit.
+            self._last = deque()
+            self._left += self._half
+        if size > self._left and size > self._half:
+            line = outcomes.stored(line, self._half)
+            size = len(line) + 1
+        self._last.append(line)
+        self._left -= size
+        while self._left < 0 and len(self._last) > 1:
+            lost = len(self._last.popleft()) + 1
+            self._left += lost
             self._lost += 1
-            return
-        self._left -= len(line) + 1
-        self._lines.append(line)
+            self._lost_size += lost
 
     @property
     def lines(self) -> list[str]:
-        """The lines so far."""
-        return list(self._lines)
+        """The lines so far, but for those that were lost."""
+        return [*self._first, *(self._last or ())]
 
     def text(self, limit: int) -> str:
-        """All lines, fit for the database; says how many are missing, if any."""
-        if not self._lines:
-            return ""
-        lines = self._lines
-        if self._lost:
-            lines = [*lines, f"… (cut: {self._lost} more lines)"]
-        return outcomes.stored("\n".join(lines), limit + 100)
+        """All lines, fit for the database; says how many are missing, and where."""
+        lines = self._first
+        if self._last is not None:
+            cut = f"… (cut: {self._lost} lines, {self._lost_size} characters)"
+            lines = [*lines, *([cut] if self._lost else ()), *list(self._last)]
+        return outcomes.stored("\n".join(lines), limit + 200)
 
 
 current: ContextVar[Transcript | None] = ContextVar("carrot_transcript", default=None)

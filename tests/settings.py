@@ -63,5 +63,8 @@ CARROT = {
         },
         {"name": "other", "concurrency": 1, "queue_arguments": {"x-queue-type": QUEUE_TYPE}},
     ],
-    "task_modules": ["tests.project.tasks"],
+    "task_modules": ["tests.project.tasks", "tests.project.misbehaving"],
+    "time_limit": float(os.environ["CARROT_TEST_TIME_LIMIT"])
+    if "CARROT_TEST_TIME_LIMIT" in os.environ
+    else None,
 }

@@ -15,9 +15,12 @@ Where a project's consumer reads messages in its own way, ``hooked_dispatcher`` 
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -32,11 +35,13 @@ from carrot_twisted.service.delivery import Delivery
 from carrot_twisted.service.log_writer import Claim, Finish, LogWriter
 from carrot_twisted.service.pool import WorkerPool
 from carrot_twisted.service.prefetch import Pace
+from carrot_twisted.service.time_keeper import TimeKeeper
 from carrot_twisted.signing import Seal
 
 if TYPE_CHECKING:
     from carrot_twisted.conf import QueueSettings
     from carrot_twisted.consumer import Consumer
+    from carrot_twisted.interruption import TimedCall
 
 _log = make_logger()
 
@@ -51,6 +56,21 @@ MAX_MISSING = 200
 STUCK = 10.0
 
 DeadLetter = Callable[[Delivery, str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThreadReport:
+    """What one worker thread is doing."""
+
+    name: str
+    task: str | None
+    """Dotted path; None while it is idle, or a consumer's hooks read a message."""
+    uuid: UUID | None
+    """Of the task's row."""
+    seconds: float
+    """For how long it has been at that; 0 while it is idle."""
+    stuck: bool
+    """Its task has ended for everybody else: it went on after its time limit."""
 
 
 @dataclass(slots=True, eq=False)
@@ -83,7 +103,7 @@ class Dispatcher:
         concurrency: number of threads.
         consumer: the queue's consumer object, with its hooks.
         writer: the way to the database.
-        limits: how much text to keep of a run.
+        limits: of a run.
         dead_letter: takes over a delivery that no row stands for.
         reactor: Twisted's reactor.
     """
@@ -103,11 +123,12 @@ class Dispatcher:
         self.pace = Pace(concurrency=concurrency, fixed=queue.prefetch)
         self._consumer = consumer
         self._writer = writer
-        self._limits = limits
+        self._keeper = TimeKeeper(reactor, self._give_up)
+        self._limits = dataclasses.replace(limits, keeper=self._keeper)
         self._dead_letter = dead_letter
         self._reactor = reactor
         self._seal = Seal() if queue.verifies else None
-        self._pool: WorkerPool[Job] = WorkerPool(queue.name, concurrency, self._work, reactor)
+        self._pool: WorkerPool[Job] = WorkerPool(queue.name, concurrency, self._work)
         self._waiting: deque[Delivery] = deque()
         self._jobs: dict[UUID, Job] = {}
         #: Tokens of claims that are under way.
@@ -126,6 +147,8 @@ class Dispatcher:
         """Tasks that came to an end here."""
         self.on_settled: Callable[[], None] = lambda: None
         self.on_suspect: Callable[[], None] = lambda: None
+        self.on_finished: Callable[[], None] = lambda: None
+        self.on_stuck: Callable[[], None] = lambda: None
 
     @property
     def running(self) -> int:
@@ -136,6 +159,24 @@ class Dispatcher:
     def suspects(self) -> int:
         """Messages whose row has cost workers, waiting to run alone."""
         return len(self._suspects)
+
+    def threads(self) -> list[ThreadReport]:
+        """What each of the worker threads does at this moment. From any thread."""
+        now = time.monotonic()
+        reports = []
+        for slot in self._pool.slots:
+            job = slot.job
+            run = job.run if job is not None else None
+            reports.append(
+                ThreadReport(
+                    name=slot.name,
+                    task=run.task if run is not None else None,
+                    uuid=run.uuid if run is not None else None,
+                    seconds=max(0.0, now - slot.since) if job is not None else 0.0,
+                    stuck=slot.stuck,
+                )
+            )
+        return reports
 
     def runs(self, key: UUID, token: int | None) -> bool:
         """Whether a row is claimed here under this token. On the writer's thread."""
@@ -331,7 +372,31 @@ class Dispatcher:
         """On a worker thread: run the task."""
         run = job.run
         assert run is not None
-        self._record(job, execution.execute(run, self._limits, self._consumer.failure_hook()))
+        result = execution.execute(run, self._limits, self._consumer.failure_hook())
+        if result is not None:
+            self._record(job, result)
+
+    def _give_up(self, call: TimedCall) -> None:
+        """A task does not end at its limit: another thread takes the place of its own."""
+        job = self._jobs.get(call.run.uuid)
+        name = self._pool.replace(call.ident, partial(self._end_stuck, job, call))
+        _log.error(
+            "Thread {name} is stuck in task {task} ({uuid}), {seconds:g} s over its limit. The "
+            "task is FAILED, and another thread takes its place",
+            name=name,
+            task=call.run.task,
+            uuid=call.run.uuid,
+            seconds=time.monotonic() - call.began - call.seconds,
+        )
+        self.on_stuck()
+
+    def _end_stuck(self, job: Job | None, call: TimedCall) -> None:
+        """On the new thread: bring the stuck task to its end."""
+        if job is None or job.run is not call.run or job.result is not None:
+            # Released at the deadline of a shutdown.
+            return
+        hook = self._consumer.failure_hook()
+        self._record(job, execution.give_up(call, job.run, self._limits, hook))
 
     def _give_back(self, job: Job) -> None:
         """Not begun: the row to the outbox if it is claimed, else the message to the broker."""
@@ -366,6 +431,7 @@ class Dispatcher:
             self._tell(job, job.result)
             self._settle(job)
         self.finished += sum(job.result.kind is not Kind.RELEASED for job in jobs if job.result)
+        self.on_finished()
         self._flush(jobs)
         if not self._stopping:
             self.pace.measured(seconds / len(jobs), size / len(jobs))
@@ -466,6 +532,7 @@ class Dispatcher:
     def stop_threads(self) -> None:
         """Let the threads end that are free. The writer ends next: nothing is claimed any more."""
         self._stopped = True
+        self._keeper.stop()
         self._pool.stop()
 
     def release_running(self) -> int:

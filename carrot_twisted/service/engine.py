@@ -33,6 +33,7 @@ from carrot_twisted.service.hooked_dispatcher import HookedDispatcher
 from carrot_twisted.service.log_writer import LogWriter
 from carrot_twisted.service.posting import ReactorPublisher
 from carrot_twisted.service.quarantine import Quarantine
+from carrot_twisted.service.recycling import Recycling
 from carrot_twisted.service.relay import Relay
 from carrot_twisted.service.subscription import Subscription
 from carrot_twisted.service.trouble import Complaints
@@ -79,6 +80,10 @@ class ServiceOptions:
     """Name of the consumer objects; by default ``<queue>-consumer``."""
     logger: logging.Logger | None = None
     """Of the consumer objects; by default the logger ``carrot``."""
+    max_tasks: int | None = None
+    """Ask for a fresh process after so many tasks."""
+    max_memory: int | None = None
+    """Ask for one when more MB than that are in use."""
 
 
 def chosen_queues(settings: CarrotSettings, options: ServiceOptions) -> list[QueueSettings]:
@@ -107,6 +112,7 @@ class Engine:
         reactor: Twisted's reactor.
         on_fatal: called with a text when the service cannot work with this configuration.
         on_crash: called with an error that the service cannot live with.
+        on_recycle: called with the reason when a fresh process should take over.
 
     Raises:
         CarrotConfigException: a queue or consumer class that does not exist.
@@ -119,6 +125,7 @@ class Engine:
         reactor: Any,
         on_fatal: Callable[[str], None],
         on_crash: Callable[[Failure], None],
+        on_recycle: Callable[[str], None],
     ) -> None:
         self._settings = settings
         self._reactor = reactor
@@ -168,7 +175,11 @@ class Engine:
             if options.scheduler
             else None
         )
-        limits = Limits(result=settings.max_result_size, log=settings.max_log_size)
+        limits = Limits(
+            result=settings.max_result_size,
+            log=settings.max_log_size,
+            seconds=settings.time_limit,
+        )
         consumers = [self._make_consumer(queue, options) for queue in queues]
         self._dispatchers = [
             (HookedDispatcher if consumer.reads_messages else Dispatcher)(
@@ -183,6 +194,13 @@ class Engine:
             for queue, consumer in zip(queues, consumers, strict=True)
         ]
         Quarantine(self._dispatchers)
+        self._recycling = Recycling(
+            dispatchers=self._dispatchers,
+            max_tasks=options.max_tasks,
+            max_memory=options.max_memory,
+            reactor=reactor,
+            on_due=on_recycle,
+        )
         self._consuming = {
             host: BrokerConnection(host, "consuming", self._connector(host, queues), reactor)
             for host in dict.fromkeys(queue.host for queue in queues)
@@ -234,6 +252,10 @@ class Engine:
         """Start all parts. Waits for a database that is away; never for the broker."""
         task_logging.capture({*self._settings.task_modules})
         self._writer.start()
+        refusal = self._recycling.refusal()
+        if refusal is not None:
+            self._on_fatal(refusal)
+            return
         if not await self._register():
             return
         publisher.install(self._publisher)
@@ -245,6 +267,7 @@ class Engine:
         self._relay.start()
         if self._scheduler is not None:
             self._scheduler.start()
+        self._recycling.start()
         self._heartbeat.start(self._settings.lease / BEATS_PER_LEASE, now=False)
         self._custody.start(min(CUSTODY_INTERVAL, self._settings.ack_deadline / 4), now=False)
 
@@ -262,6 +285,7 @@ class Engine:
             Whether every task came to its end, so that all threads are free.
         """
         self._stopping = True
+        self._recycling.stop()
         if self._start_wait is not None:
             self._start_wait.cancel()
         if self._scheduler is not None:
@@ -405,7 +429,7 @@ class Engine:
                     "stuck": thread.stuck,
                 }
                 for dispatcher in self._dispatchers
-                for thread in dispatcher.threads
+                for thread in dispatcher.threads()
                 if thread.task is not None
             ],
             "problems": self.problems,

@@ -49,7 +49,8 @@ class HookedJob(Job):
     @property
     def seconds(self) -> float:
         """What waits behind a thread waits for its hooks, too."""
-        return self.took
+        # Not known where the thread is stuck.
+        return self.took or super().seconds
 
 
 class HookedDispatcher(Dispatcher):

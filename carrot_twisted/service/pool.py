@@ -9,11 +9,11 @@ daemons, so that a stuck task cannot keep the process from ending.
 from __future__ import annotations
 
 import threading
+import time
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from django.db import connections
-from twisted.internet.threads import deferToThreadPool
 from twisted.python.threadpool import ThreadPool
 from txaio.tx import make_logger
 
@@ -34,6 +34,21 @@ class DaemonThreadPool(ThreadPool):
         return threading.Thread(*args, daemon=True, **kwargs)
 
 
+class Slot(Generic[Job]):
+    """One worker thread, and what it does. Read it from any thread, ``job`` before ``since``."""
+
+    __slots__ = ("ident", "job", "name", "since", "stuck")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.ident = 0
+        self.job: Job | None = None
+        self.since = 0.0
+        """When the job began, on the monotonic clock."""
+        self.stuck = False
+        """Given up: another thread has taken its place, and it ends with its job."""
+
+
 class WorkerPool(Generic[Job]):
     """``size`` threads that call ``work`` with one job after another.
 
@@ -41,21 +56,40 @@ class WorkerPool(Generic[Job]):
         name: for the threads' names.
         size: number of threads.
         work: called in a thread for each job. It must not raise; if it does, the loop goes on.
-        reactor: Twisted's reactor.
     """
 
-    def __init__(self, name: str, size: int, work: Callable[[Job], None], reactor: Any) -> None:
+    def __init__(self, name: str, size: int, work: Callable[[Job], None]) -> None:
+        self._name = name
         self._work = work
         self._size = size
-        self._reactor = reactor
         self._inbox: SimpleQueue[Job | None] = SimpleQueue()
-        self._threads = DaemonThreadPool(minthreads=0, maxthreads=size, name=name)
+        self._started = 0
+        self._slots: list[Slot[Job]] = []
+
+    @property
+    def slots(self) -> list[Slot[Job]]:
+        """Of all its threads, those that are stuck included."""
+        return list(self._slots)
 
     def start(self) -> None:
-        """Start the loops."""
-        self._threads.start()
+        """Start the threads."""
         for _ in range(self._size):
-            deferToThreadPool(self._reactor, self._threads, self._loop)
+            self._start(None)
+
+    def replace(self, ident: int, first: Callable[[], None]) -> str:
+        """Give up a thread that is stuck in its job.
+
+        Args:
+            ident: of the thread.
+            first: what the thread that takes its place does before anything else.
+
+        Returns:
+            The name of the stuck thread.
+        """
+        (slot,) = (slot for slot in self._slots if slot.ident == ident)
+        slot.stuck = True
+        self._start(first)
+        return slot.name
 
     def put(self, job: Job) -> None:
         """Give a job to the next free thread. From any thread."""
@@ -73,16 +107,30 @@ class WorkerPool(Generic[Job]):
                 jobs.append(job)
 
     def stop(self) -> None:
-        """Let the loops end when they have nothing to do. Does not wait."""
+        """Let the threads end when they have nothing to do. Does not wait."""
         for _ in range(self._size):
             self._inbox.put(None)
-        # And the threads with them; not stop(), which waits for a task that is stuck.
-        self._threads.adjustPoolsize(0, 0)
 
-    def _loop(self) -> None:
-        while (job := self._inbox.get()) is not None:
-            try:
-                self._work(job)
-            except BaseException:
-                _log.failure("A worker thread met an error outside of its task")
+    def _start(self, first: Callable[[], None] | None) -> None:
+        self._started += 1
+        slot: Slot[Job] = Slot(f"{self._name}-{self._started}")
+        self._slots.append(slot)
+        threading.Thread(target=self._loop, args=(slot, first), name=slot.name, daemon=True).start()
+
+    def _loop(self, slot: Slot[Job], first: Callable[[], None] | None) -> None:
+        slot.ident = threading.get_ident()
+        if first is not None:
+            self._guarded(first)
+        while not slot.stuck and (job := self._inbox.get()) is not None:
+            slot.since = time.monotonic()
+            slot.job = job
+            self._guarded(self._work, job)
+            slot.job = None
         connections.close_all()
+        self._slots.remove(slot)
+
+    def _guarded(self, function: Callable[..., None], *args: Any) -> None:
+        try:
+            function(*args)
+        except BaseException:
+            _log.failure("A worker thread met an error outside of its task")

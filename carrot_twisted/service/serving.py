@@ -44,7 +44,7 @@ class Outcome(Enum):
     MISSING = "there is no row (yet)"
     BROKEN = "a hook raised, and there is no row to say so"
     AWAY = "the database did not answer: again later"
-    ELSEWHERE = "its row is not for this thread; whoever decided that has settled it"
+    ELSEWHERE = "its row is not for this thread; whoever decided that settles it"
 
 
 @dataclass(slots=True)
@@ -84,7 +84,7 @@ class Serving:
         claim: claims the row of that primary key and returns the run; None if it is not ours. Its
             second argument says that there is nothing to run any more, only an end to be written.
         claimed: the run, if the row was claimed already (a suspect, to run alone).
-        limits: how much text to keep.
+        limits: of the run.
     """
 
     def __init__(
@@ -233,7 +233,8 @@ class Serving:
 
     def _execute(self, run: Run, prepare: Callable[[Run], Call]) -> Served:
         hook = self._consumer.failure_hook()
-        return Served(Outcome.RAN, execution.execute(run, self._limits, hook, prepare))
+        result = execution.execute(run, self._limits, hook, prepare)
+        return Served(Outcome.ELSEWHERE) if result is None else Served(Outcome.RAN, result)
 
     def _find(self, properties: pika.BasicProperties, body: bytes) -> MessageLog | None:
         if not self._consumer.overrides("get_message_log"):

@@ -45,7 +45,14 @@ def run_of(function: Callable[..., Any], *args: Any, **changes: Any) -> Run:
 
 
 def execute(function: Callable[..., Any], *args: Any, **changes: Any) -> Result:
-    return execution.execute(run_of(function, *args, **changes), LIMITS)
+    return ran(run_of(function, *args, **changes))
+
+
+def ran(run: Run, on_failure: execution.FailureCallback | None = None) -> Result:
+    """What came of it; no thread was given up."""
+    result = execution.execute(run, LIMITS, on_failure)
+    assert result is not None
+    return result
 
 
 def lines_of(result: Result) -> str:
@@ -397,13 +404,16 @@ def test_no_line_bleeds_into_another_run_and_none_of_outside_is_taken() -> None:
 def test_a_flood_of_lines_is_cut_and_said_so() -> None:
     log = lines_of(execute(say, *["x" * 100] * 50))
     assert len(log) < LIMITS.log + 250
-    assert log.splitlines()[-1].startswith("… (cut: ")
+    assert "\n… (cut: 44 lines, " in log
+    assert log.startswith("MainThread ")
+    assert log.endswith("x" * 100)
 
 
 def test_one_enormous_line_is_cut_as_well() -> None:
     log = lines_of(execute(say, "y" * 100_000))
     assert len(log) < LIMITS.log + 250
-    assert "y" * 500 in log
+    assert "y" * 400 in log
+    assert log.endswith("… (cut: 99542 of 100042 characters)")
 
 
 def test_log_lines_are_fit_for_the_database() -> None:
@@ -439,7 +449,7 @@ def test_the_failure_callback_gets_run_and_error_and_may_log() -> None:
         logger.error("from the callback")
 
     run = run_of(fail, "no")
-    result = execution.execute(run, LIMITS, on_failure)
+    result = ran(run, on_failure)
     assert called == [(run, "no")]
     assert lines_of(result).endswith("from the callback")
 
@@ -451,7 +461,7 @@ def test_the_failure_callback_is_not_called_for_what_is_no_failure(
     def on_failure(run: Run, error: BaseException) -> None:
         pytest.fail("called")
 
-    result = execution.execute(run_of(task), LIMITS, on_failure)
+    result = ran(run_of(task), on_failure)
     assert result.kind is not Kind.FAILED
 
 
@@ -464,7 +474,7 @@ def test_a_failure_callback_that_raises_does_not_hide_the_failure(
     def on_failure(run: Run, _error: BaseException) -> None:
         raise error
 
-    result = execution.execute(run_of(fail, "no"), LIMITS, on_failure)
+    result = ran(run_of(fail, "no"), on_failure)
     assert (result.kind, result.exception) == (Kind.FAILED, "no")
 
 

@@ -44,6 +44,8 @@ def test_the_settings_module_is_all_that_is_needed() -> None:
         "shutdown-timeout": None,
         "loglevel": "info",
         "consumer-class": None,
+        "max-tasks": None,
+        "max-memory": None,
     }
 
 
@@ -60,11 +62,14 @@ def test_everything_can_be_said() -> None:
         "--shutdown-timeout=2.5",
         "--loglevel=WARNING",
         "--consumer-class=app.Mine",
+        "--max-tasks=1000",
+        "--max-memory=512",
     )
     assert options["queues"] == ["mail", "other"]
     assert (options["concurrency"], options["shutdown-timeout"]) == (3, 2.5)
     assert (options["no-scheduler"], options["loglevel"]) == (1, "warn")
     assert options["consumer-class"] == "app.Mine"
+    assert (options["max-tasks"], options["max-memory"]) == (1000, 512)
 
 
 def test_two_command_lines_do_not_share_their_queues() -> None:
@@ -100,6 +105,8 @@ def test_each_level_is_one_that_txaio_knows(level: str) -> None:
         (["-s", "x", "--shutdown-timeout=-1"], "more than 0"),
         (["-s", "x", "--shutdown-timeout=nan"], "more than 0"),
         (["-s", "x", "--shutdown-timeout=soon"], "soon"),
+        (["-s", "x", "--max-tasks=0"], "1 or more"),
+        (["-s", "x", "--max-memory=much"], "much"),
         (["-s", "x", "--loglevel=loud"], "one of debug, info, warning, error, critical"),
         (["-s", "x", "--queues=a"], "queues"),
         (["-s", "x", "stray"], "Wrong number of arguments"),
@@ -114,7 +121,7 @@ def test_the_help_tells_of_each_option() -> None:
     text = str(Options())
     for name in ("settings", "queue", "concurrency", "no-scheduler", "shutdown-timeout"):
         assert f"--{name}" in text
-    for name in ("loglevel", "consumer-class"):
+    for name in ("loglevel", "consumer-class", "max-tasks", "max-memory"):
         assert f"--{name}" in text
     assert "manage.py" in text
 

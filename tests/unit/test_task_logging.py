@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import tracemalloc
 from contextlib import contextmanager
 from contextvars import copy_context
 from typing import TYPE_CHECKING
@@ -142,17 +143,48 @@ class TestTranscript:
     def test_without_lines_it_is_empty(self) -> None:
         assert Transcript(100).text(100) == ""
 
-    def test_it_says_how_many_lines_are_missing(self) -> None:
-        transcript = Transcript(10)
-        for _ in range(5):
-            transcript.add("12345")
-        assert transcript.text(10) == "12345\n12345\n… (cut: 3 more lines)"
+    def test_it_keeps_the_first_and_the_last_lines_and_says_how_many_are_missing(self) -> None:
+        transcript = Transcript(20)
+        for number in range(1000):
+            transcript.add(f"n {number}")
+        assert transcript.text(20) == "n 0\nn 1\n… (cut: 996 lines, 5870 characters)\nn 998\nn 999"
+        assert transcript.lines == ["n 0", "n 1", "n 998", "n 999"]
+
+    def test_a_flood_does_not_fill_the_memory(self) -> None:
+        transcript = Transcript(1000)
+        tracemalloc.start()
+        try:
+            for number in range(20_000):
+                transcript.add(f"line {number}")
+                transcript.add("x" * 5000)
+            used, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert used < 50_000
+        assert transcript.lines[0] == "line 0"
 
     def test_empty_lines_take_room_too(self) -> None:
         transcript = Transcript(10)
         for _ in range(1000):
             transcript.add("")
-        assert transcript.text(10).endswith("(cut: 990 more lines)")
+        assert transcript.text(10).strip("\n") == "… (cut: 990 lines, 990 characters)"
+
+    def test_a_line_that_is_too_long_is_cut_and_its_neighbours_stay(self) -> None:
+        transcript = Transcript(200)
+        for line in ("before", "y" * 10_000, "after"):
+            transcript.add(line)
+        first, long, last = transcript.text(200).splitlines()
+        assert (first, last) == ("before", "after")
+        assert long == "y" * 100 + "… (cut: 9900 of 10000 characters)"
+
+    @pytest.mark.parametrize("limit", [2, 3, 7])
+    def test_however_small_it_is_it_holds_what_it_can(self, limit: int) -> None:
+        transcript = Transcript(limit)
+        for number in range(9):
+            transcript.add(str(number))
+        text = transcript.text(limit)
+        assert len(text) <= limit + 60
+        assert text.endswith("8")
 
     def test_what_fits_is_not_cut(self) -> None:
         transcript = Transcript(12)

@@ -20,6 +20,15 @@ if TYPE_CHECKING:
 
 #: Exit status of a command line that makes no sense, as argparse has it.
 EXIT_USAGE = 2
+#: Options that the service has by the same name.
+PASSED_ON = (
+    "loglevel",
+    "consumer_class",
+    "concurrency",
+    "shutdown_timeout",
+    "max_tasks",
+    "max_memory",
+)
 
 
 class Command(BaseCommand):
@@ -33,6 +42,7 @@ class Command(BaseCommand):
     requires_system_checks = ()
     logfile = "-"
     logfile_help = "File to log to; default: standard output."
+    recycling = "stop, with exit status 75: whoever watches over it should start it anew."
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Add the options of the service."""
@@ -73,6 +83,18 @@ class Command(BaseCommand):
             metavar="SECONDS",
             help="Time for running tasks to end when the service stops; default: the setting.",
         )
+        parser.add_argument(
+            "--max-tasks",
+            type=read_by(tap.number),
+            metavar="N",
+            help=f"After so many tasks {self.recycling}",
+        )
+        parser.add_argument(
+            "--max-memory",
+            type=read_by(tap.number),
+            metavar="MB",
+            help=f"With more memory than that in use {self.recycling}",
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Run the service in this process, until it is stopped."""
@@ -89,14 +111,7 @@ class Command(BaseCommand):
             CommandError: the log file cannot be written, or an option makes no sense.
         """
         arguments = [*twistd, "--pidfile=", f"--logfile={options['logfile']}", "carrot"]
-        arguments += [f"--queue={name}" for name in options["queues"] or ()]
-        arguments += [
-            f"--{name.replace('_', '-')}={options[name]}"
-            for name in ("loglevel", "consumer_class", "concurrency", "shutdown_timeout")
-            if options[name] is not None
-        ]
-        if not options["run_scheduler"]:
-            arguments.append("--no-scheduler")
+        arguments += service_arguments(options)
         if options["logfile"] != "-":
             _require_writable(options["logfile"])
         configuration = ServerOptions()
@@ -107,6 +122,19 @@ class Command(BaseCommand):
             raise CommandError(str(error), returncode=EXIT_USAGE) from error
         configuration.subOptions.folder = None
         return configuration
+
+
+def service_arguments(options: Mapping[str, Any]) -> list[str]:
+    """The options of the service on a command line, as ``twistd carrot`` takes them, too."""
+    arguments = [f"--queue={name}" for name in options["queues"] or ()]
+    arguments += [
+        f"--{name.replace('_', '-')}={options[name]}"
+        for name in PASSED_ON
+        if options[name] is not None
+    ]
+    if not options["run_scheduler"]:
+        arguments.append("--no-scheduler")
+    return arguments
 
 
 def read_by(reader: Callable[[str], Any]) -> Callable[[str], Any]:

@@ -65,6 +65,7 @@ class Command(carrot.Command):
     )
     logfile = "/var/log/carrot.log"
     logfile_help = f"File to log to; default: {logfile}."
+    recycling = "make room for a fresh process, which is started by itself and has another pid."
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Add the mode, and options beside those of ``manage.py carrot``."""
@@ -256,9 +257,35 @@ class Command(carrot.Command):
             self.write_pid(os.getpid())
             self.pid_file.let_go_in_children()
 
+        tap.successor = self._make_room
         reactor.callWhenRunning(begin)
         reactor.addSystemEventTrigger("after", "shutdown", self.delete_pid)
         runApp(configuration)
+
+    def _make_room(self) -> NoReturn:
+        """Start a fresh daemon, as the last thing that this one does: nobody else would."""
+        options = self.options
+        log = os.path.abspath(options["logfile"])
+        descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        for standard in (1, 2):
+            # As a daemon it has none; the reason why a start fails belongs into the log.
+            os.dup2(descriptor, standard)
+        arguments = [
+            "carrot_daemon",
+            "start",
+            f"--pidfile={self.pid_file.path}",
+            f"--logfile={log}",
+        ]
+        if options["timeout"] is not None:
+            arguments.append(f"--timeout={options['timeout']}")
+        arguments += carrot.service_arguments(options)
+        # Not the command line that began all this: it need not have been one of ours.
+        code = (
+            f"import sys; sys.path[:] = {sys.path!r}; "
+            "from django.core.management import execute_from_command_line as execute; "
+            "execute(['manage.py', *sys.argv[1:]])"
+        )
+        os.execv(sys.executable, [sys.executable, "-c", code, *arguments])  # noqa: S606
 
     def _running(self) -> int:
         """The pid of the running service.
