@@ -332,7 +332,7 @@ class LogWriter:
     def _set_trouble(self, error: Exception) -> None:
         """Note, and tell now and then, that what is to be written is not."""
         now = time.monotonic()
-        text = outcomes.exception_text(error, MAX_REASON)
+        text = _in_one_line(error)
         if self._trouble is None:
             self._trouble = Trouble(now, text)
         trouble = self._trouble
@@ -344,7 +344,7 @@ class LogWriter:
         self._set_trouble(error)
         if not self.away:
             self.away = True
-            text = outcomes.exception_text(error, MAX_REASON)
+            text = _in_one_line(error)
             _log.error("The database is away, nothing new is started: {text}", text=text)
             self._reactor.callFromThread(self._on_away, text)
 
@@ -360,6 +360,11 @@ class LogWriter:
             self._reactor.callFromThread(self._on_back)
         if not self._aside:
             self._trouble = None
+
+
+def _in_one_line(error: Exception) -> str:
+    """PostgreSQL's words may come with hints, on lines of their own."""
+    return " ".join(outcomes.exception_text(error, MAX_REASON).split())
 
 
 def _tell_written(finishes: Sequence[Finish]) -> None:
