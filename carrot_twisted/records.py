@@ -263,7 +263,7 @@ def finish(runs: Sequence[Finished], clock_offset: float, using: str) -> int:
 
     Returns:
         How many rows were changed. Fewer than ``runs``: others have taken those over, or they were
-        deleted; nothing of them was touched.
+        deleted; nothing of them was touched, but those that wait to run again get a new message.
     """
     final = [run for run in runs if run.result.kind is not Kind.RELEASED]
     changed = 0
@@ -277,6 +277,12 @@ def finish(runs: Sequence[Finished], clock_offset: float, using: str) -> int:
     for run in runs:
         if run.result.kind is Kind.RELEASED:
             changed += _release(run, using)
+    if changed < len(runs):
+        # One that was taken from a worker which lives, to run again: its new message may have come
+        # to that very worker, which acknowledges it with the old run. It needs another one.
+        MessageLog.objects.using(using).filter(
+            pk__in=[run.uuid for run in runs], status=MessageLog.PUBLISHED, token__isnull=False
+        ).update(confirmed_at=None, token=None, relay_at=due_in(0))
     return changed
 
 

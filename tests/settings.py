@@ -8,6 +8,12 @@ import os
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from carrot_twisted import processes
+
+if "CARROT_TEST_ELSEWHERE" in os.environ:
+    # As if each process were on a machine of its own: only leases tell who lives.
+    processes.machine = lambda: ""  # type: ignore[assignment]
+
 SECRET_KEY = "tests only"
 USE_TZ = True
 TIME_ZONE = "UTC"
@@ -23,7 +29,7 @@ def database(url: str) -> dict[str, Any]:
             "NAME": parts.path,
             "OPTIONS": {
                 "transaction_mode": "IMMEDIATE",
-                "timeout": 20,
+                "timeout": float(os.environ.get("CARROT_TEST_SQLITE_TIMEOUT", "20")),
                 "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
             },
             "TEST": {"NAME": parts.path},
@@ -67,4 +73,5 @@ CARROT = {
     "time_limit": float(os.environ["CARROT_TEST_TIME_LIMIT"])
     if "CARROT_TEST_TIME_LIMIT" in os.environ
     else None,
+    "lease": float(os.environ.get("CARROT_TEST_LEASE", "10")),
 }

@@ -54,6 +54,13 @@ OWN_MISSING_DELAYS = (0.1,)
 MAX_MISSING = 200
 #: Seconds that a claimed row may wait for a thread. It was to be less than one: see ``prefetch``.
 STUCK = 10.0
+#: When the database has spoiled so many rounds of all threads, and nothing else has come of them,
+#: one more round is tried each BRAKE seconds: its connections are used up, say.
+SPOILED_ROUNDS = 2
+BRAKE = 1.0
+#: Seconds for which spoiled runs are gathered to be told in one line, growing as long as it lasts.
+TELL_FIRST = 1.0
+TELL_LAST = 60.0
 
 DeadLetter = Callable[[Delivery, str], None]
 
@@ -140,6 +147,11 @@ class Dispatcher:
         #: Claim nothing: a suspect runs, or is about to.
         self._held = False
         self._pump_due = False
+        #: Runs that the database has spoiled since one came to its end.
+        self._spoiled = 0
+        self._brake_until = 0.0
+        self._untold = 0
+        self._tell_after = TELL_FIRST
         self._paused = False
         self._stopping = False
         self._stopped = False
@@ -230,9 +242,11 @@ class Dispatcher:
         if self._stopping or self._paused:
             self._return_waiting()
             return
-        if self._held:
+        if self._held or self._reactor.seconds() < self._brake_until:
             return
         room = self.pace.claimed - self.running
+        if self._is_spoiled:
+            room = min(room, self.pace.concurrency - self.running)
         batch: dict[UUID, Job] = {}
         while self._waiting and room > 0:
             delivery = self._waiting.popleft()
@@ -430,8 +444,13 @@ class Dispatcher:
             size += len(job.deliveries[0].body)
             self._tell(job, job.result)
             self._settle(job)
-        self.finished += sum(job.result.kind is not Kind.RELEASED for job in jobs if job.result)
+        ended = sum(job.result.kind is not Kind.RELEASED for job in jobs if job.result)
+        self.finished += ended
         self.on_finished()
+        if ended:
+            self._spoiled = 0
+        if ended < len(jobs):
+            self._slow_down(jobs)
         self._flush(jobs)
         if not self._stopping:
             self.pace.measured(seconds / len(jobs), size / len(jobs))
@@ -441,14 +460,41 @@ class Dispatcher:
 
     def _tell(self, job: Job, result: Result) -> None:
         """Say in the service's log what did not go well; the row has the details."""
-        if result.exception is None:
+        if result.exception is not None and result.kind is not Kind.RELEASED:
+            text = "Task {task} ({uuid}) failed: {error}"
+            task = outcomes.one_line(job.run.task, 200) if job.run else "?"
+            _log.warn(text, task=task, uuid=job.uuid, error=_first_line(result.exception))
+
+    def _slow_down(self, jobs: Sequence[Job]) -> None:
+        """Some were released: if the database has spoiled them, tell it, and mind the next ones."""
+        spoiled = [job for job in jobs if job.result is not None and _was_spoiled(job.result)]
+        if not spoiled:
             return
-        text = "Task {task} ({uuid}) failed: {error}"
-        if result.kind is Kind.RELEASED:
-            text = "Task {task} ({uuid}) runs again later, the database was in its way: {error}"
-        error = outcomes.one_line(result.exception.partition("\n")[0], 200)
-        task = outcomes.one_line(job.run.task, 200) if job.run else "?"
-        _log.warn(text, task=task, uuid=job.uuid, error=error)
+        self._spoiled += len(spoiled)
+        if self._is_spoiled:
+            self._brake_until = self._reactor.seconds() + BRAKE
+            self._reactor.callLater(BRAKE, self._pump)
+        if not self._untold:
+            self._reactor.callLater(self._tell_after, self._tell_spoiled, spoiled[-1])
+        self._untold += len(spoiled)
+
+    @property
+    def _is_spoiled(self) -> bool:
+        return self._spoiled >= SPOILED_ROUNDS * self.pace.concurrency
+
+    def _tell_spoiled(self, job: Job) -> None:
+        count, self._untold = self._untold, 0
+        self._tell_after = min(TELL_LAST, self._tell_after * 2) if self._is_spoiled else TELL_FIRST
+        assert job.result is not None
+        _log.warn(
+            "{n} tasks of queue {queue} run again later, the database was in their way. "
+            "Task {task} ({uuid}): {error}",
+            n=count,
+            queue=self.name,
+            task=job.run.task if job.run else "?",
+            uuid=job.uuid,
+            error=_first_line(job.result.exception or ""),
+        )
 
     def _settle(self, job: Job) -> None:
         if self._jobs.get(job.uuid) is not job:
@@ -550,6 +596,14 @@ class Dispatcher:
         waiting, self._waiting = self._waiting, deque()
         for delivery in waiting:
             delivery.requeue()
+
+
+def _was_spoiled(result: Result) -> bool:
+    return result.kind is Kind.RELEASED and result.exception is not None
+
+
+def _first_line(text: str) -> str:
+    return text.partition("\n")[0][:200]
 
 
 def message_id_of(delivery: Delivery) -> UUID | None:

@@ -207,7 +207,7 @@ class LogWriter:
         """Write the batch, however long the database is away; False if that was given up."""
         delay = 0.0
         while True:
-            error = self._attempt(lambda: self._write(batch))
+            error = self._attempt(partial(self._write, batch, again=delay > 0))
             if error is None:
                 self._set_back()
                 return True
@@ -236,8 +236,13 @@ class LogWriter:
             self._asked = None
         return None
 
-    def _write(self, batch: Sequence[Operation]) -> None:
-        """One transaction for everything but the calls; then those who wait are told."""
+    def _write(self, batch: Sequence[Operation], again: bool) -> None:
+        """One transaction for everything but the calls; then those who wait are told.
+
+        Args:
+            batch: what to write.
+            again: it was tried before, and may have been committed then.
+        """
         finishes = [op for op in batch if isinstance(op, Finish)]
         claims = [op for op in batch if isinstance(op, Claim)]
         confirmed = [post for op in batch if isinstance(op, Confirmed) for post in op.posts]
@@ -246,7 +251,7 @@ class LogWriter:
             if finishes:
                 runs = [op.finished for op in finishes]
                 changed = records.finish(runs, self.clock_offset, self._using)
-                if changed < len(runs):
+                if changed < len(runs) and not again:
                     _log.warn(
                         "{n} of {all} ended tasks had been taken over or deleted meanwhile",
                         n=len(runs) - changed,
@@ -284,7 +289,7 @@ class LogWriter:
             if len(locked) == MAX_LOCKED:
                 left.append(operation)
                 continue
-            error = self._attempt(partial(self._write, [operation]))
+            error = self._attempt(partial(self._write, [operation], again=True))
             if error is not None:
                 locked.append(operation)
                 self._set_trouble(error)
@@ -327,7 +332,7 @@ class LogWriter:
     def _set_trouble(self, error: Exception) -> None:
         """Note, and tell now and then, that what is to be written is not."""
         now = time.monotonic()
-        text = outcomes.exception_text(error, MAX_REASON)
+        text = _in_one_line(error)
         if self._trouble is None:
             self._trouble = Trouble(now, text)
         trouble = self._trouble
@@ -339,7 +344,7 @@ class LogWriter:
         self._set_trouble(error)
         if not self.away:
             self.away = True
-            text = outcomes.exception_text(error, MAX_REASON)
+            text = _in_one_line(error)
             _log.error("The database is away, nothing new is started: {text}", text=text)
             self._reactor.callFromThread(self._on_away, text)
 
@@ -355,6 +360,11 @@ class LogWriter:
             self._reactor.callFromThread(self._on_back)
         if not self._aside:
             self._trouble = None
+
+
+def _in_one_line(error: Exception) -> str:
+    """PostgreSQL's words may come with hints, on lines of their own."""
+    return " ".join(outcomes.exception_text(error, MAX_REASON).split())
 
 
 def _tell_written(finishes: Sequence[Finish]) -> None:

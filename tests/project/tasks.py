@@ -13,6 +13,7 @@ from typing import Any
 
 from django.db import connection, transaction
 
+from carrot_twisted import execution
 from carrot_twisted.models import MessageLog
 from carrot_twisted.periodic import periodic_task
 from carrot_twisted.utilities import publish_message
@@ -123,6 +124,29 @@ def wait_for_file(path: str, seconds: float = 30.0) -> str:
         time.sleep(0.02)
     ledger("saw the file")
     return "saw the file"
+
+
+def when_told(path: str, key: str, touch: bool = False) -> str:
+    """Wait for a file; leave a trace, if asked to only after a write to the database."""
+    while not Path(path).exists():
+        time.sleep(0.01)
+    if touch:
+        touch_database(key)
+    else:
+        ledger(key)
+    return f"did {key}"
+
+
+def touch_database(key: str) -> None:
+    """Write to the database, then leave a trace: of that, and of each attempt that failed."""
+    run = execution.current.get()
+    assert run is not None
+    try:
+        MessageLog.objects.filter(pk=run.uuid).update(priority=1)
+    except Exception:
+        ledger(f"no database for {key}")
+        raise
+    ledger(key)
 
 
 def database_threads() -> int:

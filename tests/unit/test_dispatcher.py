@@ -708,6 +708,81 @@ class TestPause:
         assert desk.claims() == [[key]]
 
 
+class TestSpoiledRuns:
+    """The writer has its connection, and the tasks get none: too many, say."""
+
+    @staticmethod
+    def spoil(desk: Desk) -> int:
+        """All that the threads have is spoiled; returns how many that were."""
+        jobs = desk.jobs()
+        for job in jobs:
+            desk.dispatcher._record(
+                job, Result(kind=Kind.RELEASED, exception="too many\nclients", started=1.0)
+            )
+        desk.write()
+        return len(jobs)
+
+    def flood(self) -> Desk:
+        """Far more messages than threads, and a pace that would claim many of them at once."""
+        desk = Desk(concurrency=2)
+        desk.dispatcher.pace.seconds = 0.05
+        desk.start(20)
+        return desk
+
+    def test_when_every_task_is_spoiled_they_are_tried_slowly(self) -> None:
+        desk = self.flood()
+        assert self.spoil(desk) > 4
+        for _ in range(3):
+            desk.turn(module.BRAKE - 0.01)
+            assert desk.claims() == []
+            desk.turn(0.01)
+            assert [len(ids) for ids in desk.claims()] == [2]
+            desk.answer()
+            assert self.spoil(desk) == 2
+
+    def test_one_that_comes_to_its_end_sets_the_pace_again(self) -> None:
+        desk = self.flood()
+        self.spoil(desk)
+        desk.turn(module.BRAKE)
+        desk.answer()
+        desk.run()
+        desk.write()
+        assert sum(map(len, desk.claims())) > 2
+
+    def test_a_few_are_no_reason_to_wait(self) -> None:
+        desk = Desk(concurrency=2)
+        desk.start(2)
+        self.spoil(desk)
+        key = desk.deliver()
+        desk.turn()
+        assert desk.claims() == [[key]]
+
+    def test_they_are_told_in_few_lines(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Ten minutes, with a round each second."""
+        told: list[dict[str, Any]] = []
+        monkeypatch.setattr(module._log, "warn", lambda *_, **facts: told.append(facts))
+        desk = self.flood()
+        count = self.spoil(desk)
+        for _ in range(600):
+            desk.start(2)
+            count += self.spoil(desk)
+            desk.turn(module.BRAKE)
+        desk.turn(module.TELL_LAST)
+        assert 5 <= len(told) <= 20
+        assert sum(facts["n"] for facts in told) == count
+        assert {facts["error"] for facts in told} == {"too many"}
+
+    def test_what_is_given_back_unbegun_is_not_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        told: list[object] = []
+        monkeypatch.setattr(module._log, "warn", lambda *_, **facts: told.append(facts))
+        desk = Desk(concurrency=2)
+        desk.start(2)
+        desk.dispatcher.stop_claiming()
+        desk.write()
+        desk.turn(module.TELL_LAST)
+        assert told == []
+
+
 class TestHarm:
     def test_a_dead_letter_that_fails_takes_no_neighbour_with_it(
         self, desk: Desk, monkeypatch: pytest.MonkeyPatch
