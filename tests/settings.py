@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -56,4 +57,5 @@ CARROT = {
         {"name": "other", "concurrency": 1},
     ],
     "task_modules": ["tests.project.tasks"],
+    **json.loads(os.environ.get("CARROT_TEST_SETTINGS", "{}")),
 }
