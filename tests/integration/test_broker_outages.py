@@ -176,6 +176,9 @@ def test_what_was_published_while_the_broker_was_away_is_sent_once_by_two_servic
     publishing = [publish_message(tasks.publish_when, str(gate), f"inner {n}") for n in range(3)]
     wait_until(lambda: MessageLog.objects.filter(status="IN_PROGRESS").count() == 4)
     wait_until(lambda: len(ledger()) == 20)
+    # These are on their way just then.
+    rows += effects(*(f"caught {n}" for n in range(100)), pause=0.05)
+    wait_until(lambda: len(ledger()) > 24)
 
     private_broker.stop()
     gate.touch()
@@ -185,9 +188,9 @@ def test_what_was_published_while_the_broker_was_away_is_sent_once_by_two_servic
         [create_message(tasks.noop, exchange="default", routing_key="default") for _ in range(2000)]
     )
     meanwhile += effects(*(f"during {n}" for n in range(20)))
-    wait_until(lambda: late() == 2023)
+    wait_until(lambda: late() == 2023, what="all that was published meanwhile is known")
     unsent = MessageLog.objects.filter(pk=meanwhile[0].pk).get()
-    assert "no connection to the broker" in unsent.publish_error
+    assert "broker" in unsent.publish_error
     private_broker.start()
     back = time.monotonic()
     rows += work_goes_on(back, ledger, "after")
