@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 FIRST_REMINDER = 60.0
 LAST_REMINDER = 3600.0
 #: What fails again so soon after its return was not back.
-CALM = 10.0
+CALM = 5.0
 #: Different reasons that one outage tells at once, for example of the servers of a cluster.
 MAX_REASONS = 20
 

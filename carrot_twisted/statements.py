@@ -184,7 +184,7 @@ def claim_rows(
         now, matching = "%s", f"uuid IN ({', '.join('%s' for _ in ids)})"
         keys = [_adapted(connection, value) for value in (_now(connection), *ids)]
     sql = (
-        f"UPDATE {table} SET status = 'IN_PROGRESS', worker = %s, token = %s, "
+        f"UPDATE {table} SET status = 'IN_PROGRESS', worker = %s, token = %s, publish_error = '', "
         f"attempts = attempts + 1, start_time = {now} WHERE {matching} AND status = 'PUBLISHED' "
         f"AND crashes < %s RETURNING {', '.join(CLAIMED)}"
     )

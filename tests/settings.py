@@ -74,4 +74,5 @@ CARROT = {
     if "CARROT_TEST_TIME_LIMIT" in os.environ
     else None,
     "lease": float(os.environ.get("CARROT_TEST_LEASE", "10")),
+    **json.loads(os.environ.get("CARROT_TEST_SETTINGS", "{}")),
 }

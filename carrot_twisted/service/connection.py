@@ -37,8 +37,10 @@ _log = make_logger()
 #: Seconds before the first, and at most before any further attempt to connect.
 FIRST_DELAY = 0.2
 LAST_DELAY = 5.0
-#: What the broker refuses on purpose is not tried again every moment.
-REFUSED_DELAY = 15.0
+#: What the broker refuses on purpose is not tried again every moment: it logs that, and may lock
+#: the user out. At first it may just have started, and not know its users yet.
+FIRST_REFUSED_DELAY = 1.0
+LAST_REFUSED_DELAY = 15.0
 CONNECT_TIMEOUT = 5.0
 
 _PEM = re.compile(b"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
@@ -53,8 +55,10 @@ def backoff(attempt: int, refused: bool, chance: float) -> float:
         refused: the broker answered, and said no.
         chance: 0 to 1; random, so that many services do not return at the same moment.
     """
-    delay = REFUSED_DELAY if refused else min(LAST_DELAY, FIRST_DELAY * 2 ** min(attempt - 1, 10))
-    return delay * (0.75 + chance / 2)
+    first, last = FIRST_DELAY, LAST_DELAY
+    if refused:
+        first, last = FIRST_REFUSED_DELAY, LAST_REFUSED_DELAY
+    return min(last, first * 2 ** min(attempt - 1, 10)) * (0.75 + chance / 2)
 
 
 class BrokerConnection:

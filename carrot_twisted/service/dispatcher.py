@@ -603,7 +603,7 @@ def _was_spoiled(result: Result) -> bool:
 
 
 def _first_line(text: str) -> str:
-    return text.partition("\n")[0][:200]
+    return outcomes.one_line(text.partition("\n")[0], 200)
 
 
 def message_id_of(delivery: Delivery) -> UUID | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pika.exceptions import AMQPError
+from pika.exceptions import AMQPError, ChannelClosedByClient
 from twisted.internet.defer import CancelledError, Deferred, DeferredLock
 from twisted.internet.task import deferLater
 from twisted.python.threadable import isInIOThread
@@ -250,6 +250,8 @@ class Subscription:
             self._channel = self._settler = self._tag = None
             self._asked = False
             self._dispatcher.forget_closed()
+            if self._cancelled and isinstance(reason, ChannelClosedByClient):
+                reason = "the broker cancelled the consumer: was the queue deleted?"
             if _is_delivery_timeout(reason):
                 # It would come again and again until the running tasks end.
                 self._dispatcher.take_custody(0)
@@ -398,7 +400,6 @@ class Subscription:
 
     def _on_broker_cancel(self, frame: Any) -> None:
         """The queue was deleted, or its node went away. The channel stays open."""
-        _log.warn("The broker cancelled the consumer of {queue}", queue=self._queue.name)
         self._tag = None
         self._lost = True
         self._tell(self._consumer.on_consumer_cancelled, frame)

@@ -26,17 +26,16 @@ if TYPE_CHECKING:
     Ledger = Callable[[], list[str]]
 
 
-@pytest.mark.parametrize("how", ["stop", "kill"])
 @pytest.mark.defect(10)
-def test_a_broker_restart_under_load_loses_nothing_and_runs_nothing_twice(
-    how: str, private_broker: RabbitMQ, start_service: StartService, ledger: Ledger
+def test_a_broker_killed_under_load_loses_nothing_and_runs_nothing_twice(
+    private_broker: RabbitMQ, start_service: StartService, ledger: Ledger
 ) -> None:
     service = start_service(CARROT_BROKER_URL=private_broker.url)
     rows = publish_many(
         [create_message(tasks.effect, task_args=[str(n), 0.02]) for n in range(300)]
     )
     wait_until(lambda: len(ledger()) > 50)
-    getattr(private_broker, how)()
+    private_broker.kill()
     service.wait_for("Lost the connection")
     meanwhile = [publish_message(tasks.effect, f"late {n}") for n in range(5)]
     private_broker.start()
@@ -47,27 +46,6 @@ def test_a_broker_restart_under_load_loses_nothing_and_runs_nothing_twice(
     assert Counter(ledger()) == Counter(
         [*(str(n) for n in range(300)), *(f"late {n}" for n in range(5))]
     )
-    assert service.stop() == 0
-
-
-def test_a_frozen_broker_is_noticed_and_its_tasks_end_once(
-    private_broker: RabbitMQ, start_service: StartService, ledger: Ledger
-) -> None:
-    service = start_service(CARROT_BROKER_URL=private_broker.url)
-    rows = publish_many(
-        [create_message(tasks.effect, task_args=[str(n), 0.05]) for n in range(100)]
-    )
-    wait_until(lambda: len(ledger()) > 10)
-    private_broker.pause()
-    try:
-        # What is claimed runs on and is recorded; only the acknowledgements wait.
-        before = len(ledger())
-        wait_until(lambda: len(ledger()) > before)
-    finally:
-        private_broker.resume()
-    done = finished(rows, 60)
-    assert {row.status for row in done} == {MessageLog.COMPLETED}
-    assert Counter(ledger()) == Counter(str(n) for n in range(100))
     assert service.stop() == 0
 
 

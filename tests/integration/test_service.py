@@ -461,6 +461,7 @@ def test_the_hot_questions_are_answered_by_indexes_however_many_rows_there_are(
     questions = [
         MessageLog.objects.filter(pk__in=[rows[0].pk, rows[1].pk]),
         MessageLog.objects.unsent().filter(relay_at__lte=due).order_by("relay_at")[:1000],
+        MessageLog.objects.overdue(),
         MessageLog.objects.filter(status="IN_PROGRESS", worker="one"),
         MessageLog.objects.filter(status="COMPLETED", completion_time__lt=due).order_by(
             "completion_time"

@@ -16,7 +16,7 @@ from django.db import connection, transaction
 from carrot_twisted import execution
 from carrot_twisted.models import MessageLog
 from carrot_twisted.periodic import periodic_task
-from carrot_twisted.utilities import publish_message
+from carrot_twisted.utilities import create_message, publish_many, publish_message
 
 logger = logging.getLogger(__name__)
 carrot_logger = logging.getLogger("carrot")
@@ -76,6 +76,18 @@ def log_lines(name: str) -> None:
 def publish_another(key: str) -> str:
     """A task that publishes a task."""
     return str(publish_message(effect, key).pk)
+
+
+def publish_when(path: str, key: str) -> str:
+    """Wait for a file, then publish a task."""
+    while not Path(path).exists():
+        time.sleep(0.02)
+    return publish_another(key)
+
+
+def publish_burst(count: int, queue: str) -> None:
+    """A task that publishes many tasks, in its service."""
+    publish_many([create_message(noop, queue=queue) for _ in range(count)])
 
 
 def ask_reactor() -> str:

@@ -183,6 +183,30 @@ class TestRows:
         assert line.broker.ids == ids(good)
 
 
+class TestProblems:
+    def test_without_a_connection_it_says_so_and_for_whom(self, desk: Desk) -> None:
+        assert desk.publisher.problem == (
+            "no connection to localhost:5672/%2F for publishing: it is about to be made"
+        )
+
+    def test_in_an_alarm_nothing_is_taken_over_and_the_reason_is_told(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(type(desk.publisher.connections[0]), "is_open", True)
+        line = desk.connect("default")
+        assert desk.publisher.problem is None
+        line.block("low on disk")
+        assert desk.publisher.problem == (
+            "the broker localhost:5672/%2F takes no messages for now: low on disk"
+        )
+        assert not desk.publisher.can_publish(HOST)
+        left = desk.publisher.publish_rows(rows(2))
+        assert len(left) == 2
+        line.unblock()
+        assert desk.publisher.problem is None
+        assert desk.publisher.can_publish(HOST)
+
+
 class TestDeadLetters:
     def test_it_is_acknowledged_when_the_dead_letter_queue_has_it_and_not_before(
         self, desk: Desk
