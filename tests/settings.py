@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 SECRET_KEY = "tests only"
+SECRET_KEY_FALLBACKS = os.environ.get("CARROT_TEST_FALLBACK", "").split()
 USE_TZ = True
 TIME_ZONE = "UTC"
 INSTALLED_APPS = ["django.contrib.contenttypes", "carrot_twisted", "tests.project"]

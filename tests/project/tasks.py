@@ -125,6 +125,33 @@ def wait_for_file(path: str, seconds: float = 30.0) -> str:
     return "saw the file"
 
 
+def modules() -> dict[str, list[str]]:
+    """What this process has imported."""
+    return {"modules": sorted(sys.modules)}
+
+
+def _private() -> None:
+    """No task: its name begins with an underscore, and no row names it."""
+    ledger("private")
+
+
+#: What no terminal and no database likes.
+NASTY = "nul \x00, half a pair \ud800, red \x1b[31m, back \r\b, line\u2028, left \u202e"
+
+
+def nasty(how: str) -> str:
+    """Log, and return or raise, what is hard to store."""
+    logger.info("logging %s", NASTY)
+    if how == "raise":
+        raise ValueError(NASTY)
+    return NASTY
+
+
+def fake_lines() -> None:
+    """Raise what would look like another line of the service's log."""
+    raise ValueError("first\r2026-01-01T00:00:00+0000 [fake#critical] \x1b[2Jfake line")
+
+
 def database_threads() -> int:
     """Where a task's queries run: one connection per thread."""
     with connection.cursor() as cursor:
