@@ -13,9 +13,11 @@ from typing import Any
 
 from django.db import connection, transaction
 
+from carrot_twisted import conf
 from carrot_twisted.models import MessageLog
 from carrot_twisted.periodic import periodic_task
 from carrot_twisted.utilities import publish_message
+from carrot_twisted.virtual_host import VirtualHost
 
 logger = logging.getLogger(__name__)
 carrot_logger = logging.getLogger("carrot")
@@ -145,6 +147,25 @@ def nasty(how: str) -> str:
     if how == "raise":
         raise ValueError(NASTY)
     return NASTY
+
+
+def tell_all() -> None:
+    """Say and raise all that could hold the broker's password."""
+    settings = conf.current()
+    host = settings.default_broker
+    for thing in (settings, host, host.parameters(), host.servers, vars(settings)):
+        logger.info("%r %s", thing, thing)
+    print(settings, host, host.parameters())  # noqa: T201
+    elsewhere = VirtualHost(host=host.servers[0][0], port=host.port, name="no-such", **login(host))
+    try:
+        elsewhere.blocking_connection.close()
+    except Exception as error:
+        logger.exception("as expected")
+        raise ValueError(repr(error), elsewhere) from error
+
+
+def login(host: VirtualHost) -> dict[str, Any]:
+    return {"username": host.username, "password": host.password}
 
 
 def fake_lines() -> None:
