@@ -305,7 +305,7 @@ class MessageLog(models.Model):
             ("exchange", exchange, conf.MAX_NAME_BYTES),
             ("routing key", routing_key, conf.MAX_NAME_BYTES),
         ):
-            if len(text.encode()) > limit:
+            if _size(text, what) > limit:
                 raise InvalidMessage(f"The {what} is longer than {limit} bytes: {text[:50]}…")
         size = len(args_json.encode()) + len(kwargs_json.encode())
         if size > settings.max_message_size:
@@ -420,6 +420,17 @@ class MessageLog(models.Model):
         except InvalidMessage:
             return json.dumps(list(self.positionals))
         return self.task_args or wire.NO_ARGS
+
+
+def _size(name: str, what: str) -> int:
+    """Bytes of a name. Broker and database take no NUL, and no half of a surrogate pair."""
+    try:
+        encoded = name.encode()
+    except UnicodeEncodeError:
+        encoded = b"\0"
+    if b"\0" in encoded:
+        raise InvalidMessage(f"The {what} holds characters that cannot be sent: {name[:50]!r}.")
+    return len(encoded)
 
 
 def _check_priority(priority: int, queue: conf.QueueSettings) -> None:

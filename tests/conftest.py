@@ -23,14 +23,15 @@ from django.conf import settings as django_settings
 from django.db import connections
 
 from carrot_twisted import publisher
+from carrot_twisted.models import MessageLog, Worker
 from carrot_twisted.virtual_host import VirtualHost
 from devtools.rabbitmq import version_of
 from devtools.servers import PostgreSQL, RabbitMQ, ServerError, temporary_folder
-from tests.processes import REPOSITORY, ServiceProcess, python_for_others
+from tests.processes import REPOSITORY, ServiceProcess, python_for_others, secrets_of
 from tests.settings import CARROT, QUEUE_TYPE, database
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
 QUEUES = ["default", "other"]
 
@@ -142,6 +143,8 @@ def served(
     monkeypatch.setenv("CARROT_TEST_LEDGER", str(tmp_path / "ledger"))
     delete_queues(broker_url)
     yield
+    connections.close_all()
+    assert not rows_show(secrets_of(broker_url)), "a row shows the broker's password"
     leaving = publisher.install(None)
     if isinstance(leaving, publisher.ThreadPublisher):
         leaving.close(5)
@@ -177,6 +180,16 @@ def start_service(
     yield start
     for service in running:
         service.kill()
+    for service in running:
+        shown = [secret for secret in service.secrets if secret in service.log]
+        assert not shown, f"the service's log shows {shown}"
+
+
+def rows_show(secrets: Collection[str]) -> bool:
+    """Whether one of the newest rows holds one of these texts."""
+    rows = [*MessageLog.objects.order_by("-pk")[:500].values(), *Worker.objects.values()]
+    told = repr(rows)
+    return any(secret in told for secret in secrets)
 
 
 def current_database_url() -> str:

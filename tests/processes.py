@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -12,6 +13,7 @@ import sysconfig
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -44,6 +46,15 @@ def wait_until(condition: Callable[[], object], seconds: float = 30.0, what: str
         time.sleep(0.02)
 
 
+def secrets_of(url: str) -> list[str]:
+    """The password in a broker's URL, as it stands there and as it is meant.
+
+    Short ones, such as "guest", are no secrets, and may be met anywhere.
+    """
+    found = re.match(r"\w+://[^:/@]*:([^/@]{8,})@", url)
+    return sorted({found[1], unquote(found[1])}) if found else []
+
+
 class ServiceProcess:
     """One ``twistd -n carrot`` with its log in a file.
 
@@ -67,6 +78,8 @@ class ServiceProcess:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.log_path = folder / "log"
+        #: What its log must not hold.
+        self.secrets = secrets_of(environment.get("CARROT_BROKER_URL", ""))
         command = [str(TWISTD), "-n", f"--pidfile={pid_file or folder / 'pid'}", "carrot"]
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(

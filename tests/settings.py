@@ -15,6 +15,7 @@ if "CARROT_TEST_ELSEWHERE" in os.environ:
     processes.machine = lambda: ""  # type: ignore[assignment]
 
 SECRET_KEY = "tests only"
+SECRET_KEY_FALLBACKS = os.environ.get("CARROT_TEST_FALLBACK", "").split()
 USE_TZ = True
 TIME_ZONE = "UTC"
 INSTALLED_APPS = ["django.contrib.contenttypes", "carrot_twisted", "tests.project"]

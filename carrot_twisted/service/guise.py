@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Root starts the service for another user (``twistd --uid``): files are that user's from the start.
+"""Root starts the service for another user (``twistd --uid``): its files are that user's at once.
 
 twistd opens its log as root, before it changes the user. So it would follow a link that the user
 has laid there, and leave a file that the user cannot rotate. With this, the process touches files

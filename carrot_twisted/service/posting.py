@@ -46,6 +46,12 @@ _COPIED = (
     "type",
     "app_id",
 )
+#: Headers by which RabbitMQ routes to further queues: a dead letter that names the queue that it
+#: comes from would be back there at once, and be doubled each time.
+_COPIES = ("CC", "BCC")
+#: Where a message has been before. RabbitMQ before 4.0 would take a copy of these for a cycle, and
+#: drop the message.
+_HISTORY = ("x-death", "x-first-death", "x-last-death")
 #: Characters of a reason in the log.
 MAX_REASON = 300
 #: Seconds until a dead letter is tried again that the broker did not take.
@@ -144,9 +150,7 @@ class ReactorPublisher:
         headers = {
             key: value
             for key, value in (properties.headers or {}).items()
-            # Copied, RabbitMQ before 4.0 would take these for a cycle and drop the message.
-            if not key.startswith(("x-death", "x-first-death", "x-last-death"))
-            and _can_be_sent(key, value)
+            if not _is_routing(key) and _can_be_sent(key, value)
         }
         headers |= {REASON_HEADER: reason, QUEUE_HEADER: queue}
         copy = pika.BasicProperties(
@@ -285,6 +289,11 @@ class ReactorPublisher:
             flushers, self._flushers = self._flushers, []
             for done in flushers:
                 done.set()
+
+
+def _is_routing(key: str | bytes) -> bool:
+    # A name that is no UTF-8 stays bytes.
+    return isinstance(key, str) and (key in _COPIES or key.startswith(_HISTORY))
 
 
 def _can_be_sent(key: str, value: Any) -> bool:

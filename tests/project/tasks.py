@@ -13,10 +13,11 @@ from typing import Any
 
 from django.db import connection, transaction
 
-from carrot_twisted import execution
+from carrot_twisted import conf, execution
 from carrot_twisted.models import MessageLog
 from carrot_twisted.periodic import periodic_task
 from carrot_twisted.utilities import create_message, publish_many, publish_message
+from carrot_twisted.virtual_host import VirtualHost
 
 logger = logging.getLogger(__name__)
 carrot_logger = logging.getLogger("carrot")
@@ -159,6 +160,52 @@ def touch_database(key: str) -> None:
         ledger(f"no database for {key}")
         raise
     ledger(key)
+
+
+def modules() -> dict[str, list[str]]:
+    """What this process has imported."""
+    return {"modules": sorted(sys.modules)}
+
+
+def _private() -> None:
+    """No task: its name begins with an underscore, and no row names it."""
+    ledger("private")
+
+
+#: What no terminal and no database likes.
+NASTY = "nul \x00, half a pair \ud800, red \x1b[31m, back \r\b, line\u2028, left \u202e"
+
+
+def nasty(how: str) -> str:
+    """Log, and return or raise, what is hard to store."""
+    logger.info("logging %s", NASTY)
+    if how == "raise":
+        raise ValueError(NASTY)
+    return NASTY
+
+
+def tell_all() -> None:
+    """Say and raise all that could hold the broker's password."""
+    settings = conf.current()
+    host = settings.default_broker
+    for thing in (settings, host, host.parameters(), host.servers, vars(settings)):
+        logger.info("%r %s", thing, thing)
+    print(settings, host, host.parameters())  # noqa: T201
+    elsewhere = VirtualHost(host=host.servers[0][0], port=host.port, name="no-such", **login(host))
+    try:
+        elsewhere.blocking_connection.close()
+    except Exception as error:
+        logger.exception("as expected")
+        raise ValueError(repr(error), elsewhere) from error
+
+
+def login(host: VirtualHost) -> dict[str, Any]:
+    return {"username": host.username, "password": host.password}
+
+
+def fake_lines() -> None:
+    """Raise what would look like another line of the service's log."""
+    raise ValueError("first\r2026-01-01T00:00:00+0000 [fake#critical] \x1b[2Jfake line")
 
 
 def database_threads() -> int:

@@ -233,7 +233,13 @@ class TestDeadLetters:
             "type": "t",
             "app_id": "a",
         }
-        headers = {"type": "app.work", "x-mine": {"a": [1]}, "x-death": [{}], "x-first-death": "q"}
+        headers: dict[Any, Any] = {
+            "type": "app.work",
+            "x-mine": {"a": [1]},
+            "x-death": [{}],
+            "x-first-death": "q",
+        }
+        headers |= {"CC": ["default"], "BCC": ["other"], b"\xff": "name"}
         desk.dead_letter(
             desk.delivery(
                 1, b"\xff\x00", headers=headers, user_id="guest", expiration="10", **given
@@ -247,6 +253,7 @@ class TestDeadLetters:
         assert sent.headers == {
             "type": "app.work",
             "x-mine": {"a": [1]},
+            b"\xff": "name",
             "x-carrot-reason": "nobody knows it",
             "x-carrot-queue": "default",
         }

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from carrot_twisted import conf, outbox, wire
+from carrot_twisted.consumer import Consumer
 from carrot_twisted.objects import DefaultMessageSerializer, Message
 from carrot_twisted.signing import HEADER, SALT, Seal
 from tests.unit.test_dispatcher import Desk
@@ -181,6 +182,21 @@ def test_a_running_task_is_not_joined_by_an_unsigned_message(
     assert len(admitted(desk)) == 1
     (job,) = desk.dispatcher._jobs.values()
     assert len(job.deliveries) == 1
+
+
+def test_hooks_read_no_unsigned_message(settings: Any) -> None:
+    class Reading(Consumer):
+        def on_message(self, *given: Any) -> None:
+            raise AssertionError(given)
+
+    settings.CARROT = {"signing": True}
+    desk = Desk(kind=Reading)
+    desk.deliver(KEY, BODY, headers={"type": TASK})
+    assert len(admitted(desk)) == 1
+    assert desk.jobs() == []
+    desk.deliver(KEY, BODY, headers=signed())
+    assert len(admitted(desk)) == 1
+    assert len(desk.jobs()) == 1
 
 
 @pytest.mark.parametrize("signing", [False, "publish"])

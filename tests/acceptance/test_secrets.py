@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The broker's password is shown nowhere, whatever goes wrong.
+
+Beside these tests, every test that starts a service fails if its log, or a row, shows it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import pytest
+
+from carrot_twisted.models import MessageLog, Worker
+from carrot_twisted.utilities import publish_message
+from devtools.ports import free_port
+from tests.conftest import current_database_url, rows_show
+from tests.integration.test_service import run
+from tests.processes import REPOSITORY, ServiceProcess, secrets_of
+from tests.project import tasks
+
+if TYPE_CHECKING:
+    from devtools.servers import RabbitMQ
+
+pytestmark = pytest.mark.once
+
+StartService = Callable[..., ServiceProcess]
+#: The beginning is looked for: pieces would be a secret, too.
+SECRET = "s3cr3t"
+PASSWORD = f"{SECRET}/:@%{SECRET}"
+
+
+@pytest.fixture(scope="module")
+def hard_url(private_broker: RabbitMQ) -> str:
+    """URL of a user whose password is hard to write."""
+    with suppress(Exception):
+        private_broker.ctl("delete_user", "hard")
+    private_broker.ctl("add_user", "hard", PASSWORD)
+    private_broker.ctl("set_permissions", "-p", private_broker.name, "hard", ".*", ".*", ".*")
+    rest = private_broker.url.partition("@")[2]
+    return f"amqp://hard:{quote(PASSWORD, safe='')}@{rest}"
+
+
+def test_nothing_that_the_service_says_or_writes_shows_the_password(
+    start_service: StartService, hard_url: str, tmp_path: Path
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as supervisor:
+        supervisor.bind(str(tmp_path / "notify"))
+        service = start_service(
+            "--loglevel=debug", CARROT_BROKER_URL=hard_url, NOTIFY_SOCKET=str(tmp_path / "notify")
+        )
+        told = run(publish_message(tasks.tell_all))
+        assert told.status == MessageLog.FAILED
+        assert "ProbableAccessDeniedError" in (told.exception or "")
+        assert "amqp://hard@" in (told.log or "")
+        command_line = Path(f"/proc/{service.process.pid}/cmdline").read_text()
+        assert SECRET not in command_line
+        assert Worker.objects.exists()
+        assert not rows_show([SECRET])
+        assert service.stop() == 0
+        supervisor.setblocking(False)
+        notices = []
+        with suppress(BlockingIOError):
+            while True:
+                notices.append(supervisor.recv(4096).decode())
+    assert any("READY=1" in notice for notice in notices)
+    assert SECRET not in "".join(notices)
+    assert SECRET not in service.log
+    assert "amqp://hard@" in service.log
+    assert [secret for secret in secrets_of(hard_url) if SECRET not in secret] == []
+
+
+def test_no_failed_connection_shows_the_password(
+    start_service: StartService, hard_url: str
+) -> None:
+    port = free_port()
+    at = hard_url.index("@")
+    urls = {
+        f"{hard_url}-no": "does it exist",
+        hard_url.replace("hard:", "hard:no"): "is refused",
+        hard_url.replace("amqp://", "amqps://"): "No connection",
+        f"{hard_url[:at]}@127.0.0.1:{port}/x": "ConnectionRefusedError",
+    }
+    services = {
+        url: start_service("--loglevel=debug", wait=False, CARROT_BROKER_URL=url) for url in urls
+    }
+    for url, service in services.items():
+        service.wait_for(urls[url])
+        service.signal()
+    for service in services.values():
+        assert service.ends() == 0
+        assert SECRET not in service.log
+    # Also what this process, a publisher, says of the same brokers.
+    publish = "from carrot_twisted.utilities import publish_message\npublish_message('os.getpid')"
+    for url in urls:
+        assert SECRET not in program(f"import django\ndjango.setup()\n{publish}", url)
+    assert MessageLog.objects.exclude(publish_error="").exists()
+    assert not rows_show([SECRET])
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"amqp://hard:{PASSWORD}@localhost/",
+        f"http://hard:{quote(PASSWORD, safe='')}@localhost/",
+        f"amqp://hard:{SECRET}@local host:{SECRET}/",
+    ],
+)
+def test_no_mistake_in_the_settings_shows_the_password(
+    start_service: StartService, url: str
+) -> None:
+    service = start_service(wait=False, CARROT_BROKER_URL=url)
+    checked = program("from django.core.management import *\nexecute_from_command_line()", url)
+    assert service.ends() == 78
+    for text in (service.log, checked):
+        assert "carrot_twisted.E003" in text
+        assert SECRET not in text
+
+
+def program(text: str, url: str) -> str:
+    """Run Python in the tests' project; what it prints. Its argument is "check"."""
+    done = subprocess.run(
+        [sys.executable, "-c", text, "check"],
+        cwd=REPOSITORY,
+        env={
+            **os.environ,
+            "DJANGO_SETTINGS_MODULE": "tests.settings",
+            "CARROT_BROKER_URL": url,
+            "CARROT_DATABASE_URL": current_database_url(),
+        },
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.stdout
