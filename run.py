@@ -5,10 +5,13 @@
     python3 run.py example [arguments of index_stdlib]   the example, end to end
     python3 run.py test    [arguments of pytest]         the linters and all tests
     python3 run.py bench   [arguments of the benchmark]  the benchmark
+    python3 run.py brokers [--help]                      the tests on several RabbitMQ versions,
+                                                         with classic and with quorum queues
     python3 run.py lint                                  ruff and mypy
 
 What is missing is installed: RabbitMQ and PostgreSQL from the distribution (as root or with
-sudo), everything else into .venv. Private servers are started on free ports and stopped in the
+sudo), everything else into .venv; for `brokers`, further Debian releases with their RabbitMQ into
+the user's cache (as root). Private servers are started on free ports and stopped in the
 end. CARROT_BROKER_URL and CARROT_DATABASE_URL name servers to use instead.
 """
 
@@ -24,6 +27,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from devtools import brokers
 from devtools.environment import PYTHON, TOP, VENV, environment_variables, prepare_environment
 from devtools.machine import prepare_machine
 from devtools.process import ServerError, tail
@@ -101,6 +105,20 @@ def run_benchmark(arguments: Sequence[str], log: Path) -> int:
         return run([str(PYTHON), "-m", "benchmarks", *arguments], variables)
 
 
+def run_brokers(arguments: Sequence[str], log: Path) -> int:
+    """Run the tests that meet a broker on each RabbitMQ with each type of queue."""
+    options, rest = brokers.parse(arguments)
+    prepare_machine(rabbitmq=brokers.HERE in options.broker, postgresql=False, log=log)
+    prepare_environment("postgres,test", log=log)
+    pytest = [str(PYTHON), "-m", "pytest", *brokers.files(rest)]
+    parts = {}
+    for name, more in brokers.combinations(options, log=log).items():
+        variables = environment_variables(CI=os.environ.get("CI", "true"), **more)
+        variables.pop(BROKER, None)
+        parts[name] = (pytest, variables)
+    return run_parts(parts)
+
+
 def run_linters(arguments: Sequence[str], log: Path) -> int:
     """Run ruff and mypy."""
     if arguments:
@@ -115,6 +133,7 @@ COMMANDS: dict[str, Callable[[Sequence[str], Path], int]] = {
     "example": run_example,
     "test": run_tests,
     "bench": run_benchmark,
+    "brokers": run_brokers,
     "lint": run_linters,
 }
 
@@ -193,7 +212,7 @@ def run_parts(parts: Mapping[str, tuple[Sequence[str], Mapping[str, str]]]) -> i
         status = run(command, variables)
         failed += status != 0
         outcome = f"FAILED with status {status}" if status else "passed"
-        summary.append(f"    {name:20} {outcome} ({time.monotonic() - begin:.0f} s)")
+        summary.append(f"    {name:24} {outcome} ({time.monotonic() - begin:.0f} s)")
     say("\n==> Summary")
     for line in summary:
         say(line)

@@ -65,6 +65,7 @@ class Relay:
         self._publisher = publisher
         self._claimant = claimant
         self._using = using
+        self._has_looked = False
         self._loops = {
             interval: LoopingCall(self._guarded, work)
             for interval, work in (
@@ -97,6 +98,10 @@ class Relay:
         return Deferred.fromCoroutine(work()).addErrback(failed)
 
     async def _relay(self) -> None:
+        if self._publisher.protocols and not self._has_looked:
+            # At the start there was no broker to ask, and the next look is long to come.
+            self._has_looked = True
+            await self._ring()
         queues = [q.name for q in self._queues if self._publisher.can_publish(q.host)]
         while queues and not self._writer.away:
             rows = await self._writer.call(lambda: outbox.take_unsent(queues, BATCH, self._using))
