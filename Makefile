@@ -2,7 +2,7 @@
 # Short names for the commands of run.py, which does the work.
 
 .DEFAULT_GOAL := help
-.PHONY: help example test lint format bench clean
+.PHONY: help example test brokers lint format bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s  %s\n", $$1, $$2}' Makefile
@@ -12,6 +12,9 @@ example: ## Run the example end to end with a private RabbitMQ
 
 test: ## Run the linters and all tests with private servers
 	python3 run.py test
+
+brokers: ## Run the tests on several RabbitMQ versions, with classic and quorum queues
+	python3 run.py brokers
 
 lint: ## Run ruff and mypy
 	python3 run.py lint

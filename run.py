@@ -6,10 +6,13 @@
     python3 run.py test    [arguments of pytest]         the linters and all tests
     python3 run.py bench   [arguments of the benchmark]  the benchmark
     python3 run.py chaos   [arguments of the chaos run]  faults of every kind; is anything lost?
+    python3 run.py brokers [--help]                      the tests on several RabbitMQ versions,
+                                                         with classic and with quorum queues
     python3 run.py lint                                  ruff and mypy
 
 What is missing is installed: RabbitMQ and PostgreSQL from the distribution (as root or with
-sudo), everything else into .venv. Private servers are started on free ports and stopped in the
+sudo), everything else into .venv; for `brokers`, further Debian releases with their RabbitMQ into
+the user's cache (as root). Private servers are started on free ports and stopped in the
 end. CARROT_BROKER_URL and CARROT_DATABASE_URL name servers to use instead.
 """
 
@@ -26,6 +29,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from devtools import brokers
 from devtools.environment import PYTHON, TOP, VENV, environment_variables, prepare_environment
 from devtools.machine import prepare_machine
 from devtools.process import ServerError, tail
@@ -117,6 +121,20 @@ def run_chaos(arguments: Sequence[str], log: Path) -> int:
     return run([str(PYTHON), "-m", "tests.chaos", *arguments], environment_variables())
 
 
+def run_brokers(arguments: Sequence[str], log: Path) -> int:
+    """Run the tests that meet a broker on each RabbitMQ with each type of queue."""
+    options, rest = brokers.parse(arguments)
+    prepare_machine(rabbitmq=brokers.HERE in options.broker, postgresql=False, log=log)
+    prepare_environment("postgres,test", log=log)
+    pytest = [str(PYTHON), "-m", "pytest", *brokers.files(rest)]
+    parts = {}
+    for name, more in brokers.combinations(options, log=log).items():
+        variables = environment_variables(CI=os.environ.get("CI", "true"), **more)
+        variables.pop(BROKER, None)
+        parts[name] = (pytest, variables)
+    return run_lanes(parts)
+
+
 def run_linters(arguments: Sequence[str], log: Path) -> int:
     """Run ruff and mypy."""
     if arguments:
@@ -133,6 +151,7 @@ COMMANDS: dict[str, Callable[[Sequence[str], Path], int]] = {
     "test": run_tests,
     "bench": run_benchmark,
     "chaos": run_chaos,
+    "brokers": run_brokers,
     "lint": run_linters,
 }
 
@@ -231,7 +250,7 @@ class Lane:
             status = run(command, variables, output=output, go_on=go_on)
             self._passed += status == 0
             outcome = f"FAILED with status {status}" if status else "passed"
-            self.summary.append(f"    {name:20} {outcome} ({time.monotonic() - begin:.0f} s)")
+            self.summary.append(f"    {name:24} {outcome} ({time.monotonic() - begin:.0f} s)")
 
 
 def run_lanes(first: Parts, *others: Parts) -> int:

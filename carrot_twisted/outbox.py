@@ -56,6 +56,7 @@ class Post:
     steps: Sequence[Step]
     """What to declare if the broker does not know where to put the message."""
     declared: bool = field(default=False, init=False)
+    nacked: bool = field(default=False, init=False)
 
 
 def posts(rows: Iterable[MessageLog]) -> dict[VirtualHost, list[Post]]:

@@ -12,7 +12,8 @@ The life of a post::
         ack                      -> settled, confirmed
         return, then ack         -> its topology is declared, it is published once more
         return again             -> settled, unroutable
-        nack                     -> settled, refused
+        nack                     -> published once more after a moment
+        nack again               -> settled, refused
         the broker takes no messages (an alarm) -> settled, not sent
         channel or connection closes -> settled, outcome unknown
 
@@ -52,6 +53,9 @@ _logger = logging.getLogger("carrot_twisted.publisher")
 WINDOW = 4000
 #: Bytes of bodies in flight at once: a stalled broker must not fill our memory.
 WINDOW_BYTES = 16 * 1024 * 1024
+#: Seconds until a message is sent again that the broker did not take. A quorum queue does so for a
+#: moment when it was just made, or has no leader; a full one does so for long.
+NACK_RETRY = 0.5
 #: What the broker says when it closes the channel over a message that is too large.
 TOO_LARGE = re.compile(r"message size \d+ .*max size (\d+)")
 
@@ -92,6 +96,8 @@ class PublishingSession:
         #: Posts that wait for a declaration, by the identity of its steps or the exchange's name.
         self._declaring: dict[int | str, list[Post]] = {}
         self._alarm = Outage(time.monotonic)
+        #: Posts that wait for NACK_RETRY to pass.
+        self._nacked: list[Post] = []
         connection.add_on_connection_blocked_callback(self._on_blocked)
         connection.add_on_connection_unblocked_callback(self._on_unblocked)
         self._open_channel()
@@ -99,7 +105,7 @@ class PublishingSession:
     @property
     def busy(self) -> bool:
         """Whether any post is not settled yet."""
-        return bool(self._pending or self._in_flight or self._declaring)
+        return bool(self._pending or self._in_flight or self._declaring or self._nacked)
 
     @property
     def alarm(self) -> str | None:
@@ -199,7 +205,9 @@ class PublishingSession:
                 continue
             self._bytes -= len(post.body)
             reason = self._reason_of_return(post)
-            if not acked:
+            if not acked and not post.nacked:
+                self._retry_soon(post)
+            elif not acked:
                 self._settled(post, Refused("the broker refused it (basic.nack)"))
             elif reason is None:
                 self._settled(post, None)
@@ -221,6 +229,17 @@ class PublishingSession:
         if not reasons:
             del self._returned[key]
         return reason
+
+    def _retry_soon(self, post: Post) -> None:
+        post.nacked = True
+        self._nacked.append(post)
+        if len(self._nacked) == 1:
+            self._connection._adapter_call_later(NACK_RETRY, self._retry_nacked)
+
+    def _retry_nacked(self) -> None:
+        nacked, self._nacked = self._nacked, []
+        if nacked:
+            self.publish(nacked)
 
     def _declare_for(self, post: Post) -> None:
         """The broker knows no queue for this post: declare its topology, publish again."""
@@ -285,6 +304,8 @@ class PublishingSession:
             self._open_channel()
         else:
             self._ready = False
+            self._pending.extend(self._nacked)
+            self._nacked = []
             self.abandon_pending(f"the connection was lost: {reason}")
         self._tell_if_idle()
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import secrets
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from devtools.port_mapper import PortMapper
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 # Nodes trust who knows the cookie; clients find the same user on each node.
 SHARED_FILES = (".erlang.cookie", "password")
+# Read on a node's first start only.
+FORMATION = "cluster_formation.peer_discovery_backend = classic_config\n"
 
 
 class Cluster:
@@ -32,15 +35,20 @@ class Cluster:
         self, folder: Path, *, size: int = 3, configuration: str = "", root: Path | None = None
     ) -> None:
         self._port_mapper = PortMapper()
+        names = [f"node{number}" for number in range(1, size + 1)]
+        peers = [
+            f"cluster_formation.classic_config.nodes.{number} = {name}@localhost\n"
+            for number, name in enumerate(names, 1)
+        ]
         self.nodes = [
             RabbitMQ(
-                folder / f"node{number}",
-                configuration=configuration,
+                folder / name,
+                configuration="".join([FORMATION, *peers, configuration]),
                 root=root,
-                node=f"node{number}",
+                node=name,
                 port_mapper=self._port_mapper,
             )
-            for number in range(1, size + 1)
+            for name in names
         ]
 
     @property
@@ -51,21 +59,15 @@ class Cluster:
         return f"amqp://{first.name}:{first.password}@{names}/{first.name}"
 
     def start(self) -> None:
-        """Start all nodes, and have them join on the first start."""
-        first, *others = self.nodes
-        new = not (first.folder / SHARED_FILES[0]).exists()
-        if new:
+        """Start all nodes, together: on their first start they look for each other."""
+        first = self.nodes[0]
+        if not (first.folder / SHARED_FILES[0]).exists():
             self._share_secrets()
         self._port_mapper.start(
             first.command, folder=first.folder, log=first.log, environment=first.environment
         )
-        for node in self.nodes:
-            node.start()
-        if new:
-            for node in others:
-                node.ctl("stop_app")
-                node.ctl("join_cluster", first.node)
-                node.ctl("start_app")
+        with ThreadPoolExecutor(len(self.nodes)) as pool:
+            list(pool.map(RabbitMQ.start, self.nodes))
 
     def kill(self) -> None:
         """kill -9 of all nodes."""

@@ -46,12 +46,21 @@ def prepare_machine(*, rabbitmq: bool, postgresql: bool, log: Path) -> None:
     missing = find_missing(rabbitmq=rabbitmq, postgresql=postgresql)
     if not missing:
         return
-    root = _root_prefix(missing)
-    with step(f"Installing {', '.join(missing)} (a few minutes; no service is started)"):
-        run_quietly([*root, "sh", "-c", INSTALL, "sh", *missing], log=log)
+    install(missing, log=log)
     still_missing = find_missing(rabbitmq=rabbitmq, postgresql=postgresql)
     if still_missing:
         raise StepFailed(f"Installed, but not found: {', '.join(still_missing)}. See {log}.")
+
+
+def install(packages: Sequence[str], *, log: Path) -> None:
+    """Install packages of the distribution.
+
+    Raises:
+        StepFailed: that is not possible here; the text says what an administrator can do.
+    """
+    root = _root_prefix(packages)
+    with step(f"Installing {', '.join(packages)} (a few minutes; no service is started)"):
+        run_quietly([*root, "sh", "-c", INSTALL, "sh", *packages], log=log)
 
 
 def _root_prefix(missing: Sequence[str]) -> list[str]:

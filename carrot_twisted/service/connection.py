@@ -58,7 +58,7 @@ def backoff(attempt: int, refused: bool, chance: float) -> float:
     first, last = FIRST_DELAY, LAST_DELAY
     if refused:
         first, last = FIRST_REFUSED_DELAY, LAST_REFUSED_DELAY
-    return min(last, first * 2 ** min(attempt - 1, 10)) * (0.75 + chance / 2)
+    return min(last, first * 2.0 ** min(attempt - 1, 10)) * (0.75 + chance / 2)
 
 
 class BrokerConnection:

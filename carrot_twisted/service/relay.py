@@ -75,6 +75,7 @@ class Relay:
         #: Rows taken since that was told, and when it may be told again.
         self._taken = 0
         self._tell_at = 0.0
+        self._has_looked = False
         self._loops = {
             interval: LoopingCall(self._guarded, what, work)
             for interval, what, work in (
@@ -115,6 +116,10 @@ class Relay:
         return Deferred.fromCoroutine(work()).addCallbacks(succeeded, failed)
 
     async def _relay(self) -> None:
+        if self._publisher.protocols and not self._has_looked:
+            # At the start there was no broker to ask, and the next look is long to come.
+            self._has_looked = True
+            await self._ring()
         count = BATCH
         while count == BATCH and not self._writer.away:
             # Asked each time: the last batch may have filled the window, or met a lost connection.

@@ -250,7 +250,7 @@ class Subscription:
             self._channel = self._settler = self._tag = None
             self._asked = False
             self._dispatcher.forget_closed()
-            if self._cancelled and isinstance(reason, ChannelClosedByClient):
+            if self._lost and isinstance(reason, ChannelClosedByClient):
                 reason = "the broker cancelled the consumer: was the queue deleted?"
             if _is_delivery_timeout(reason):
                 # It would come again and again until the running tasks end.

@@ -95,6 +95,9 @@ class FakeConnection:
         self.soon(lambda: on_open_callback(channel), channel)
         return channel
 
+    def _adapter_call_later(self, delay: float, callback: Callable[[], None]) -> None:
+        self._events.append(callback)
+
     def soon(self, event: Callable[[], None], channel: FakeChannel) -> None:
         """Something that the broker does later, unless the channel is closed by then."""
         self._events.append(lambda: event() if channel.is_open else None)

@@ -9,7 +9,20 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from devtools import environment, folders, machine, ports, postgresql, process, rabbitmq, servers
+from devtools import (
+    brokers,
+    debian_root,
+    environment,
+    folders,
+    machine,
+    port_mapper,
+    ports,
+    postgresql,
+    process,
+    rabbitmq,
+    servers,
+)
+from devtools.cluster import Cluster
 from devtools.steps import StepFailed
 
 if TYPE_CHECKING:
@@ -135,7 +148,7 @@ def test_further_configuration_follows_the_nodes_own(
 ) -> None:
     monkeypatch.setattr(rabbitmq, "find_scripts", lambda: tmp_path)
     monkeypatch.setattr(rabbitmq, "Process", lambda *_, **__: None)
-    monkeypatch.setattr(rabbitmq.PortMapper, "start", lambda *_, **__: None)
+    monkeypatch.setattr(port_mapper.PortMapper, "start", lambda *_, **__: None)
     for further in ("", "listeners.tcp = none\n"):
         server = rabbitmq.RabbitMQ(tmp_path / "server", configuration=further)
         server.folder.mkdir(exist_ok=True)
@@ -143,3 +156,91 @@ def test_further_configuration_follows_the_nodes_own(
         written = (server.folder / "rabbitmq.conf").read_text()
         assert written.startswith("default_vhost = carrot\n")
         assert written.endswith(f"vm_memory_high_watermark.relative = 0.6\n{further}")
+
+
+@pytest.fixture
+def other_root(tmp_path: Path) -> Path:
+    """A system with a RabbitMQ."""
+    root = tmp_path / "root"
+    (root / "usr/lib/rabbitmq/lib/rabbitmq_server-4.0.5").mkdir(parents=True)
+    return root
+
+
+class TestAnotherRoot:
+    def test_its_version_is_known_without_running_it(
+        self, other_root: Path, tmp_path: Path
+    ) -> None:
+        assert rabbitmq.version_of(other_root) == "4.0.5"
+        assert rabbitmq.version_of(tmp_path) is None
+
+    def test_programs_run_in_it_and_find_the_nodes_folder(
+        self, other_root: Path, tmp_path: Path
+    ) -> None:
+        server = rabbitmq.RabbitMQ(tmp_path / "server", root=other_root)
+        command = server.command("epmd", "-x")
+        assert command[:2] == ["unshare", "--mount"]
+        assert command[-4:] == [str(other_root), str(server.folder), "epmd", "-x"]
+        assert server.environment["HOME"] == "/srv"
+        assert str(tmp_path) not in " ".join(server.environment.values())
+
+    def test_one_without_rabbitmq_is_told(self, tmp_path: Path) -> None:
+        with pytest.raises(process.ServerError, match="no RabbitMQ in"):
+            rabbitmq.RabbitMQ(tmp_path / "server", root=tmp_path).ctl("status")
+
+    @pytest.mark.parametrize(
+        ("system", "user", "told"),
+        [("fedora", 0, "this system is no Debian"), ("debian", 1000, "as root or with sudo")],
+    )
+    def test_where_it_cannot_be_made_the_reason_is_told(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, system: str, user: int, told: str
+    ) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        monkeypatch.setattr("platform.freedesktop_os_release", lambda: {"ID": system})
+        monkeypatch.setattr("os.geteuid", lambda: user)
+        with pytest.raises(StepFailed, match=f"'trixie' cannot be had here: .*{told}"):
+            debian_root.debian_root("trixie", log=tmp_path / "log")
+
+    def test_one_that_was_made_is_used_again(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, other_root: Path
+    ) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        place = tmp_path / "carrot-twisted" / "debian"
+        place.mkdir(parents=True)
+        other_root.rename(place / "trixie")
+        assert debian_root.debian_root("trixie", log=tmp_path / "log") == place / "trixie"
+
+
+class TestBrokers:
+    def test_each_is_tested_with_each_type_of_queue(self, other_root: Path, tmp_path: Path) -> None:
+        options, rest = brokers.parse(["--broker", str(other_root), "--database=postgres", "-x"])
+        runs = brokers.combinations(options, log=tmp_path / "log")
+        assert list(runs) == ["RabbitMQ 4.0.5, classic", "RabbitMQ 4.0.5, quorum"]
+        assert runs["RabbitMQ 4.0.5, quorum"] == {
+            "CARROT_TEST_RABBITMQ": str(other_root),
+            "CARROT_TEST_QUEUE_TYPE": "quorum",
+            "CARROT_TEST_DATABASE": "postgres",
+        }
+        assert brokers.files(rest) == [*brokers.TESTS, "-x"]
+
+    def test_named_tests_take_the_place_of_the_usual_ones(self) -> None:
+        named = ["tests/contract/test_publishing_contract.py::test_it", "-x"]
+        assert brokers.files(named) == named
+
+    def test_the_usual_tests_exist(self) -> None:
+        assert [path for path in brokers.TESTS if not (environment.TOP / path).exists()] == []
+
+    def test_a_root_without_rabbitmq_is_told(self, tmp_path: Path) -> None:
+        options, _ = brokers.parse(["--broker", f"{tmp_path}/"])
+        with pytest.raises(StepFailed, match="no RabbitMQ in"):
+            brokers.combinations(options, log=tmp_path / "log")
+
+
+def test_the_nodes_of_a_cluster_share_user_password_cookie_and_port_mapper(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, size=3)
+    cluster._share_secrets()
+    assert len({node.password for node in cluster.nodes}) == 1
+    assert len({(node.folder / ".erlang.cookie").read_text() for node in cluster.nodes}) == 1
+    assert len({node.environment["ERL_EPMD_PORT"] for node in cluster.nodes}) == 1
+    assert len({node.node for node in cluster.nodes}) == 3
+    url = urlsplit(cluster.url)
+    assert url.netloc.count("127.0.0.1:") == 3

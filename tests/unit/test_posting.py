@@ -141,6 +141,9 @@ class TestRows:
         line.run()
         for tag in (1, 3):
             line.channels[0].confirm(tag, nack=True)
+        line.run()
+        for tag in (4, 5):
+            line.channels[0].confirm(tag, nack=True)
             desk.clock.advance(0)
         for call in desk.writer.calls:
             call()
@@ -279,6 +282,8 @@ class TestDeadLetters:
         desk.dead_letter(desk.delivery(1))
         line.run()
         line.channels[0].confirm(1, nack=True)
+        line.run()
+        line.channels[0].confirm(2, nack=True)
         assert desk.channel.frames == []
         line.broker.confirms_at_once = True
         desk.clock.advance(posting.DEAD_LETTER_RETRY)

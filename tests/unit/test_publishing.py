@@ -159,7 +159,32 @@ def test_a_nack_is_told_and_the_others_are_confirmed(slow: Desk) -> None:
     slow.channel.confirm(2, nack=True)
     slow.channel.confirm(3, multiple=True)
     assert slow.confirmed == ["m0", "m2"]
+    slow.connection.run()
+    slow.channel.confirm(4, nack=True)
     assert slow.errors == {"m1": "the broker refused it (basic.nack)"}
+    assert not slow.session.busy
+
+
+def test_a_nacked_post_is_sent_once_more_and_may_arrive(slow: Desk) -> None:
+    """A quorum queue nacks for a moment, after it was made or when it has lost its leader."""
+    slow.session.publish(posts(1))
+    slow.connection.run()
+    slow.channel.confirm(1, nack=True)
+    assert slow.settled == []
+    assert slow.session.busy
+    slow.connection.run()
+    slow.channel.confirm(2)
+    assert slow.confirmed == ["m0"]
+
+
+def test_a_nacked_post_is_settled_when_the_connection_is_lost_meanwhile(slow: Desk) -> None:
+    slow.session.publish(posts(1))
+    slow.connection.run()
+    slow.channel.confirm(1, nack=True)
+    slow.connection.lose()
+    slow.connection.run()
+    assert list(slow.errors) == ["m0"]
+    assert not slow.session.busy
 
 
 @given(st.data())
@@ -167,7 +192,10 @@ def test_whatever_the_order_of_confirms_each_post_gets_its_own(data: st.DataObje
     slow = Desk()
     slow.broker.confirms_at_once = False
     count = data.draw(st.integers(1, 12))
-    slow.session.publish(posts(count))
+    sent = posts(count)
+    for one in sent:
+        one.nacked = True  # the second time counts
+    slow.session.publish(sent)
     slow.connection.run()
     open_tags = set(range(1, count + 1))
     nacked = set()
