@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from django.db import close_old_connections
 from pika.adapters.select_connection import IOLoop, SelectConnection
 
-from carrot_twisted import outbox, signals
+from carrot_twisted import failpoints, outbox, signals
 from carrot_twisted.publishing import PublishingSession
 
 if TYPE_CHECKING:
@@ -413,6 +413,7 @@ def _at_exit() -> None:
 
 
 def _on_rows_committed(*, rows: Sequence[MessageLog], using: str, **_: Any) -> None:
+    failpoints.reached("after_commit_before_publish")
     current().submit(rows, using)
 
 

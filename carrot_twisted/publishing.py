@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from pika.exceptions import AMQPError
 
+from carrot_twisted import failpoints
 from carrot_twisted.declaring import Refusal, declare
 from carrot_twisted.topology import Step
 
@@ -150,6 +151,7 @@ class PublishingSession:
         self._returned.setdefault(key, []).append(method.reply_text or "unroutable")
 
     def _on_confirm(self, frame: Method[Any]) -> None:
+        failpoints.reached("after_publish_before_confirm")
         tag: int = frame.method.delivery_tag
         acked = frame.method.NAME == "Basic.Ack"
         if frame.method.multiple:

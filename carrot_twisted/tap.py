@@ -170,6 +170,8 @@ class CarrotService(Service):
         self._reactor.addSystemEventTrigger("after", "shutdown", _end_in_time)
 
     def _make_engine(self) -> Engine:
+        from carrot_twisted.exceptions import CarrotConfigException
+
         try:
             import django
             from django.core.exceptions import ImproperlyConfigured
@@ -180,6 +182,8 @@ class CarrotService(Service):
                 f"Settings {self._settings_module!r} or an app cannot be imported: {error}. "
                 "Start twistd in the folder of manage.py, or set PYTHONPATH."
             ) from error
+        except CarrotConfigException as error:
+            raise _Misconfigured(str(error)) from error
         except (ImproperlyConfigured, ValueError, LookupError, SyntaxError) as error:
             raise _Misconfigured(f"Django does not start: {error}") from error
         except (Exception, SystemExit) as error:
@@ -190,7 +194,6 @@ class CarrotService(Service):
         if not apps.is_installed("carrot_twisted"):
             raise _Misconfigured("Add 'carrot_twisted' to INSTALLED_APPS.")
         from carrot_twisted import checks, conf
-        from carrot_twisted.exceptions import CarrotConfigException
         from carrot_twisted.service.engine import Engine
 
         try:

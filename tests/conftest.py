@@ -19,12 +19,15 @@ from django.db import connections
 from carrot_twisted import publisher
 from carrot_twisted.virtual_host import VirtualHost
 from devtools.servers import PostgreSQL, RabbitMQ, ServerError, temporary_folder
-from tests.processes import ServiceProcess
+from tests.nursery import Nursery
+from tests.processes import ServiceProcess, spawn
 from tests.settings import CARROT, database
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from tests.processes import Launch
 
 QUEUES = ["default", "other"]
 
@@ -120,9 +123,23 @@ def served(
     connections.close_all()
 
 
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    """Starts services in a fraction of the time."""
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
+
+
+@pytest.fixture
+def launch() -> Launch:
+    """How services are started; modules that start very many override it."""
+    return spawn
+
+
 @pytest.fixture
 def start_service(
-    served: None, broker_url: str, tmp_path: Path
+    served: None, broker_url: str, tmp_path: Path, launch: Launch
 ) -> Iterator[Callable[..., ServiceProcess]]:
     """Start ``twistd carrot`` as a process of its own; every one is ended with the test."""
     running: list[ServiceProcess] = []
@@ -137,6 +154,7 @@ def start_service(
                 "CARROT_TEST_LEDGER": str(tmp_path / "ledger"),
                 **environment,
             },
+            launch=launch,
         )
         running.append(service)
         if wait:

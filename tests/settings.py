@@ -56,4 +56,6 @@ CARROT = {
         {"name": "other", "concurrency": 1},
     ],
     "task_modules": ["tests.project.tasks"],
+    "lease": float(os.environ.get("CARROT_TEST_LEASE", "10")),
+    "ack_deadline": float(os.environ.get("CARROT_TEST_ACK_DEADLINE", "600")),
 }

@@ -23,7 +23,7 @@ from uuid import UUID
 
 from txaio.tx import make_logger
 
-from carrot_twisted import execution, wire
+from carrot_twisted import execution, failpoints, outcomes, wire
 from carrot_twisted.execution import Limits, Run
 from carrot_twisted.message_log import new_token
 from carrot_twisted.outcomes import Kind, Result, Verdict
@@ -185,6 +185,8 @@ class Dispatcher:
             return
         if self._held:
             return
+        if self._waiting:
+            failpoints.reached("after_delivery_before_claim")
         room = self.pace.claimed - self.running
         batch: dict[UUID, Job] = {}
         while self._waiting and room > 0:
@@ -301,8 +303,20 @@ class Dispatcher:
         if self._stopping:
             # It was on its way here while the stop began.
             self._give_back(job)
-        else:
+            return
+        try:
             self._run(job)
+        except BaseException:
+            # Out of memory, perhaps. Neither the row nor its message may hang on this job for ever.
+            _log.failure("A worker thread met an error outside of its task, which runs again later")
+            run = job.run
+            if run is None:
+                self._reactor.callFromThread(self._requeue, job)
+            else:
+                delay = outcomes.release_delay(run.attempt)
+                self._record(
+                    job, Result(kind=Kind.RELEASED, started=1.0, ended=1.0, delay=delay)
+                )
 
     def _run(self, job: Job) -> None:
         """On a worker thread: run the task."""
@@ -394,6 +408,8 @@ class Dispatcher:
                     delivery.ack()
                 job.custody = True
         self._flush(overdue)
+        if overdue:
+            failpoints.reached("custody_taken")
 
     # stop
 

@@ -20,7 +20,16 @@ from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.task import LoopingCall, deferLater
 from txaio.tx import make_logger
 
-from carrot_twisted import __version__, conf, periodic, processes, publisher, records, task_logging
+from carrot_twisted import (
+    __version__,
+    conf,
+    failpoints,
+    periodic,
+    processes,
+    publisher,
+    records,
+    task_logging,
+)
 from carrot_twisted.consumer import make_consumer
 from carrot_twisted.exceptions import CarrotConfigException
 from carrot_twisted.execution import Limits
@@ -263,6 +272,7 @@ class Engine:
             released = sum(d.release_running() for d in self._dispatchers)
             _log.warn("{n} tasks did not end in time; they will run again elsewhere", n=released)
             written = await self._drain(LAST_WRITES, hurried=True)
+        failpoints.reached("during_stop")
         self._stop_loops()
         if written:
             await self._leave()

@@ -21,7 +21,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 from txaio.tx import make_logger
 
-from carrot_twisted import outbox, outcomes, records
+from carrot_twisted import failpoints, outbox, outcomes, records
 from carrot_twisted.outcomes import Kind, Result, Verdict
 from carrot_twisted.records import Claimant, Claimed, Finished
 from carrot_twisted.service.pool import DaemonThreadPool
@@ -209,14 +209,20 @@ class LogWriter:
                         n=len(runs) - changed,
                         all=len(runs),
                     )
+                failpoints.reached("before_finish_commit")
             for op in claims:
                 claimant = self._claimant(op.alone)
                 answers.append(records.claim(op.ids, op.token, claimant, self._using))
+            if claims:
+                failpoints.reached("before_claim_commit")
             if confirmed:
                 outbox.note_confirmed(confirmed, self._using)
+        if claims:
+            failpoints.reached("after_claim_commit")
         for op, answer in zip(claims, answers, strict=True):
             op.answer(answer)
         if finishes:
+            failpoints.reached("after_finish_before_ack")
             self._reactor.callFromThread(_tell_written, finishes)
 
     def _persist_without(self, error: Exception, batch: Sequence[Operation]) -> bool:

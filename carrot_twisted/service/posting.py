@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pika
 from txaio.tx import make_logger
 
-from carrot_twisted import outbox, topology, wire
+from carrot_twisted import failpoints, outbox, topology, wire
 from carrot_twisted.outbox import Post
 from carrot_twisted.publishing import PublishingSession, Refused
 from carrot_twisted.service.connection import BrokerConnection
@@ -142,6 +142,7 @@ class ReactorPublisher:
 
         def settled(error: str | None) -> None:
             if error is None:
+                failpoints.reached("dead_letter_before_ack")
                 self._tell_dead(queue, reason)
                 delivery.ack()
                 delivery.settler.flush()

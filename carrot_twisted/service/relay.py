@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 from txaio.tx import make_logger
 
-from carrot_twisted import outbox, records
+from carrot_twisted import failpoints, outbox, records
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -101,6 +101,7 @@ class Relay:
         while queues and not self._writer.away:
             rows = await self._writer.call(lambda: outbox.take_unsent(queues, BATCH, self._using))
             if rows:
+                failpoints.reached("in_relay_after_take")
                 _log.info("Sending {n} messages that were left in the outbox", n=len(rows))
                 self._publisher.publish_rows(rows)
             if len(rows) < BATCH:
