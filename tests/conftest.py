@@ -15,6 +15,7 @@ import pika
 import pytest
 from django.conf import settings as django_settings
 from django.db import connections
+from pika.exceptions import ChannelClosedByBroker
 
 from carrot_twisted import publisher
 from carrot_twisted.virtual_host import VirtualHost
@@ -206,9 +207,15 @@ class Broker:
         self.connection = VirtualHost(url).blocking_connection
         self.channel = self.connection.channel()
 
-    def depth(self, queue: str) -> int:
-        """Ready messages of a queue."""
-        frame = self.channel.queue_declare(queue, passive=True)
+    def depth(self, queue: str, missing: int | None = None) -> int:
+        """Ready messages of a queue; ``missing`` if there is no such queue."""
+        try:
+            frame = self.channel.queue_declare(queue, passive=True)
+        except ChannelClosedByBroker:
+            if missing is None:
+                raise
+            self.channel = self.connection.channel()
+            return missing
         return int(frame.method.message_count)
 
     def get(self, queue: str) -> tuple[Any, bytes]:

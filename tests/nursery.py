@@ -56,9 +56,7 @@ class Nursery:
             text=True,
         )
 
-    def start(
-        self, command: Sequence[str], environment: Mapping[str, str], log: Path
-    ) -> Running:
+    def start(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> Running:
         """Run ``twistd`` with these arguments."""
         status = log.with_name("status")
         status.unlink(missing_ok=True)

@@ -111,7 +111,7 @@ class ServiceProcess:
         wait_until(there, seconds, f"{text!r} in the log:\n{self.log}")
 
     def signal(self, number: int = signal.SIGTERM) -> None:
-        """Send a signal."""
+        """Send a signal, if it still runs."""
         self.process.send_signal(number)
 
     def ends(self, seconds: float = 30.0) -> int:

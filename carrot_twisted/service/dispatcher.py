@@ -314,9 +314,7 @@ class Dispatcher:
                 self._reactor.callFromThread(self._requeue, job)
             else:
                 delay = outcomes.release_delay(run.attempt)
-                self._record(
-                    job, Result(kind=Kind.RELEASED, started=1.0, ended=1.0, delay=delay)
-                )
+                self._record(job, Result(kind=Kind.RELEASED, started=1.0, ended=1.0, delay=delay))
 
     def _run(self, job: Job) -> None:
         """On a worker thread: run the task."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.processes import REPOSITORY, ServiceProcess, wait_until
+from tests.processes import REPOSITORY, ServiceProcess, spawn, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,11 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from django.db.models import F
@@ -24,7 +23,6 @@ from carrot_twisted.outbox import RELAY_RETRY
 from carrot_twisted.utilities import (
     create_message,
     create_scheduled_task,
-    publish_many,
     publish_message,
 )
 from tests.conftest import current_database_url
@@ -54,9 +52,7 @@ def launch(nursery: Nursery) -> Launch:
 class Stage:
     """A service that is to die, and one that comes after it."""
 
-    def __init__(
-        self, start: StartService, broker: Broker, broker_url: str, folder: Path
-    ) -> None:
+    def __init__(self, start: StartService, broker: Broker, broker_url: str, folder: Path) -> None:
         self._start = start
         self._broker_url = broker_url
         self.broker = broker
