@@ -121,6 +121,9 @@ class PublishingSession:
         self._pump()
 
     def _pump(self) -> None:
+        if self._channel is None or not self._channel.is_open:
+            # It is being opened, or closed; then what is pending is settled with its end.
+            return
         while (
             self._pending
             and self._ready
@@ -132,7 +135,6 @@ class PublishingSession:
             if post.exchange not in self._known_exchanges:
                 self._look_for_exchange(post)
                 continue
-            assert self._channel is not None
             self._channel.basic_publish(
                 post.exchange, post.routing_key, post.body, post.properties, mandatory=True
             )

@@ -15,7 +15,7 @@ from pika.exceptions import (
     ProbableAccessDeniedError,
     ProbableAuthenticationError,
 )
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.protocol import Factory
 from twisted.internet.task import deferLater
@@ -24,7 +24,7 @@ from txaio.tx import make_logger
 from carrot_twisted.service.protocol import FAREWELL, CarrotProtocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from carrot_twisted.virtual_host import VirtualHost
 
@@ -200,6 +200,11 @@ class BrokerConnection:
             finally:
                 self._waiting = None
         return protocol
+
+
+async def close_all(connections: Iterable[BrokerConnection]) -> None:
+    """Close connections for good, all at once: each may wait for a broker that does not answer."""
+    await gatherResults([Deferred.fromCoroutine(connection.stop()) for connection in connections])
 
 
 def _reason(error: Exception, host: VirtualHost) -> str:

@@ -129,6 +129,11 @@ class Dispatcher:
         return len(self._jobs) - self._missing - len(self._suspects)
 
     @property
+    def begun(self) -> int:
+        """Those of the running ones that somebody may wait for: not those that ask for a claim."""
+        return sum(job.run is not None for job in self._jobs.values())
+
+    @property
     def suspects(self) -> int:
         """Messages whose row has cost workers, waiting to run alone."""
         return len(self._suspects)
@@ -431,6 +436,9 @@ class Dispatcher:
         Returns:
             How many tasks were still running.
         """
+        for job in self._pool.recall():
+            # Claimed while the stop began, and there was no free thread to give it back.
+            self._give_back(job)
         running = [job for job in self._jobs.values() if job.run is not None and not job.result]
         for job in running:
             self._record(job, Result(kind=Kind.RELEASED, started=1.0))

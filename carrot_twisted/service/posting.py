@@ -17,7 +17,7 @@ from txaio.tx import make_logger
 from carrot_twisted import failpoints, outbox, topology, wire
 from carrot_twisted.outbox import Post
 from carrot_twisted.publishing import PublishingSession, Refused
-from carrot_twisted.service.connection import BrokerConnection
+from carrot_twisted.service.connection import BrokerConnection, close_all
 from carrot_twisted.service.log_writer import Confirmed, LogWriter
 
 if TYPE_CHECKING:
@@ -105,12 +105,20 @@ class ReactorPublisher:
 
     # In the reactor.
 
-    def publish_rows(self, rows: Sequence[MessageLog]) -> None:
-        """Send rows; those that cannot go out now stay in the outbox."""
+    def publish_rows(self, rows: Sequence[MessageLog]) -> list[Post]:
+        """Send rows.
+
+        Returns:
+            Those that cannot go out now: they stay in the outbox.
+        """
+        left: list[Post] = []
         for host, posts in outbox.posts(rows).items():
             if self.can_publish(host):
                 self._waiting.update(dict.fromkeys(posts))
                 self._sessions[host].publish(posts)
+            else:
+                left += posts
+        return left
 
     def dead_letter(self, host: VirtualHost, queue: str, delivery: Delivery, reason: str) -> None:
         """Move a delivery to the queue's dead-letter queue; acknowledged when that holds it."""
@@ -179,10 +187,14 @@ class ReactorPublisher:
         for connection in self.connections:
             connection.start()
 
+    @property
+    def busy(self) -> bool:
+        """Whether the broker has still to confirm something."""
+        return bool(self._waiting)
+
     async def stop(self) -> None:
         """Close the connections. What is unconfirmed stays in the outbox."""
-        for connection in self.connections:
-            await connection.stop()
+        await close_all(self.connections)
         self._note()
 
     def _connector(self, host: VirtualHost) -> Callable[[CarrotProtocol], None]:

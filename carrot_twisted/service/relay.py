@@ -10,11 +10,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pika.exceptions import AMQPError
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import LoopingCall
 from txaio.tx import make_logger
 
 from carrot_twisted import failpoints, outbox, records
+from carrot_twisted.service.posting import LOST_RETRY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -75,17 +76,20 @@ class Relay:
         }
         for loop in self._loops.values():
             loop.clock = reactor
+        self._stopping = False
+        self._ended: list[Deferred[Any]] = []
 
     def start(self) -> None:
         """Begin, with a look at once."""
-        for interval, loop in self._loops.items():
-            loop.start(interval, now=True)
+        self._ended = [loop.start(interval, now=True) for interval, loop in self._loops.items()]
 
-    def stop(self) -> None:
-        """Look no more."""
+    def stop(self) -> Deferred[Any]:
+        """Look no more; fires when what was taken from the outbox has gone out, or back."""
+        self._stopping = True
         for loop in self._loops.values():
             if loop.running:
                 loop.stop()
+        return gatherResults(self._ended)
 
     def _guarded(self, work: Callable[[], Any]) -> Deferred[None]:
         """A LoopingCall ends at its first failure; this one goes on (Twisted ticket 1396)."""
@@ -96,14 +100,23 @@ class Relay:
 
         return Deferred.fromCoroutine(work()).addErrback(failed)
 
+    @property
+    def _goes_on(self) -> bool:
+        return not (self._stopping or self._writer.away)
+
     async def _relay(self) -> None:
         queues = [q.name for q in self._queues if self._publisher.can_publish(q.host)]
-        while queues and not self._writer.away:
+        while queues and self._goes_on:
             rows = await self._writer.call(lambda: outbox.take_unsent(queues, BATCH, self._using))
             if rows:
                 failpoints.reached("in_relay_after_take")
                 _log.info("Sending {n} messages that were left in the outbox", n=len(rows))
-                self._publisher.publish_rows(rows)
+                left = self._publisher.publish_rows(rows)
+                if left:
+                    # The connection was lost meanwhile. Let others have them soon.
+                    errors = {post.message_id: "the connection was lost" for post in left}
+                    note = partial(outbox.note_errors, errors, self._using, LOST_RETRY)
+                    await self._writer.call(note)
             if len(rows) < BATCH:
                 return
 
@@ -143,7 +156,7 @@ class Relay:
     async def _put_back(self, queue: str, batch: Callable[[], int]) -> None:
         """Put rows back into the outbox, batch by batch."""
         total, count = 0, outbox.RING_BATCH
-        while count == outbox.RING_BATCH and not self._writer.away:
+        while count == outbox.RING_BATCH and self._goes_on:
             count = await self._writer.call(batch)
             total += count
         if total:

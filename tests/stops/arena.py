@@ -10,12 +10,13 @@ import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from django.db import connections
 
 from carrot_twisted import publisher
-from carrot_twisted.models import MessageLog, Worker
+from carrot_twisted.message_log import due_in
+from carrot_twisted.models import MessageLog, ScheduledTask, Worker
 from carrot_twisted.utilities import create_message, publish_many
 from tests.conftest import Broker, current_database_url
 from tests.processes import ServiceProcess, wait_until
@@ -27,15 +28,16 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from carrot_twisted.objects import Message
     from devtools.servers import PostgreSQL, RabbitMQ
     from tests.processes import Launch
 
 #: Threads of each service.
 THREADS = 4
 #: Seconds that running tasks get.
-TIMEOUT = 1.0
+TIMEOUT = 0.5
 #: Seconds that the end may take beyond those.
-GRACE = 12.0
+GRACE = 14.0
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -109,12 +111,22 @@ class Arena:
 
     def publish(self, how: str, each: int = THREADS + 2) -> None:
         """Publish ``each`` tasks for each service, and wait until the broker has them."""
-        task = hold_async if how == "async" else hold
-        publish_many(
-            create_message(task, task_args=[str(n)] if how == "async" else [str(n), how])
-            for n in range(each * self.count)
-        )
+        publish_many(self._messages(how, each))
         assert publisher.flush(30)
+
+    def leave_unsent(self, how: str, each: int, **fields: Any) -> None:
+        """Rows of such tasks, with these fields, that the first relay will send."""
+        rows = [message.row for message in self._messages(how, each)]
+        for row in rows:
+            for name, value in fields.items():
+                setattr(row, name, value)
+        MessageLog.objects.bulk_create(rows, batch_size=1000)
+        MessageLog.objects.update(relay_at=due_in(-1))
+
+    def _messages(self, how: str, each: int) -> Iterator[Message]:
+        task = hold_async if how == "async" else hold
+        for n in range(each * self.count):
+            yield create_message(task, task_args=[str(n)] if how == "async" else [str(n), how])
 
     def ledger(self, word: str) -> Counter[str]:
         """How often each task began, or ended."""
@@ -124,13 +136,14 @@ class Arena:
 
     def wait_for_begun(self, count: int) -> None:
         """Wait until so many tasks for each service have begun."""
-        wait_until(lambda: len(self.ledger("begin")) >= count * self.count, 60)
+        wait_until(lambda: self.ledger("begin").total() >= count * self.count, 60)
 
     def freeze(self, pids: Sequence[int]) -> None:
         """SIGSTOP these processes of servers."""
         for pid in pids:
             self._frozen.append(pid)
-            os.kill(pid, signal.SIGSTOP)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
         """SIGCONT what is frozen."""
@@ -147,7 +160,7 @@ class Arena:
         """What is wrong after the services have ended, in words; then bring all tasks to an end."""
         for service in self._services:
             if re.search("Traceback|Unhandled", service.log) and not state.traceback:
-                yield f"a traceback in the log:\n{service.log}"
+                yield f"a traceback in the log {service.log_path}"
         begun = self.ledger("begin")
         in_progress = MessageLog.objects.filter(status=MessageLog.IN_PROGRESS)
         if not state.records_lost:
@@ -155,7 +168,9 @@ class Arena:
                 yield f"{in_progress.count()} rows were left IN_PROGRESS"
             if Worker.objects.exists():
                 yield "a Worker's row was left"
-        for row in MessageLog.objects.filter(status=MessageLog.PUBLISHED, attempts__gt=0):
+        for row in MessageLog.objects.filter(
+            status=MessageLog.PUBLISHED, attempts__gt=state.before
+        ):
             if (row.positionals or [""])[0] not in begun:
                 yield f"{row.pk} had not begun and has {row.attempts} attempts"
         self.gate.touch()
@@ -187,10 +202,11 @@ class Arena:
             yield "a Worker's row is left for good"
         ended = self.ledger("end")
         for row in MessageLog.objects.filter(task__startswith="tests.stops."):
-            if row.attempts > 2 or row.crashes > state.crashes + state.records_lost:
+            attempts = row.attempts - state.before
+            if attempts > 2 or row.crashes > state.before + state.records_lost:
                 yield f"{row.pk}: {row.attempts} attempts, {row.crashes} crashes"
             times = ended[str(row.positionals[0])]
-            if not 1 <= times <= row.attempts:
+            if not 1 <= times <= attempts:
                 yield f"{row.pk} ended {times} times in {row.attempts} attempts"
 
 
@@ -209,8 +225,8 @@ class State:
     """It does not depend on the database."""
     records_lost: bool
     """The database is not there to take the last word: others find the rows, a moment later."""
-    crashes: int
-    """Of each row, before."""
+    before: int
+    """Attempts and crashes that each row has had already."""
     traceback: bool
     """The log tells where the service was stuck."""
     statuses: frozenset[int]
@@ -277,9 +293,8 @@ def _stop_all(
     return [stops[place] for place in range(len(services))]
 
 
-def empty(arena: Arena) -> None:
-    """Forget all rows."""
+def forget_rows() -> None:
+    """Empty the tables for the next state."""
     connections.close_all()
-    tables = (MessageLog, Worker)
-    for model in tables:
-        model.objects.all().delete()
+    for model in (MessageLog, Worker, ScheduledTask):
+        model._default_manager.all().delete()

@@ -46,7 +46,7 @@ def _lock() -> None:
 
 def _regular_expression() -> None:
     """Inside a function of C's that keeps Python's lock, for a second or some."""
-    re.match("(a+)+$", "a" * 25 + "b")
+    re.match("(a+)+$", "a" * 22 + "b")
     time.sleep(FOR_EVER)
 
 
@@ -68,7 +68,12 @@ def _short() -> None:
     time.sleep(0.2)
 
 
+def _nothing() -> None:
+    pass
+
+
 HOLDS: dict[str, Callable[[], None]] = {
+    "nothing": _nothing,
     "sleep": _sleep,
     "spin": _spin,
     "lock": _lock,

@@ -6,11 +6,10 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import ExitStack, contextmanager
-from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from django.db import connections, transaction
-from django.db.models.functions import Now
 
 from carrot_twisted.models import MessageLog, ScheduledTask
 from carrot_twisted.utilities import create_message, create_scheduled_task, publish_many
@@ -38,7 +37,7 @@ def state(
     only: str | None = None,
     once: bool = False,
     records_lost: bool = False,
-    crashes: int = 0,
+    before: int = 0,
     traceback: bool = False,
     statuses: frozenset[int] = CLEAN,
 ) -> Callable[[Enter], Enter]:
@@ -52,7 +51,7 @@ def state(
             only=only,
             once=once,
             records_lost=records_lost,
-            crashes=crashes,
+            before=before,
             traceback=traceback,
             statuses=statuses,
         )
@@ -130,6 +129,7 @@ def broker_name(arena: Arena) -> Iterator[Sequence[ServiceProcess]]:
         BEGUN,
         "--no-scheduler",
         "--settings=slow_names",
+        launch=spawn,
         PYTHONPATH=path,
         CARROT_BROKER_URL="amqp://u:p@no.such.host/",
     )
@@ -141,7 +141,7 @@ def broker_away(arena: Arena) -> Iterator[Sequence[ServiceProcess]]:
     yield arena.services("No connection to", CARROT_BROKER_URL=nobody)
 
 
-@state("the broker went away under tasks")
+@state("the broker went away under tasks", once=True)
 def broker_gone(arena: Arena) -> Iterator[Sequence[ServiceProcess]]:
     with _busy(arena, "sleep") as services:
         arena.broker.kill()
@@ -151,7 +151,7 @@ def broker_gone(arena: Arena) -> Iterator[Sequence[ServiceProcess]]:
             arena.broker.start()
 
 
-@state("the broker is frozen under tasks")
+@state("the broker is frozen under tasks", once=True)
 def broker_frozen(arena: Arena) -> Iterator[Sequence[ServiceProcess]]:
     with _busy(arena, "sleep") as services:
         arena.broker.pause()
@@ -242,12 +242,19 @@ def _busy(arena: Arena, how: str, each: int = THREADS + 2) -> Iterator[Sequence[
 def _frozen_database(arena: Arena) -> Iterator[None]:
     assert arena.postgres is not None
     connections.close_all()
-    pids = [int(pid) for pid in arena.postgres.sql("SELECT pid FROM pg_stat_activity").split()]
-    arena.freeze([*pids, arena.postgres.pid])
+    arena.postgres.pause()
     try:
+        # The server as such takes no connection any more; each session is a process of its own.
+        arena.freeze(children_of(arena.postgres.pid))
         yield
     finally:
         arena.thaw()
+        arena.postgres.resume()
+
+
+def children_of(pid: int | None) -> list[int]:
+    """Pids of a process's children."""
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def _busy_state(name: str, how: str, **given: Any) -> None:
@@ -263,11 +270,11 @@ _busy_state("tasks compute in Python", "spin", once=True)
 _busy_state("tasks are stuck in C", "lock", once=True)
 _busy_state("tasks compute in C and keep Python's lock", "regular expression", once=True)
 _busy_state("tasks wait for the reactor", "reactor", once=True)
-_busy_state("tasks publish tasks", "publish")
+_busy_state("tasks publish tasks", "publish", once=True)
 _busy_state("tasks are coroutines", "async", once=True)
 
 
-@state("a deep backlog is prefetched")
+@state("a deep backlog is prefetched", once=True)
 def backlog(arena: Arena) -> Iterator[Sequence[ServiceProcess]]:
     services = arena.services(CONSUMING)
     publish_many(create_message(noop) for _ in range(3000))
@@ -278,9 +285,7 @@ def backlog(arena: Arena) -> Iterator[Sequence[ServiceProcess]]:
 
 @state("5,000 rows are being relayed")
 def relaying(arena: Arena) -> Iterator[Sequence[ServiceProcess]]:
-    rows = [create_message(noop).row for _ in range(5000)]
-    MessageLog.objects.bulk_create(rows, batch_size=1000)
-    MessageLog.objects.update(relay_at=Now() - timedelta(seconds=10))
+    arena.leave_unsent("nothing", 5000 // arena.count)
     yield arena.services("messages that were left in the outbox")
 
 
@@ -296,24 +301,23 @@ def scheduling(arena: Arena) -> Iterator[Sequence[ServiceProcess]]:
         ScheduledTask.objects.all().delete()
 
 
-@state("rows of a dead worker are being taken over", spread=0.1, crashes=1)
+@state("rows of a dead worker are being taken over", spread=0.1, before=1)
 def taking_over(arena: Arena) -> Iterator[Sequence[ServiceProcess]]:
-    arena.publish("short", 50)
+    arena.publish("short", 20)
     MessageLog.objects.update(status=MessageLog.IN_PROGRESS, worker="dead", token=1, attempts=1)
-    yield arena.services(
-        CONSUMING, "--no-scheduler", CARROT_FAILPOINT="in_take_over:sleep=0.05,in_reap:sleep=0.5"
-    )
+    # Their messages come before they are put back.
+    yield arena.services(CONSUMING, CARROT_FAILPOINT="in_take_over:sleep=0.05,in_reap:raise:1")
 
 
-@state("rows that cost workers run alone", spread=1.0, crashes=2)
+@state("rows that cost workers run alone", once=True, spread=1.0, before=2)
 def quarantined(arena: Arena) -> Iterator[Sequence[ServiceProcess]]:
+    arena.leave_unsent("short", 6, attempts=2, crashes=2)
     services = arena.services(CONSUMING)
-    arena.publish("short", 6)
-    MessageLog.objects.filter(status=MessageLog.PUBLISHED).update(crashes=2)
+    wait_until(lambda: arena.ledger("begin"))
     yield services
 
 
-@state("messages of running tasks are acknowledged")
+@state("messages of running tasks are acknowledged", once=True)
 def in_custody(arena: Arena) -> Iterator[Sequence[ServiceProcess]]:
     services = arena.services(CONSUMING, CARROT_TEST_ACK_DEADLINE="0.2")
     arena.publish("sleep", THREADS)
@@ -340,7 +344,7 @@ def never_fires(arena: Arena) -> Iterator[Sequence[ServiceProcess]]:
     yield arena.services(CONSUMING, CARROT_TEST_CONSUMER="tests.stops.holding.NeverFires")
 
 
-@state("a hook never returns to its thread")
+@state("a hook never returns to its thread", once=True)
 def stuck_in_thread(arena: Arena) -> Iterator[Sequence[ServiceProcess]]:
     services = arena.services(CONSUMING, CARROT_TEST_CONSUMER="tests.stops.holding.StuckInThread")
     arena.publish("short", THREADS)
