@@ -6,6 +6,7 @@
     python3 run.py test    [arguments of pytest]         the linters and all tests
     python3 run.py bench   [arguments of the benchmark]  the benchmark
     python3 run.py lint                                  ruff and mypy
+    python3 run.py stops   [--times 50]                  stops services in every state, many times
 
 What is missing is installed: RabbitMQ and PostgreSQL from the distribution (as root or with
 sudo), everything else into .venv. Private servers are started on free ports and stopped in the
@@ -101,6 +102,19 @@ def run_benchmark(arguments: Sequence[str], log: Path) -> int:
         return run([str(PYTHON), "-m", "benchmarks", *arguments], variables)
 
 
+def run_stops(arguments: Sequence[str], log: Path) -> int:
+    """Stop services in every state, many times, on both databases."""
+    prepare_machine(rabbitmq=True, postgresql=True, log=log)
+    prepare_environment("postgres,test", log=log)
+    command = [str(PYTHON), "-m", "tests.stops", *arguments]
+    return run_parts(
+        {
+            f"stops on {label}": (command, environment_variables(CARROT_TEST_DATABASE=kind))
+            for label, kind in (("SQLite", "sqlite"), ("PostgreSQL", "postgres"))
+        }
+    )
+
+
 def run_linters(arguments: Sequence[str], log: Path) -> int:
     """Run ruff and mypy."""
     if arguments:
@@ -116,6 +130,7 @@ COMMANDS: dict[str, Callable[[Sequence[str], Path], int]] = {
     "test": run_tests,
     "bench": run_benchmark,
     "lint": run_linters,
+    "stops": run_stops,
 }
 
 

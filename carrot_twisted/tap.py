@@ -174,6 +174,8 @@ class CarrotService(Service):
             if self._terminal is not None:
                 os.close(self._terminal)
         self._reactor.addSystemEventTrigger("after", "shutdown", _end_in_time)
+        # Else a second signal kills the interpreter while it tidies up, and the status is not 0.
+        self._reactor.addSystemEventTrigger("after", "shutdown", _on_signals, signal.SIG_IGN)
 
     def _make_engine(self) -> Engine:
         from carrot_twisted.exceptions import CarrotConfigException
@@ -350,8 +352,8 @@ def _later(seconds: float, function: Callable[[], None]) -> None:
     timer.start()
 
 
-def _on_signals(handler: Callable[[int, Any], None]) -> None:
-    """Have a function called for each signal that asks for the end."""
+def _on_signals(handler: Callable[[int, Any], None] | signal.Handlers) -> None:
+    """Have this done for each signal that asks for the end."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         # SIGHUP: its terminal was closed; under nohup that means nothing.
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:

@@ -38,6 +38,8 @@ THREADS = 4
 TIMEOUT = 0.5
 #: Seconds that the end may take beyond those.
 GRACE = 14.0
+#: A worker that has never been.
+DEAD = "dead"
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -162,7 +164,7 @@ class Arena:
             if re.search("Traceback|Unhandled", service.log) and not state.traceback:
                 yield f"a traceback in the log {service.log_path}"
         begun = self.ledger("begin")
-        in_progress = MessageLog.objects.filter(status=MessageLog.IN_PROGRESS)
+        in_progress = MessageLog.objects.filter(status=MessageLog.IN_PROGRESS).exclude(worker=DEAD)
         if not state.records_lost:
             if in_progress.exists():
                 yield f"{in_progress.count()} rows were left IN_PROGRESS"

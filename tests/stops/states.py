@@ -16,7 +16,7 @@ from carrot_twisted.utilities import create_message, create_scheduled_task, publ
 from devtools.ports import free_port
 from tests.processes import REPOSITORY, ServiceProcess, spawn, wait_until
 from tests.project.tasks import noop
-from tests.stops.arena import THREADS, Arena, State
+from tests.stops.arena import DEAD, THREADS, Arena, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -67,6 +67,7 @@ def state(
     "started just now",
     once=True,
     # Before Python has read our code, a signal does what it does to any program.
+    traceback=True,
     statuses=frozenset({0, -1, -2, -15}),
 )
 def started_just_now(arena: Arena) -> Iterator[Sequence[ServiceProcess]]:
@@ -304,9 +305,8 @@ def scheduling(arena: Arena) -> Iterator[Sequence[ServiceProcess]]:
 @state("rows of a dead worker are being taken over", spread=0.1, before=1)
 def taking_over(arena: Arena) -> Iterator[Sequence[ServiceProcess]]:
     arena.publish("short", 20)
-    MessageLog.objects.update(status=MessageLog.IN_PROGRESS, worker="dead", token=1, attempts=1)
-    # Their messages come before they are put back.
-    yield arena.services(CONSUMING, CARROT_FAILPOINT="in_take_over:sleep=0.05,in_reap:raise:1")
+    MessageLog.objects.update(status=MessageLog.IN_PROGRESS, worker=DEAD, token=1, attempts=1)
+    yield arena.services(CONSUMING, CARROT_FAILPOINT="in_take_over:sleep=0.05,in_reap:sleep=0.3:1")
 
 
 @state("rows that cost workers run alone", once=True, spread=1.0, before=2)
