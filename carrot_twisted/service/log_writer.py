@@ -185,7 +185,7 @@ class LogWriter:
                 if delay:
                     # A second failure: not just one connection that was cut.
                     self._set_away(error)
-                if self._given_up.wait(delay):
+                if self._given_up.wait(delay) and delay:
                     _log.error("The database is away: {n} records are not written", n=len(batch))
                     return False
                 delay = min(RETRY_LAST, delay * 2) or RETRY_FIRST

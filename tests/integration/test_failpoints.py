@@ -245,6 +245,50 @@ CASES = [
 ]
 
 
+#: Places where the database can say no in the middle of things; the process lives on.
+DATABASE = (
+    "after_confirm_before_note",
+    "before_claim_commit",
+    "after_claim_commit",
+    "before_finish_commit",
+    "after_finish_before_ack",
+    "in_reap",
+    "on_heartbeat",
+    "in_schedule_transaction",
+)
+
+
+def test_where_the_database_says_no_nothing_is_lost_and_nothing_runs_twice(
+    start_service: StartService, broker: Broker, ledger: Ledger
+) -> None:
+    """One time in five, at all places at once."""
+    schedule = create_scheduled_task(tasks.effect, {"seconds": 1}, key="tick")
+    points = ",".join(f"{place}:raise:0.2@{n}" for n, place in enumerate(DATABASE))
+    service = start_service(CARROT_FAILPOINT=points, CARROT_TEST_LEASE="2")
+    rows = publish_many(create_message(tasks.effect, task_args=[str(n), 0.02]) for n in range(200))
+    done = finished(rows)
+    wait_until(lambda: ledger().count("tick") > 2)
+    schedule.delete()
+    assert service.stop() == 0
+    assert {row.attempts for row in done} == {1}
+    assert Counter(key for key in ledger() if key != "tick") == {str(n): 1 for n in range(200)}
+    assert not MessageLog.objects.unfinished().exists()
+    assert broker.depth("default") == 0
+
+
+def test_a_thread_that_breaks_after_its_task_costs_neither_the_row_nor_the_thread(
+    start_service: StartService, ledger: Ledger
+) -> None:
+    service = start_service(
+        CARROT_FAILPOINT="after_run_before_finish:raise:1", CARROT_TEST_CONCURRENCY="1"
+    )
+    done = finished([publish_message(tasks.effect, "first"), publish_message(tasks.effect, "next")])
+    assert sorted(row.attempts for row in done) == [1, 2]
+    assert sorted(ledger()) == ["first", "first", "next"]
+    assert "A worker thread met an error outside of its task" in service.log
+    assert service.stop() == 0
+
+
 def test_every_place_is_in_the_table() -> None:
     assert {case.place for case in CASES} == set(failpoints.PLACES)
 
