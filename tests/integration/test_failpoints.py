@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,6 +24,7 @@ from carrot_twisted.outbox import RELAY_RETRY
 from carrot_twisted.utilities import (
     create_message,
     create_scheduled_task,
+    publish_many,
     publish_message,
 )
 from tests.conftest import current_database_url

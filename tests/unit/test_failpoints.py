@@ -33,8 +33,7 @@ def raised(times: int, place: str = PLACE) -> list[bool]:
     for _ in range(times):
         try:
             failpoints.reached(place)
-        except OperationalError as error:
-            assert place in str(error)
+        except OperationalError:
             result.append(True)
         else:
             result.append(False)
@@ -76,7 +75,7 @@ def test_several_places_are_armed_together() -> None:
 
 def test_sleep_stands_still_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
-    monkeypatch.setattr(failpoints.time, "sleep", slept.append)
+    monkeypatch.setattr("time.sleep", slept.append)
     failpoints.arm(f"{PLACE}:sleep=2.5")
     assert raised(1) == [False]
     assert slept == [2.5]
@@ -84,7 +83,7 @@ def test_sleep_stands_still_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_exit_is_a_kill_that_nothing_catches(monkeypatch: pytest.MonkeyPatch) -> None:
     kills: list[tuple[int, int]] = []
-    monkeypatch.setattr(failpoints.os, "kill", lambda *given: kills.append(given))
+    monkeypatch.setattr("os.kill", lambda *given: kills.append(given))
     failpoints.arm(f"{PLACE}:exit")
     failpoints.reached(PLACE)
     assert kills == [(os.getpid(), signal.SIGKILL)]
