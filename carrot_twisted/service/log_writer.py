@@ -177,7 +177,7 @@ class LogWriter:
         delay = 0.0
         while True:
             try:
-                self._write(batch)
+                tell = self._write(batch)
             except (DatabaseError, InterfaceError) as error:
                 connections[self._using].close()
                 if not _is_outage(error):
@@ -190,11 +190,17 @@ class LogWriter:
                     return False
                 delay = min(RETRY_LAST, delay * 2) or RETRY_FIRST
             else:
+                # Not among what is tried again: who is told twice of a claim runs it twice.
+                tell()
                 self._set_back()
                 return True
 
-    def _write(self, batch: Sequence[Operation]) -> None:
-        """One transaction for everything but the calls; then those who wait are told."""
+    def _write(self, batch: Sequence[Operation]) -> Callable[[], None]:
+        """One transaction for everything but the calls.
+
+        Returns:
+            What tells those who wait for it.
+        """
         finishes = [op for op in batch if isinstance(op, Finish)]
         claims = [op for op in batch if isinstance(op, Claim)]
         confirmed = [post for op in batch if isinstance(op, Confirmed) for post in op.posts]
@@ -219,11 +225,16 @@ class LogWriter:
                 outbox.note_confirmed(confirmed, self._using)
         if claims:
             failpoints.reached("after_claim_commit")
-        for op, answer in zip(claims, answers, strict=True):
-            op.answer(answer)
         if finishes:
             failpoints.reached("after_finish_before_ack")
-            self._reactor.callFromThread(_tell_written, finishes)
+
+        def tell() -> None:
+            for op, answer in zip(claims, answers, strict=True):
+                op.answer(answer)
+            if finishes:
+                self._reactor.callFromThread(_tell_written, finishes)
+
+        return tell
 
     def _persist_without(self, error: Exception, batch: Sequence[Operation]) -> bool:
         """Something in the batch is refused for its content: find it, write it without that."""
