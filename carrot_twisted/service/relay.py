@@ -95,7 +95,7 @@ class Relay:
         """A LoopingCall ends at its first failure; this one goes on (Twisted ticket 1396)."""
 
         def failed(failure: Any) -> None:
-            if not self._writer.away:
+            if self._goes_on:
                 _log.failure("The relay met an error and goes on", failure=failure)
 
         return Deferred.fromCoroutine(work()).addErrback(failed)
