@@ -31,6 +31,7 @@ def broker_url(private_broker: RabbitMQ) -> str:
     return private_broker.url
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("how", ["running", "in custody"])
 def test_a_task_whose_connection_was_lost_while_it_ran_is_executed_once(
     how: str,
