@@ -9,6 +9,7 @@
     python3 run.py brokers [--help]                      the tests on several RabbitMQ versions,
                                                          with classic and with quorum queues
     python3 run.py lint                                  ruff and mypy
+    python3 run.py stops   [--times 50]                  stops services in every state, many times
 
 What is missing is installed: RabbitMQ and PostgreSQL from the distribution (as root or with
 sudo), everything else into .venv; for `brokers`, further Debian releases with their RabbitMQ into
@@ -135,6 +136,19 @@ def run_brokers(arguments: Sequence[str], log: Path) -> int:
     return run_lanes(parts)
 
 
+def run_stops(arguments: Sequence[str], log: Path) -> int:
+    """Stop services in every state, many times, on both databases."""
+    prepare_machine(rabbitmq=True, postgresql=True, log=log)
+    prepare_environment("postgres,test", log=log)
+    command = [str(PYTHON), "-m", "tests.stops", *arguments]
+    return run_lanes(
+        {
+            f"stops on {label}": (command, environment_variables(CARROT_TEST_DATABASE=kind))
+            for label, kind in (("SQLite", "sqlite"), ("PostgreSQL", "postgres"))
+        }
+    )
+
+
 def run_linters(arguments: Sequence[str], log: Path) -> int:
     """Run ruff and mypy."""
     if arguments:
@@ -153,6 +167,7 @@ COMMANDS: dict[str, Callable[[Sequence[str], Path], int]] = {
     "chaos": run_chaos,
     "brokers": run_brokers,
     "lint": run_linters,
+    "stops": run_stops,
 }
 
 

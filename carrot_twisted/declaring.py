@@ -106,6 +106,9 @@ class _Declaration:
             channel.add_on_close_callback(self._closed)
 
     def _next(self, channel: Channel) -> None:
+        if not channel.is_open:
+            # We are closing the connection ourselves; the channel's end tells what is undone.
+            return
         if not self._steps:
             self._finished = True
             channel.close()

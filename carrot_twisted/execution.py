@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from asgiref.sync import async_to_sync
 from django.db import connections, reset_queries
 
-from carrot_twisted import objects, outcomes, signals, task_logging, wire
+from carrot_twisted import failpoints, objects, outcomes, signals, task_logging, wire
 from carrot_twisted.exceptions import PoisonMessage, TimeLimitExceeded
 from carrot_twisted.interruption import Abandoned, TimedCall
 from carrot_twisted.limits import limit_of
@@ -71,7 +71,7 @@ def execute(
     on_failure: FailureCallback | None = None,
     prepare: Callable[[Run], Call] | None = None,
 ) -> Result | None:
-    """Run the task and tell what came of it. Never raises.
+    """Run the task and tell what came of it. Nothing that the task does raises here.
 
     Args:
         run: the claimed row.
@@ -112,6 +112,7 @@ def execute(
             delay=outcomes.release_delay(run.attempt) if kind is Kind.RELEASED else 0.0,
         )
     _tell(signals.task_finished, run, result=result)
+    failpoints.reached("after_run_before_finish")
     return result
 
 

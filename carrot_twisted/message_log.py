@@ -23,7 +23,7 @@ from django.db import models, router, transaction
 from django.db.models import Case, Count, Max, Min, Q, When
 from django.db.models.functions import Coalesce, Now
 
-from carrot_twisted import conf, signals, statements, wire
+from carrot_twisted import conf, failpoints, signals, statements, wire
 from carrot_twisted.exceptions import CarrotConfigException, InvalidMessage
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ class MessageLogQuerySet(models.QuerySet["MessageLog"]):
                     statements.insert_rows(
                         self.model._meta.db_table, rows[start : start + INSERT_BATCH], using
                     )
+        failpoints.reached("before_insert_commit")
         # robust: the commit has happened; nothing that fails now may tell the caller otherwise.
         transaction.on_commit(
             partial(signals.rows_committed.send_robust, sender=self.model, rows=rows, using=using),

@@ -17,7 +17,7 @@ from django.db import transaction
 from django.db.models import Case, Q, When
 from django.db.models.functions import Now
 
-from carrot_twisted import conf, statements, topology, wire
+from carrot_twisted import conf, failpoints, statements, topology, wire
 from carrot_twisted.message_log import GRACE, due_in, new_token
 from carrot_twisted.models import MessageLog
 from carrot_twisted.signing import Seal
@@ -90,6 +90,7 @@ def posts(rows: Iterable[MessageLog]) -> dict[VirtualHost, list[Post]]:
 
 def note_confirmed(posts: Sequence[Post], using: str) -> None:
     """The broker holds these messages. Rows that a worker has taken meanwhile need no note."""
+    failpoints.reached("after_confirm_before_note")
     keys = [(UUID(post.message_id), post.token) for post in posts if post.token is not None]
     statements.confirm_rows(MessageLog._meta.db_table, keys, using)
 

@@ -26,7 +26,7 @@ from django.db import close_old_connections
 from pika.adapters.select_connection import IOLoop, SelectConnection
 from pika.exceptions import IncompatibleProtocolError
 
-from carrot_twisted import conf, outbox, signals
+from carrot_twisted import conf, failpoints, outbox, signals
 from carrot_twisted.outage import Outage
 from carrot_twisted.publishing import PublishingSession
 
@@ -438,6 +438,7 @@ def _at_exit() -> None:
 
 
 def _on_rows_committed(*, rows: Sequence[MessageLog], using: str, **_: Any) -> None:
+    failpoints.reached("after_commit_before_publish")
     current().submit(rows, using)
 
 

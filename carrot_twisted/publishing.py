@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 from pika.exceptions import AMQPError
 
+from carrot_twisted import failpoints
 from carrot_twisted.declaring import Refusal, declare
 from carrot_twisted.outage import Outage
 from carrot_twisted.topology import Step
@@ -146,6 +147,9 @@ class PublishingSession:
         self._pump()
 
     def _pump(self) -> None:
+        if self._channel is None or not self._channel.is_open:
+            # It is being opened, or closed; then what is pending is settled with its end.
+            return
         while (
             self._pending
             and self._ready
@@ -188,6 +192,7 @@ class PublishingSession:
         self._returned.setdefault(key, []).append(method.reply_text or "unroutable")
 
     def _on_confirm(self, frame: Method[Any]) -> None:
+        failpoints.reached("after_publish_before_confirm")
         tag: int = frame.method.delivery_tag
         acked = frame.method.NAME == "Basic.Ack"
         if frame.method.multiple:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from django.db.models import BooleanField, Case, F, Value, When
 from django.db.models.functions import Now
 
-from carrot_twisted import processes, statements
+from carrot_twisted import failpoints, processes, statements
 from carrot_twisted.message_log import due_in
 from carrot_twisted.models import MessageLog, Worker
 from carrot_twisted.outcomes import Kind, Result, Verdict
@@ -152,6 +152,7 @@ def _take_over(
         crashes=F("crashes") + 1,
         start_time=Now(),
     )
+    failpoints.reached("in_take_over")
     if not changed:
         return Verdict.ELSEWHERE
     return _claimed(logs.values_list(*statements.CLAIMED).get(pk=pk), token)
@@ -241,6 +242,7 @@ def reap(claimant: Claimant, using: str) -> int:
         relay_at=due_in(0),
     )
     Worker.objects.using(using).filter(name__in=dead).delete()
+    failpoints.reached("in_reap")
     return count
 
 
@@ -337,5 +339,6 @@ def heartbeat(worker: Worker, using: str) -> float:
     if not rows.filter(name=worker.name).update(heartbeat_at=Now(), state=worker.state):
         # Or another service took this one for dead: its rows may be gone, its name is its own.
         worker.save(force_insert=True, using=using)
+    failpoints.reached("on_heartbeat")
     beat: datetime = rows.values_list("heartbeat_at", flat=True).get(name=worker.name)
     return beat.timestamp()

@@ -13,7 +13,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 from txaio.tx import make_logger
 
-from carrot_twisted import schedules
+from carrot_twisted import failpoints, schedules
 from carrot_twisted.models import MessageLog
 
 if TYPE_CHECKING:
@@ -122,6 +122,8 @@ class ScheduledTaskManager:
             while self._loop.running and (wait == 0 or self._again):
                 self._again = False
                 wait = await self._database.call(self._publish)
+                if wait == 0:
+                    failpoints.reached("after_schedule_commit")
             self._wake_in(wait)
         finally:
             self._looking = False

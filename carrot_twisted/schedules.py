@@ -20,7 +20,7 @@ from django.db import DatabaseError, InterfaceError, connections
 from django.db.models import DateTimeField, ExpressionWrapper, Value
 from django.db.models.functions import Now
 
-from carrot_twisted import outcomes, statements
+from carrot_twisted import failpoints, outcomes, statements
 from carrot_twisted.aside import Errand
 from carrot_twisted.exceptions import CarrotError
 from carrot_twisted.models import MessageLog, ScheduledTask
@@ -127,6 +127,7 @@ def publish_due(using: str, filters: Mapping[str, Any] | None = None) -> int:
     rows = [step.row for step in steps if step.row is not None and step.pk in moved]
     if rows:
         MessageLog.objects.using(using).enqueue(rows)
+        failpoints.reached("in_schedule_transaction")
     return len(moved)
 
 

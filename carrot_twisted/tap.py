@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import Service
@@ -41,8 +42,10 @@ EXIT_CRASH = 1
 EXIT_RECYCLE = 75
 #: sysexits.h's EX_CONFIG: a supervisor should not try again.
 EXIT_CONFIG = 78
-#: Seconds that the interpreter gets to end, once the reactor has.
+#: Seconds that the interpreter gets to end, once the service has.
 LAST_MOMENT = 3.0
+#: Seconds that a stop gets after the second signal.
+HURRIED = 7.0
 #: Seconds between looks whether all queues are consumed, until they are.
 READY_INTERVAL = 0.1
 #: Seconds between looks whether they still are, for whoever listens.
@@ -188,6 +191,7 @@ class CarrotService(Service):
         self._reactor = reactor
         # Twisted's clock is the wall's: a clock that is set would stall or fire every timer.
         self._reactor.seconds = time.monotonic
+        _on_signals(self._end_before_beginning)
         if self._pid_file is not None:
             self._pid_file.write(os.getpid())
             self._pid_file.let_go_in_children()
@@ -205,8 +209,12 @@ class CarrotService(Service):
             if self._terminal is not None:
                 os.close(self._terminal)
         self._reactor.addSystemEventTrigger("after", "shutdown", _end_in_time)
+        # Else a second signal kills the interpreter while it tidies up, and the status is not 0.
+        self._reactor.addSystemEventTrigger("after", "shutdown", _on_signals, signal.SIG_IGN)
 
     def _make_engine(self) -> Engine:
+        from carrot_twisted.exceptions import CarrotConfigException
+
         try:
             import django
             from django.core.exceptions import ImproperlyConfigured
@@ -217,6 +225,8 @@ class CarrotService(Service):
                 f"Settings {self._settings_module!r} or an app cannot be imported: {error}. "
                 "Start twistd in the folder of manage.py, or set PYTHONPATH."
             ) from error
+        except CarrotConfigException as error:
+            raise _Misconfigured(str(error)) from error
         except (ImproperlyConfigured, ValueError, LookupError, SyntaxError) as error:
             raise _Misconfigured(f"Django does not start: {error}") from error
         except (Exception, SystemExit) as error:
@@ -227,7 +237,6 @@ class CarrotService(Service):
         if not apps.is_installed("carrot_twisted"):
             raise _Misconfigured("Add 'carrot_twisted' to INSTALLED_APPS.")
         from carrot_twisted import checks, conf
-        from carrot_twisted.exceptions import CarrotConfigException
         from carrot_twisted.service.engine import Engine
 
         try:
@@ -252,13 +261,9 @@ class CarrotService(Service):
         return ServiceOptions(**self._options)
 
     def _begin(self) -> None:
-        # twistd ends itself with the signal it was stopped by; a clean stop shall exit with 0.
-        numbers = [signal.SIGTERM, signal.SIGINT]
-        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-            # Its terminal was closed; under nohup that means nothing.
-            numbers.append(signal.SIGHUP)
-        for number in numbers:
-            signal.signal(number, self._on_signal)
+        # The reactor has put its own handlers there. twistd ends itself with the signal it was
+        # stopped by; a clean stop shall exit with 0.
+        _on_signals(self._on_signal)
         assert self._engine is not None
         _log.info(
             "carrot starts as worker {name} for {settings}",
@@ -295,6 +300,17 @@ class CarrotService(Service):
         self._signals += 1
         first = self._signals == 1
         self._reactor.callFromThread(self._stop_on_request if first else self._hurry)
+        assert self._engine is not None
+        _later((self._engine.longest_stop if first else HURRIED) + LAST_MOMENT, _leave_by_force)
+
+    def _end_before_beginning(self, _number: int, _frame: Any) -> None:
+        """Django is being set up, which may take long; nothing of ours has begun."""
+        with suppress(Exception):
+            # Perhaps a line was being written just now.
+            _log.info("Stopped before anything has begun")
+        if self._pid_file is not None:
+            self._pid_file.remove()
+        _exit()
 
     def _stop_on_request(self) -> None:
         _log.info("Stopping on request; a second signal ends at once")
@@ -332,6 +348,8 @@ class CarrotService(Service):
             _log.info("Stopped; {n} tasks were run", n=self._engine.finished)
             if self._watch is not None:
                 self._watch.stop()
+            # The reactor waits for its threads now: for a look-up of a name, for example.
+            _end_in_time()
             if not clean:
                 # A thread that is stuck must not hold up the end of the process.
                 _exit_with(0)
@@ -400,9 +418,40 @@ def _stay_ended() -> None:
 
 def _end_in_time() -> None:
     """Do not wait for threads that tasks left behind: the interpreter would, for ever."""
-    timer = threading.Timer(LAST_MOMENT, _exit)
+    _later(LAST_MOMENT, _exit)
+
+
+def _later(seconds: float, function: Callable[[], None]) -> None:
+    """Call a function in a thread of its own, if the process is still there."""
+    timer = threading.Timer(seconds, function)
     timer.daemon = True
     timer.start()
+
+
+def _on_signals(handler: Callable[[int, Any], None] | signal.Handlers) -> None:
+    """Have this done for each signal that asks for the end."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        # SIGHUP: its terminal was closed; under nohup that means nothing.
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+def _leave_by_force() -> None:
+    """The reactor has not ended although it had the time: code of the project's holds it up."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    stack = "".join(traceback.format_stack(frame))
+    # In a thread of its own: what is held up may be the log.
+    teller = threading.Thread(
+        target=lambda: _log.critical(
+            "The stop is held up by code that does not return; leaving. What ran will run again. "
+            "The reactor is at:\n{stack}",
+            stack=stack,
+        ),
+        daemon=True,
+    )
+    teller.start()
+    teller.join(1.0)
+    os._exit(EXIT_CRASH)
 
 
 def _exit() -> None:

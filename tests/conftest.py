@@ -21,17 +21,21 @@ import pika
 import pytest
 from django.conf import settings as django_settings
 from django.db import connections
+from pika.exceptions import ChannelClosedByBroker
 
 from carrot_twisted import publisher
 from carrot_twisted.models import MessageLog, Worker
 from carrot_twisted.virtual_host import VirtualHost
 from devtools.rabbitmq import version_of
 from devtools.servers import PostgreSQL, RabbitMQ, ServerError, temporary_folder
-from tests.processes import REPOSITORY, ServiceProcess, python_for_others, secrets_of
+from tests.nursery import Nursery
+from tests.processes import REPOSITORY, ServiceProcess, python_for_others, secrets_of, spawn
 from tests.settings import CARROT, QUEUE_TYPE, database
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
+
+    from tests.processes import Launch
 
 QUEUES = ["default", "other"]
 
@@ -151,9 +155,23 @@ def served(
     connections.close_all()
 
 
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    """Starts services in a fraction of the time."""
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
+
+
+@pytest.fixture
+def launch() -> Launch:
+    """How services are started; modules that start very many override it."""
+    return spawn
+
+
 @pytest.fixture
 def start_service(
-    served: None, broker_url: str, tmp_path: Path
+    served: None, broker_url: str, tmp_path: Path, launch: Launch
 ) -> Iterator[Callable[..., ServiceProcess]]:
     """Start ``twistd carrot`` as a process of its own; every one is ended with the test."""
     running: list[ServiceProcess] = []
@@ -171,6 +189,7 @@ def start_service(
                 **environment,
             },
             pid_file=pid_file,
+            launch=launch,
         )
         running.append(service)
         if wait:
@@ -232,9 +251,15 @@ class Broker:
         self.connection = VirtualHost(url).blocking_connection
         self.channel = self.connection.channel()
 
-    def depth(self, queue: str) -> int:
-        """Ready messages of a queue."""
-        frame = self.channel.queue_declare(queue, passive=True)
+    def depth(self, queue: str, missing: int | None = None) -> int:
+        """Ready messages of a queue; ``missing`` if there is no such queue."""
+        try:
+            frame = self.channel.queue_declare(queue, passive=True)
+        except ChannelClosedByBroker:
+            if missing is None:
+                raise
+            self.channel = self.connection.channel()
+            return missing
         return int(frame.method.message_count)
 
     def get(self, queue: str) -> tuple[Any, bytes]:

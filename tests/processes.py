@@ -12,11 +12,13 @@ import sys
 import sysconfig
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    Launch = Callable[[Sequence[str], Mapping[str, str], Path], "Running"]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TWISTD = Path(sysconfig.get_path("scripts"), "twistd")
@@ -55,6 +57,40 @@ def secrets_of(url: str) -> list[str]:
     return sorted({found[1], unquote(found[1])}) if found else []
 
 
+class Running(Protocol):
+    """A process, as ``subprocess.Popen`` has it."""
+
+    pid: int
+    returncode: int | None
+
+    def poll(self) -> int | None:
+        """The exit status, if it has ended."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end; the exit status."""
+
+    def send_signal(self, sig: int) -> None:
+        """Send a signal, if it still runs."""
+
+    def kill(self) -> None:
+        """kill -9."""
+
+
+def spawn(
+    command: Sequence[str], environment: Mapping[str, str], log: Path, cwd: Path = REPOSITORY
+) -> Running:
+    """Start ``twistd`` with these arguments, and this process's environment with those."""
+    with log.open("ab") as stream:
+        return subprocess.Popen(
+            [str(TWISTD), *command],
+            cwd=cwd,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+        )
+
+
 class ServiceProcess:
     """One ``twistd -n carrot`` with its log in a file.
 
@@ -63,8 +99,8 @@ class ServiceProcess:
         options: after ``carrot``.
         environment: added to this process's.
         settings: module of the Django settings.
-        cwd: folder to start it in, the project's.
         pid_file: twistd's; by default one of this service's own.
+        launch: starts the process.
     """
 
     def __init__(
@@ -73,23 +109,25 @@ class ServiceProcess:
         options: Sequence[str],
         environment: Mapping[str, str],
         settings: str = "tests.settings",
-        cwd: Path = REPOSITORY,
         pid_file: Path | None = None,
+        launch: Launch = spawn,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.log_path = folder / "log"
+        self.log_path.touch()
         #: What its log must not hold.
         self.secrets = secrets_of(environment.get("CARROT_BROKER_URL", ""))
-        command = [str(TWISTD), "-n", f"--pidfile={pid_file or folder / 'pid'}", "carrot"]
-        with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(
-                [*command, f"--settings={settings}", *options],
-                cwd=cwd,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+        self.process = launch(
+            [
+                "-n",
+                f"--pidfile={pid_file or folder / 'pid'}",
+                "carrot",
+                f"--settings={settings}",
+                *options,
+            ],
+            {"PYTHONUNBUFFERED": "1", **environment},
+            self.log_path,
+        )
 
     @property
     def log(self) -> str:
@@ -108,7 +146,7 @@ class ServiceProcess:
         wait_until(there, seconds, f"{text!r} in the log:\n{self.log}")
 
     def signal(self, number: int = signal.SIGTERM) -> None:
-        """Send a signal."""
+        """Send a signal, if it still runs."""
         self.process.send_signal(number)
 
     def ends(self, seconds: float = 30.0) -> int:

@@ -75,5 +75,6 @@ CARROT = {
     if "CARROT_TEST_TIME_LIMIT" in os.environ
     else None,
     "lease": float(os.environ.get("CARROT_TEST_LEASE", "10")),
+    "ack_deadline": float(os.environ.get("CARROT_TEST_ACK_DEADLINE", "600")),
     **json.loads(os.environ.get("CARROT_TEST_SETTINGS", "{}")),
 }

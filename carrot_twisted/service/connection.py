@@ -17,7 +17,7 @@ from pika.exceptions import (
     ProbableAccessDeniedError,
     ProbableAuthenticationError,
 )
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.protocol import Factory
 from twisted.internet.task import deferLater
@@ -28,7 +28,7 @@ from carrot_twisted.outage import Outage
 from carrot_twisted.service.protocol import FAREWELL, CarrotProtocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from carrot_twisted.virtual_host import VirtualHost
 
@@ -253,6 +253,11 @@ def _certificates(path: str) -> list[Any]:
     from twisted.internet.ssl import Certificate
 
     return [Certificate.loadPEM(pem) for pem in _PEM.findall(Path(path).read_bytes())]
+
+
+async def close_all(connections: Iterable[BrokerConnection]) -> None:
+    """Close connections for good, all at once: each may wait for a broker that does not answer."""
+    await gatherResults([Deferred.fromCoroutine(connection.stop()) for connection in connections])
 
 
 def _reason(error: Exception, host: VirtualHost) -> str:

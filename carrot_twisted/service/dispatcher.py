@@ -26,7 +26,7 @@ from uuid import UUID
 
 from txaio.tx import make_logger
 
-from carrot_twisted import execution, outcomes, wire
+from carrot_twisted import execution, failpoints, outcomes, wire
 from carrot_twisted.execution import Limits, Run
 from carrot_twisted.message_log import new_token
 from carrot_twisted.outcomes import Kind, Result, Verdict
@@ -168,6 +168,11 @@ class Dispatcher:
         return len(self._jobs) - self._missing - len(self._suspects)
 
     @property
+    def begun(self) -> int:
+        """Those of the running ones that somebody may wait for: not those that ask for a claim."""
+        return sum(job.run is not None for job in self._jobs.values())
+
+    @property
     def suspects(self) -> int:
         """Messages whose row has cost workers, waiting to run alone."""
         return len(self._suspects)
@@ -244,6 +249,8 @@ class Dispatcher:
             return
         if self._held or self._reactor.seconds() < self._brake_until:
             return
+        if self._waiting:
+            failpoints.reached("after_delivery_before_claim")
         room = self.pace.claimed - self.running
         if self._is_spoiled:
             room = min(room, self.pace.concurrency - self.running)
@@ -379,8 +386,18 @@ class Dispatcher:
         if self._stopping:
             # It was on its way here while the stop began.
             self._give_back(job)
-        else:
+            return
+        try:
             self._run(job)
+        except BaseException:
+            # Out of memory, perhaps. Neither the row nor its message may hang on this job for ever.
+            _log.failure("A worker thread met an error outside of its task, which runs again later")
+            run = job.run
+            if run is None:
+                self._reactor.callFromThread(self._requeue, job)
+            else:
+                delay = outcomes.release_delay(run.attempt)
+                self._record(job, Result(kind=Kind.RELEASED, started=1.0, ended=1.0, delay=delay))
 
     def _run(self, job: Job) -> None:
         """On a worker thread: run the task."""
@@ -530,6 +547,8 @@ class Dispatcher:
                     delivery.ack()
                 job.custody = True
         self._flush(overdue)
+        if overdue:
+            failpoints.reached("custody_taken")
 
     def free_waiting(self, deadline: float) -> None:
         """Give back what waits in vain behind long tasks: others may have a thread for it.
@@ -587,6 +606,9 @@ class Dispatcher:
         Returns:
             How many tasks were still running.
         """
+        for job in self._pool.recall():
+            # Claimed while the stop began, and there was no free thread to give it back.
+            self._give_back(job)
         running = [job for job in self._jobs.values() if job.run is not None and not job.result]
         for job in running:
             self._record(job, Result(kind=Kind.RELEASED, started=1.0))

@@ -15,23 +15,32 @@ from typing import TYPE_CHECKING, Any
 
 from django.db import connections, router
 from django.db.migrations.executor import MigrationExecutor
-from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.defer import TimeoutError as DeferredTimeoutError
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.task import LoopingCall, deferLater
 from txaio.tx import make_logger
 
-from carrot_twisted import __version__, conf, periodic, processes, publisher, records, task_logging
+from carrot_twisted import (
+    __version__,
+    conf,
+    failpoints,
+    periodic,
+    processes,
+    publisher,
+    records,
+    task_logging,
+)
 from carrot_twisted.consumer import make_consumer
 from carrot_twisted.exceptions import CarrotConfigException
 from carrot_twisted.execution import Limits
 from carrot_twisted.models import MessageLog, Worker
 from carrot_twisted.records import Claimant
 from carrot_twisted.scheduler import ScheduledTaskManager
-from carrot_twisted.service.connection import BrokerConnection
+from carrot_twisted.service.connection import BrokerConnection, close_all
 from carrot_twisted.service.dispatcher import Dispatcher
 from carrot_twisted.service.hooked_dispatcher import HookedDispatcher
 from carrot_twisted.service.log_writer import LogWriter
 from carrot_twisted.service.posting import ReactorPublisher
+from carrot_twisted.service.protocol import FAREWELL
 from carrot_twisted.service.quarantine import Quarantine
 from carrot_twisted.service.recycling import Recycling
 from carrot_twisted.service.relay import Relay
@@ -58,8 +67,12 @@ BEATS_PER_LEASE = 4
 #: Seconds between looks for tasks whose message is to be acknowledged while they run, and for
 #: messages that wait in vain.
 CUSTODY_INTERVAL = 15.0
-#: Seconds that the last writes get when a stop has passed its deadline.
+#: Seconds that the last writes get: when a stop has passed its deadline, and at its end.
 LAST_WRITES = 3.0
+#: Seconds that the broker gets to confirm what was published last.
+CONFIRMS = 1.0
+#: Seconds that a further last write gets when the time for them is over.
+MOMENT = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,6 +261,11 @@ class Engine:
         ]
         return [text for text in found if text is not None]
 
+    @property
+    def longest_stop(self) -> float:
+        """Seconds after which ``stop`` has ended in any case."""
+        return self._shutdown_timeout + 2 * LAST_WRITES + CONFIRMS + FAREWELL
+
     async def start(self) -> None:
         """Start all parts. Waits for a database that is away; never for the broker."""
         task_logging.capture({*self._settings.task_modules})
@@ -290,7 +308,7 @@ class Engine:
             self._start_wait.cancel()
         if self._scheduler is not None:
             self._scheduler.stop()
-        self._relay.stop()
+        relayed = self._relay.stop()
         for subscription in self._subscriptions:
             # Not awaited: a broker that is away must not hold up the stop.
             subscription.stop()
@@ -298,19 +316,27 @@ class Engine:
             dispatcher.stop_claiming()
         if self.running:
             _log.info("Stopping; {n} tasks are still running", n=self.running)
-        clean = written = await self._drain(self._shutdown_timeout)
+        clean = await self._drain(self._shutdown_timeout)
         if not clean:
             released = sum(d.release_running() for d in self._dispatchers)
             _log.warn("{n} tasks did not end in time; they will run again elsewhere", n=released)
-            written = await self._drain(LAST_WRITES, hurried=True)
+            await self._drain(LAST_WRITES, hurried=True)
+        failpoints.reached("during_stop")
         self._stop_loops()
-        if written:
-            await self._leave()
+        # From here on a database or broker that does not answer is waited for once, not each time.
+        end = self._reactor.seconds() + LAST_WRITES
+        if not self._writer.away:
+            await self._in_time(relayed, end)
+        await self._leave(end)
         for subscription in self._subscriptions:
             subscription.leave()
-        for connection in self._consuming.values():
-            await connection.stop()
-        await self._publisher.stop()
+        await self._until(lambda: not self._publisher.busy, CONFIRMS)
+        await gatherResults(
+            [
+                Deferred.fromCoroutine(close_all(self._consuming.values())),
+                Deferred.fromCoroutine(self._publisher.stop()),
+            ]
+        )
         other = publisher.install(None)
         if other is not self._publisher:
             # Another engine in this process has taken the place.
@@ -319,23 +345,42 @@ class Engine:
             self._writer.give_up()
         for dispatcher in self._dispatchers:
             dispatcher.stop_threads()
-        return await self._end_writer() and clean
+        return await self._end_writer(end) and clean
 
-    async def _end_writer(self) -> bool:
+    async def _end_writer(self, end: float) -> bool:
         """Write what is left; False if the database does not answer in time."""
-        stopped = self._writer.stop().addTimeout(LAST_WRITES, self._reactor)
+        if await self._in_time(self._writer.stop(), end):
+            return True
+        self._writer.give_up()
+        _log.error("The database did not answer; what is unwritten will run again")
+        return False
+
+    async def _in_time(self, result: Deferred[Any], end: float) -> bool:
+        """Wait for a result until that time, or a moment; False if it did not come, or failed."""
+        timeout = max(end - self._reactor.seconds(), MOMENT)
         try:
-            await stopped
-        except DeferredTimeoutError:
-            self._writer.give_up()
-            _log.error("The database did not answer; what is unwritten will run again")
+            await result.addTimeout(timeout, self._reactor)
+        except Exception as error:
+            _log.debug("Not waited for any longer: {error}", error=error)
             return False
         return True
 
     async def _drain(self, timeout: float, hurried: bool = False) -> bool:
         """Wait until no task is under way, at most ``timeout`` seconds."""
-        end = self._reactor.seconds() + timeout
-        while self.running and self._reactor.seconds() < end and (hurried or not self._hurry):
+
+        def ended() -> bool:
+            if self._writer.away and not any(d.begun for d in self._dispatchers):
+                # Only claims are under way, and nobody answers them.
+                return True
+            return not self.running or (self._hurry and not hurried)
+
+        await self._until(ended, timeout)
+        return not self.running
+
+    async def _until(self, condition: Callable[[], bool], seconds: float) -> None:
+        """Wait until something is true, or the time is over, or somebody hurries."""
+        end = self._reactor.seconds() + seconds
+        while not condition() and self._reactor.seconds() < end:
             self._deadline = deferLater(self._reactor, 0.02)
             try:
                 await self._deadline
@@ -343,9 +388,8 @@ class Engine:
                 break
             finally:
                 self._deadline = None
-        return not self.running
 
-    async def _leave(self) -> None:
+    async def _leave(self, end: float) -> None:
         """Forget this worker, if nothing is in progress under its name."""
         if self._writer.away or not self._registered:
             return
@@ -356,10 +400,8 @@ class Engine:
             if not left.exists():
                 Worker.objects.using(using).filter(name=name).delete()
 
-        try:
-            await self._writer.call(leave).addTimeout(LAST_WRITES, self._reactor)
-        except Exception as error:
-            _log.warn("The worker's row stays until its lease ends: {error}", error=error)
+        if not await self._in_time(self._writer.call(leave), end):
+            _log.warn("The worker's row stays: the database did not answer. Others delete it")
 
     def _stop_loops(self) -> None:
         for loop in (self._heartbeat, self._custody):

@@ -61,6 +61,11 @@ class HookedDispatcher(Dispatcher):
         #: Hooks may find another row than the one with the message's id.
         self._by_id = not self._consumer.overrides("get_message_log")
 
+    @property
+    def begun(self) -> int:
+        """A hook may be at work without a claim."""
+        return self.running
+
     def _admit(self, delivery: Delivery, batch: dict[UUID, Job]) -> bool:
         key = self._key(delivery)
         if key is not None and key in self._jobs:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
-from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 from txaio.tx import make_logger
 
-from carrot_twisted import outbox, outcomes, records
+from carrot_twisted import failpoints, outbox, outcomes, records
 from carrot_twisted.outcomes import Kind, Result, Verdict
 from carrot_twisted.records import Claimant, Claimed, Finished
 from carrot_twisted.service.pool import DaemonThreadPool
@@ -207,7 +206,7 @@ class LogWriter:
         """Write the batch, however long the database is away; False if that was given up."""
         delay = 0.0
         while True:
-            error = self._attempt(partial(self._write, batch, again=delay > 0))
+            error = self._commit(batch, again=delay > 0)
             if error is None:
                 self._set_back()
                 return True
@@ -219,10 +218,19 @@ class LogWriter:
                     self._persist_unlocked(batch)
                     return True
                 self._set_away(error)
-            if self._given_up.wait(delay):
+            if self._given_up.wait(delay) and delay:
                 _log.error("The database is away: {n} records are not written", n=len(batch))
                 return False
             delay = min(RETRY_LAST, delay * 2) or RETRY_FIRST
+
+    def _commit(self, batch: Sequence[Operation], again: bool) -> Exception | None:
+        """Write the batch and tell those who wait; returns what the database said against it."""
+        told: list[Callable[[], None]] = []
+        error = self._attempt(lambda: told.append(self._write(batch, again)))
+        # Not among what is tried again: who is told twice of a claim runs it twice.
+        for tell in told:
+            tell()
+        return error
 
     def _attempt(self, work: Callable[[], None]) -> Exception | None:
         """Do it; returns what the database said against it, its connection closed then."""
@@ -236,12 +244,15 @@ class LogWriter:
             self._asked = None
         return None
 
-    def _write(self, batch: Sequence[Operation], again: bool) -> None:
-        """One transaction for everything but the calls; then those who wait are told.
+    def _write(self, batch: Sequence[Operation], again: bool) -> Callable[[], None]:
+        """One transaction for everything but the calls.
 
         Args:
             batch: what to write.
             again: it was tried before, and may have been committed then.
+
+        Returns:
+            What tells those who wait for it.
         """
         finishes = [op for op in batch if isinstance(op, Finish)]
         claims = [op for op in batch if isinstance(op, Claim)]
@@ -257,17 +268,28 @@ class LogWriter:
                         n=len(runs) - changed,
                         all=len(runs),
                     )
+                failpoints.reached("before_finish_commit")
             for op in claims:
                 claimant = self._claimant(op.alone)
                 answers.append(records.claim(op.ids, op.token, claimant, self._using))
+            if claims:
+                failpoints.reached("before_claim_commit")
             if confirmed:
                 outbox.note_confirmed(confirmed, self._using)
-        if self._aside:
-            self._aside.difference_update(map(id, batch))
-        for op, answer in zip(claims, answers, strict=True):
-            op.answer(answer)
+        if claims:
+            failpoints.reached("after_claim_commit")
         if finishes:
-            self._reactor.callFromThread(_tell_written, finishes)
+            failpoints.reached("after_finish_before_ack")
+
+        def tell() -> None:
+            if self._aside:
+                self._aside.difference_update(map(id, batch))
+            for op, answer in zip(claims, answers, strict=True):
+                op.answer(answer)
+            if finishes:
+                self._reactor.callFromThread(_tell_written, finishes)
+
+        return tell
 
     def _persist_without(self, error: Exception, batch: Sequence[Operation]) -> bool:
         """Something in the batch is refused for its content: find it, write it without that."""
@@ -289,7 +311,7 @@ class LogWriter:
             if len(locked) == MAX_LOCKED:
                 left.append(operation)
                 continue
-            error = self._attempt(partial(self._write, [operation], again=True))
+            error = self._commit([operation], again=True)
             if error is not None:
                 locked.append(operation)
                 self._set_trouble(error)

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import pika
 from txaio.tx import make_logger
 
-from carrot_twisted import conf, outbox, outcomes, topology, wire
+from carrot_twisted import conf, failpoints, outbox, outcomes, topology, wire
 from carrot_twisted.outage import Outage
 from carrot_twisted.outbox import Post
 from carrot_twisted.publishing import PublishingSession, Refused
-from carrot_twisted.service.connection import BrokerConnection
+from carrot_twisted.service.connection import BrokerConnection, close_all
 from carrot_twisted.service.log_writer import Confirmed, LogWriter
 
 if TYPE_CHECKING:
@@ -170,6 +170,7 @@ class ReactorPublisher:
 
         def settled(error: str | None) -> None:
             if error is None:
+                failpoints.reached("dead_letter_before_ack")
                 self._tell_dead(queue, reason)
                 delivery.ack()
                 delivery.settler.flush()
@@ -206,10 +207,14 @@ class ReactorPublisher:
         for connection in self.connections:
             connection.start()
 
+    @property
+    def busy(self) -> bool:
+        """Whether the broker has still to confirm something."""
+        return bool(self._waiting)
+
     async def stop(self) -> None:
         """Close the connections. What is unconfirmed stays in the outbox."""
-        for connection in self.connections:
-            await connection.stop()
+        await close_all(self.connections)
         self._note()
 
     def _connector(self, host: VirtualHost) -> Callable[[CarrotProtocol], None]:

@@ -10,11 +10,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pika.exceptions import AMQPError
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import LoopingCall
 from txaio.tx import make_logger
 
-from carrot_twisted import outbox, outcomes, records
+from carrot_twisted import failpoints, outbox, outcomes, records
 from carrot_twisted.service.trouble import Complaints
 
 if TYPE_CHECKING:
@@ -86,23 +86,26 @@ class Relay:
         }
         for loop in self._loops.values():
             loop.clock = reactor
+        self._stopping = False
+        self._ended: list[Deferred[Any]] = []
 
     def start(self) -> None:
         """Begin, with a look at once."""
-        for interval, loop in self._loops.items():
-            loop.start(interval, now=True)
+        self._ended = [loop.start(interval, now=True) for interval, loop in self._loops.items()]
 
-    def stop(self) -> None:
-        """Look no more."""
+    def stop(self) -> Deferred[Any]:
+        """Look no more; fires when what was taken from the outbox has gone out, or back."""
+        self._stopping = True
         for loop in self._loops.values():
             if loop.running:
                 loop.stop()
+        return gatherResults(self._ended)
 
     def _guarded(self, what: str, work: Callable[[], Any]) -> Deferred[None]:
         """A LoopingCall ends at its first failure; this one goes on (Twisted ticket 1396)."""
 
         def failed(failure: Any) -> None:
-            if self._writer.away or not self._complaints.is_due(what, self._reactor.seconds()):
+            if not (self._goes_on and self._complaints.is_due(what, self._reactor.seconds())):
                 return
             if outcomes.is_conflict(failure.value):
                 error = outcomes.exception_text(failure.value, MAX_REASON)
@@ -115,13 +118,17 @@ class Relay:
 
         return Deferred.fromCoroutine(work()).addCallbacks(succeeded, failed)
 
+    @property
+    def _goes_on(self) -> bool:
+        return not (self._stopping or self._writer.away)
+
     async def _relay(self) -> None:
         if self._publisher.protocols and not self._has_looked:
             # At the start there was no broker to ask, and the next look is long to come.
             self._has_looked = True
             await self._ring()
         count = BATCH
-        while count == BATCH and not self._writer.away:
+        while count == BATCH and self._goes_on:
             # Asked each time: the last batch may have filled the window, or met a lost connection.
             queues = [q.name for q in self._queues if self._publisher.can_publish(q.host)]
             if not queues:
@@ -130,6 +137,8 @@ class Relay:
             rows = await self._writer.call(take)
             count = len(rows)
             self._taken += count
+            if rows:
+                failpoints.reached("in_relay_after_take")
             left = self._publisher.publish_rows(rows)
             if left:
                 await self._writer.call(partial(outbox.give_back, left, self._using))
@@ -177,7 +186,7 @@ class Relay:
     async def _put_back(self, queue: str, batch: Callable[[], int]) -> None:
         """Put rows back into the outbox, batch by batch."""
         total, count = 0, outbox.RING_BATCH
-        while count == outbox.RING_BATCH and not self._writer.away:
+        while count == outbox.RING_BATCH and self._goes_on:
             count = await self._writer.call(batch)
             total += count
         if total:

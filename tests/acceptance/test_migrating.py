@@ -13,6 +13,7 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ import pytest
 from carrot_twisted.virtual_host import VirtualHost
 from tests.conftest import Broker, delete_queues
 from tests.django_carrot import publisher
-from tests.processes import REPOSITORY, ServiceProcess, wait_until
+from tests.processes import REPOSITORY, ServiceProcess, spawn, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -116,7 +117,11 @@ class Shop:
         """Start the service by the guide's command."""
         assert step("twistd") == "twistd -n carrot --settings=shop.settings\n"
         service = ServiceProcess(
-            self.folder.parent / name, (), self.environment, "shop.settings", self.folder
+            self.folder.parent / name,
+            (),
+            self.environment,
+            "shop.settings",
+            launch=partial(spawn, cwd=self.folder),
         )
         try:
             service.wait_for("Consuming queue default")

@@ -7,11 +7,12 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.processes import REPOSITORY, ServiceProcess, wait_until
+from tests.processes import REPOSITORY, ServiceProcess, spawn, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,7 +73,11 @@ def test_a_newcomer_gets_from_the_readme_to_a_result(site: Site) -> None:
     site.run("manage.py", "check", "--fail-level", "WARNING")
 
     service = ServiceProcess(
-        site.folder / "run", (), {**site.environment}, settings="mysite.settings", cwd=site.folder
+        site.folder / "run",
+        (),
+        {**site.environment},
+        settings="mysite.settings",
+        launch=partial(spawn, cwd=site.folder),
     )
     try:
         service.wait_for("Consuming queue default")

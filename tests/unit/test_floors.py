@@ -31,6 +31,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "",
         "conf",
         "exceptions",
+        "failpoints",
         "limits",
         "outage",
         "outcomes",
