@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 ROWS = """
 SELECT json_build_object(
     'uuid', uuid, 'key', task_args::json->>0, 'task', task, 'status', status,
-    'attempts', attempts, 'crashes', crashes, 'exception', exception)
+    'attempts', attempts, 'crashes', crashes, 'exception', exception,
+    'published', extract(epoch FROM publish_time),
+    'ended', extract(epoch FROM coalesce(completion_time, failure_time)))
 FROM carrot_twisted_messagelog
 """
 UNFINISHED = """

@@ -166,7 +166,7 @@ class Run:
                 service.tend()
             in_time = collecting.unfinished(stage) == 0
             self._tell(stage, "")
-            time.sleep(0.2)
+            time.sleep(0.5)
         end = time.monotonic() + SECONDS_TO_EMPTY
         while in_time and time.monotonic() < end:
             held = collecting.queues(stage)

@@ -21,6 +21,14 @@ class Row:
     attempts: int
     crashes: int
     exception: str | None = None
+    published: float = 0.0
+    """Seconds since the epoch, on the database's clock: this machine's."""
+    ended: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """From publishing to the end."""
+        return max(0.0, (self.ended or self.published) - self.published)
 
 
 @dataclass(frozen=True, kw_only=True)

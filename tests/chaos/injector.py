@@ -12,7 +12,7 @@ import pika
 from pika.exceptions import AMQPError
 
 from carrot_twisted.virtual_host import VirtualHost
-from tests.chaos.schedule import KINDS
+from tests.chaos.schedule import CONSUMED, KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 LATENCY = {"latency": 0.2, "jitter": 0.2}
 #: The queue that is deleted, and the one that gets poison: that must not be lost with a queue.
 VICTIM, POISONED = "default", "other"
+#: Seconds that a deletion waits for consumers.
+PATIENCE = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +109,7 @@ class Injector:
                 time.sleep(seconds)
                 stage.broker.start()
             case "delete-queue":
-                self._delete_queue()
+                self._delete_queue(when_consumed=fault.target == CONSUMED)
             case "crash-database" | "restart-database":
                 stage.database.stop("immediate" if fault.kind == "crash-database" else "fast")
                 time.sleep(seconds)
@@ -142,9 +144,16 @@ class Injector:
                 path.cut()
             path.suffer()
 
-    def _delete_queue(self) -> None:
+    def _delete_queue(self, when_consumed: bool) -> None:
         connection = VirtualHost(self._stage.broker.url).blocking_connection
-        connection.channel().queue_delete(VICTIM)
+        channel = connection.channel()
+        end = time.monotonic() + PATIENCE
+        while when_consumed and time.monotonic() < end:
+            frame = channel.queue_declare(VICTIM, passive=True)
+            if frame.method.consumer_count:
+                break
+            connection.sleep(0.1)
+        channel.queue_delete(VICTIM)
         connection.close()
 
     def _send_poison(self, number: int) -> None:

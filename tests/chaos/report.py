@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections import Counter
 from dataclasses import asdict, dataclass
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from tests.chaos import oracle
@@ -19,6 +21,10 @@ if TYPE_CHECKING:
     from tests.chaos.injector import Done
     from tests.chaos.oracle import Violation
     from tests.chaos.schedule import Plan
+
+
+#: Seconds before and after a fault in which tasks count as published meanwhile.
+AROUND = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +46,7 @@ class Report:
         outcomes = Counter(outcome for _, outcome in oracle.outcomes(evidence).values())
         repeats = oracle.repeats(evidence)
         final = evidence.seconds_to_final
+        waits = sorted(row.seconds for row in evidence.rows) or [0.0]
         return {
             "publishes committed": outcomes["committed"],
             "publishes rolled back": outcomes["rolled back"],
@@ -62,24 +69,48 @@ class Report:
             ),
             "poisonous messages sent": len(evidence.poison),
             "dead letters": len(evidence.dead),
+            "seconds from publishing to the end, half of the tasks": _tenths(
+                waits[len(waits) // 2]
+            ),
+            "seconds from publishing to the end, 99 of 100": _tenths(waits[len(waits) * 99 // 100]),
+            "seconds from publishing to the end, the slowest": _tenths(waits[-1]),
             "seconds from the last fault until all was final": None
             if final is None
-            else round(final, 1),
-            "seconds": round(self.seconds, 1),
+            else _tenths(final),
+            "seconds": _tenths(self.seconds),
         }
+
+    def slowest(self) -> dict[str, list[float]]:
+        """For each kind of fault, the slowest task that was published during each of them.
+
+        Faults overlap: what one delays may be another's doing.
+        """
+        rows = sorted((row.published, row.seconds) for row in self.evidence.rows)
+        starts = [published for published, _ in rows]
+        result: dict[str, list[float]] = {}
+        for one in self.faults:
+            first = bisect_left(starts, one.begin - AROUND)
+            last = bisect_left(starts, one.end + AROUND)
+            slowest = max((seconds for _, seconds in rows[first:last]), default=0.0)
+            result.setdefault(one.fault.kind, []).append(_tenths(slowest))
+        return result
 
     def text(self) -> str:
         """As a table, in Markdown: it goes into the documentation as it is."""
         plan = self.plan
-        counts = Counter(one.fault.kind for one in self.faults)
+        slowest = self.slowest()
         lines = [
             f"Chaos run: {plan.tasks} tasks, seed {plan.seed}, {plan.services} services, "
             f"{plan.publishers} publishers, lease {plan.lease:g} s"
             + (f", SABOTAGED: {self.sabotage}" if self.sabotage else ""),
             "",
-            "| fault | times |",
-            "|---|---|",
-            *(f"| {MEANING[kind]} | {counts[kind]} |" for kind in KINDS if counts[kind]),
+            "| fault | times | slowest task published meanwhile: median, most |",
+            "|---|---|---|",
+            *(
+                f"| {MEANING[kind]} | {len(times)} | {median(times):.1f} s, {max(times):.1f} s |"
+                for kind in KINDS
+                if (times := slowest.get(kind))
+            ),
             "",
             "| what | number |",
             "|---|---|",
@@ -98,9 +129,14 @@ class Report:
             "plan": asdict(self.plan),
             "sabotage": self.sabotage,
             "numbers": self.numbers(),
+            "slowest": self.slowest(),
             "services": [asdict(service) for service in self.evidence.services],
             "faults": [asdict(one) for one in self.faults],
             "violations": [asdict(violation) for violation in self.violations],
             "passed": not self.violations,
         }
         path.write_text(json.dumps(value, indent=1, default=str))
+
+
+def _tenths(seconds: float) -> float:
+    return round(seconds, 1)

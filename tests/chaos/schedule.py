@@ -55,6 +55,8 @@ MEANING = {
 }
 #: Threads of one service, for all its queues.
 THREADS = 6
+#: Target of a deletion that waits until the queue is consumed.
+CONSUMED = "when it is consumed"
 #: After these a run may be lost, so that a task may run, or have an effect, a second time.
 INTERRUPTING = frozenset(KINDS) - {"stop-service", "kill-publisher", "delay", "poison"}
 
@@ -90,8 +92,8 @@ class Fault:
     seconds: float = 0.0
     """How long it lasts, without the time that a server needs to start."""
     target: str = ""
-    """A path; for services and publishers their place, as ``0``. A service's path has its place
-    behind it, or ``*`` for all: ``service-broker:1``."""
+    """A path; for services and publishers their place, as ``0``; for a queue, ``CONSUMED`` or
+    nothing. A service's path has its place behind it, or ``*`` for all: ``service-broker:1``."""
     cut: bool = False
     """The connections of a path are reset in the end, before it is mended."""
     way: str = ""
@@ -160,6 +162,9 @@ def _lane(kinds: Sequence[str], plan: Plan, chance: random.Random) -> list[Fault
                 way = chance.choice(["up", "down"])
             if kind == "torn-frame":
                 amount = chance.randint(1, 4000)
+        elif kind == "delete-queue":
+            # Turn by turn: under its consumers, who are told so, and whenever it may be.
+            target = "" if turn % 2 else CONSUMED
         elif kind == "poison":
             amount = number
         faults.append(
@@ -179,8 +184,9 @@ def _lane(kinds: Sequence[str], plan: Plan, chance: random.Random) -> list[Fault
 def _seconds(kind: str, plan: Plan, chance: random.Random) -> float:
     match kind:
         case "freeze-service":
-            # Long enough to be taken for dead, and for its tasks to be run elsewhere.
-            return plan.lease * 2 + chance.uniform(1, 3)
+            # Long enough to be taken for dead, and for its tasks to be run elsewhere: others look
+            # for dead workers every three seconds.
+            return plan.lease + 3 + chance.uniform(2, 4)
         case "kill-broker" | "restart-broker" | "crash-database" | "restart-database":
             return chance.uniform(0.5, 3)
         case "black-hole" | "one-way":

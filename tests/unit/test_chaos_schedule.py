@@ -56,7 +56,7 @@ def test_faults_name_a_place_or_a_path_that_is_there(seed: int) -> None:
                 assert path in PATHS
                 assert place in (["0", "1", "2", "*"] if path.startswith("service") else [""])
             case _:
-                assert not fault.target
+                assert not fault.target or fault.kind == "delete-queue"
         assert (fault.way in ("up", "down")) == (fault.kind in ("one-way", "torn-frame"))
 
 
@@ -69,7 +69,7 @@ def test_four_faults_of_a_kind_meet_all_four_paths() -> None:
 
 def test_a_frozen_service_sleeps_longer_than_its_lease() -> None:
     frozen = [fault for fault in schedule(PLAN) if fault.kind == "freeze-service"]
-    assert all(fault.seconds > 2 * PLAN.lease for fault in frozen)
+    assert all(fault.seconds > PLAN.lease + 4 for fault in frozen)
 
 
 def test_without_counts_nothing_happens() -> None:
