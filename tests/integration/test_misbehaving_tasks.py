@@ -116,7 +116,7 @@ def test_a_stuck_thread_is_replaced_and_what_it_does_in_the_end_counts_no_more(
     finished(waiting)
     assert worker_threads() == [f"default-{n}" for n in range(1, 5)]
 
-    (tmp_path / "pipe").write_text("at last")
+    os.close(os.open(tmp_path / "pipe", os.O_WRONLY))
     wait_until(lambda: "woke up" in ledger())
     wait_until(lambda: len(worker_threads()) == 3)
     after = run(pipe)
