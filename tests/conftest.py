@@ -78,7 +78,8 @@ def may_change_user() -> bool:
     return os.geteuid() == 0 and open_to_all and python_for_others() is not None
 
 
-def _missing(error: Exception) -> NoReturn:
+def missing(error: object) -> NoReturn:
+    """Something is not installed here: skip at a developer's desk, fail in CI."""
     if os.environ.get("CI"):
         pytest.fail(f"In CI every server must be there: {error}")
     pytest.skip(str(error))
@@ -91,7 +92,7 @@ def _running(server: ServerType) -> Iterator[ServerType]:
     try:
         server.start()
     except ServerError as error:
-        _missing(error)
+        missing(error)
     yield server
     server.stop()
 

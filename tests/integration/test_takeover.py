@@ -21,6 +21,7 @@ import pytest
 
 from carrot_twisted.models import MessageLog, Worker
 from carrot_twisted.utilities import publish_message
+from tests.conftest import missing
 from tests.integration.test_service import run
 from tests.processes import REPOSITORY, TWISTD, ServiceProcess, wait_until
 from tests.project import tasks
@@ -68,7 +69,7 @@ def namespaces() -> None:
     program = shutil.which("unshare")
     command = [program or "unshare", "--pid", "--fork", "--mount-proc", "true"]
     if program is None or subprocess.run(command, check=False, capture_output=True).returncode:
-        pytest.skip("process namespaces cannot be made here")
+        missing("process namespaces cannot be made here: that needs root, and unshare")
 
 
 @pytest.fixture
