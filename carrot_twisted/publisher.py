@@ -17,6 +17,7 @@ import os
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from queue import SimpleQueue
@@ -288,6 +289,9 @@ class ThreadPublisher:
             self.ioloop.add_callback_threadsafe(self._take)
 
     def flush(self, timeout: float) -> bool:
+        if not self.alive:
+            # Whatever it had is in the outbox.
+            return True
         done = threading.Event()
 
         def wait() -> None:
@@ -300,9 +304,10 @@ class ThreadPublisher:
     def close(self, timeout: float) -> None:
         """Flush, close the connections and end the threads."""
         self.flush(timeout)
-        self.ioloop.add_callback_threadsafe(self._close)
+        if self.alive:
+            self.ioloop.add_callback_threadsafe(self._close)
         self._thread.join(timeout)
-        self._notes.put(None)
+        # The last thing that the one thread does is to end the other.
         self._noter.join(timeout)
 
     # Called on the thread.
@@ -332,8 +337,23 @@ class ThreadPublisher:
         self._tick()
         try:
             self.ioloop.start()
+        except Exception as error:
+            # pika lets out what a peer does at a bad moment: a reset between the end of connect()
+            # and its look at the socket, for one.
+            _logger.warning(
+                "The publisher met an error (%s: %s); with the next task it starts anew. Tasks "
+                "are kept in the database; a running service sends them.",
+                type(error).__name__,
+                error,
+            )
+            with suppress(Exception):
+                self._close()
+                self.ioloop.start()
         finally:
             self.ioloop.close()
+            self._note.waiters += self._waiters
+            self._hand_over(self._note)
+            self._notes.put(None)
 
     def _tick(self) -> None:
         for link in self._links.values():

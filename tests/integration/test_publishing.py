@@ -770,3 +770,32 @@ def test_a_deferred_commit_sends_nothing_early(served: None, broker: Broker) -> 
         assert broker.depth("default") == 0
     assert publisher.flush(10)
     assert delivered_ids(broker) == [row.pk]
+
+
+def test_an_error_of_pikas_on_the_publishers_thread_costs_no_confirm_and_no_thread(
+    served: None, broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a peer causes it that resets a connection between connect() and the look at its end."""
+    broker.channel.queue_declare("default", durable=True, arguments={"x-queue-type": "classic"})
+    first = publish_message(tasks.noop)
+    before = publisher.current()
+    assert isinstance(before, publisher.ThreadPublisher)
+    wait_until(lambda: broker.depth("default") == 1 and not before._using)
+
+    def fall() -> None:
+        raise OSError(107, "Transport endpoint is not connected")
+
+    # The confirm has come, and is noted after a second only.
+    before.ioloop.add_callback_threadsafe(fall)
+    wait_until(lambda: not before.alive)
+    wait_until(lambda: not before._noter.is_alive())
+    assert "with the next task it starts anew" in caplog.text
+    assert before.flush(0) is True
+    before.close(1)
+    first.refresh_from_db()
+    assert first.confirmed_at is not None
+
+    publish_message(tasks.noop)
+    assert publisher.current() is not before
+    assert publisher.flush(10)
+    assert broker.depth("default") == 2
