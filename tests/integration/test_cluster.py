@@ -17,7 +17,7 @@ from carrot_twisted.publisher import ThreadPublisher
 from carrot_twisted.utilities import publish_message
 from devtools.cluster import Cluster
 from devtools.servers import RabbitMQ, ServerError, temporary_folder
-from tests.conftest import _missing, root_of_rabbitmq
+from tests.conftest import missing, root_of_rabbitmq
 from tests.integration.test_service import Ledger, StartService, finished
 from tests.processes import ServiceProcess, wait_until
 from tests.project import tasks
@@ -43,7 +43,7 @@ def cluster() -> Iterator[Cluster]:
             cluster.start()
         except ServerError as error:
             cluster.kill()
-            _missing(error)
+            missing(error)
         yield cluster
         cluster.kill()
 
