@@ -33,7 +33,7 @@ from carrot_twisted.utilities import publish_message
 from carrot_twisted.virtual_host import VirtualHost
 from devtools.ports import free_port
 from devtools.servers import RabbitMQ, ServerError, temporary_folder
-from tests.conftest import missing, current_database_url
+from tests.conftest import current_database_url, missing
 from tests.processes import REPOSITORY, ServiceProcess, wait_until
 from tests.reactor import in_reactor, left_clean, reactor, soon, until
 from tests.settings import CARROT
