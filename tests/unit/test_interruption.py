@@ -7,7 +7,6 @@ import asyncio
 import sys
 import threading
 import time
-from concurrent.futures import CancelledError
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
@@ -255,7 +254,7 @@ def test_a_coroutine_that_is_cancelled_by_others_is_just_that() -> None:
     async def task() -> None:
         raise asyncio.CancelledError
 
-    with pytest.raises(CancelledError):
+    with pytest.raises(asyncio.CancelledError):
         Calls().make().call(task, (), {})
 
 
