@@ -31,7 +31,7 @@ from carrot_twisted.service.protocol import FAREWELL, CarrotProtocol
 from carrot_twisted.virtual_host import VirtualHost
 from devtools.ports import free_port
 from devtools.servers import RabbitMQ, ServerError, temporary_folder
-from tests.conftest import _missing, current_database_url
+from tests.conftest import current_database_url, missing
 from tests.processes import REPOSITORY, ServiceProcess, wait_until
 from tests.reactor import in_reactor, left_clean, reactor, soon, until
 
@@ -126,7 +126,7 @@ def tls_broker(folder: Path) -> Iterator[RabbitMQ]:
         try:
             server.start()
         except ServerError as error:
-            _missing(error)
+            missing(error)
         patch.setenv("SSL_CERT_FILE", str(folder / "trusted.pem"))
         yield server
         server.stop()
