@@ -42,7 +42,7 @@ def test_a_task_whose_connection_was_lost_while_it_ran_is_executed_once(
 ) -> None:
     custody = {"CARROT_TEST_ACK_DEADLINE": "0.4"} if how == "in custody" else {}
     service = start_service(CARROT_TEST_CONCURRENCY="2", **custody)
-    row = publish_message(tasks.wait_for_file, str(tmp_path / "file"), 60)
+    row = publish_message(tasks.wait_for_file, str(tmp_path / "file"), 120)
     running = MessageLog.objects.filter(status=MessageLog.IN_PROGRESS)
     wait_until(running.exists)
     if how == "in custody":
