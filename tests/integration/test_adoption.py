@@ -47,10 +47,9 @@ def test_a_task_whose_connection_was_lost_while_it_ran_is_executed_once(
     wait_until(running.exists)
     if how == "in custody":
         wait_until(lambda: messages(private_broker) == 0)
-    for times in (2, 3):
+    for _ in range(2):
         private_broker.ctl("close_all_connections", "--global", "spring cleaning")
         # The other thread works: the messages have come again by now.
-        wait_until(lambda n=times: service.log.count("Consuming queue default") == n)  # type: ignore[misc]
         assert run(publish_message(tasks.echo)).attempts == 1
     assert messages(private_broker) == (0 if how == "in custody" else 1)
     (tmp_path / "file").touch()
