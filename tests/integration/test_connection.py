@@ -378,6 +378,13 @@ async def test_a_broker_that_ends_each_connection_at_once_is_not_asked_all_the_t
     assert log.text.count("Connected to") == 2
 
 
+@pytest.fixture
+def in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The servers of a cluster are tried as they stand in the settings, not by chance."""
+    monkeypatch.setattr(VirtualHost, "shuffled", lambda host: list(host.servers))
+
+
+@pytest.mark.usefixtures("in_order")
 @in_reactor
 async def test_the_next_server_of_a_cluster_takes_over(
     private_broker: RabbitMQ, connect: Connect, log: Log
@@ -410,6 +417,7 @@ def black_hole() -> Iterator[str]:
             guest.close()
 
 
+@pytest.mark.usefixtures("in_order")
 @in_reactor
 async def test_a_server_that_cannot_be_reached_holds_up_nobody(
     private_broker: RabbitMQ, connect: Connect, log: Log, monkeypatch: pytest.MonkeyPatch
