@@ -19,7 +19,6 @@ from django.db import connection, transaction
 from carrot_twisted.exceptions import TimeLimitExceeded
 from carrot_twisted.limits import time_limit
 from carrot_twisted.message_log import MessageLog
-from carrot_twisted.service import reactor_watch, recycling, time_keeper
 from carrot_twisted.utilities import publish_message
 from tests.project.tasks import effect, ledger
 
@@ -27,11 +26,13 @@ logger = logging.getLogger(__name__)
 
 # For the services of these tests: what takes seconds need not.
 if "CARROT_TEST_STUCK_AFTER" in os.environ:
+    from carrot_twisted.service import reactor_watch, recycling, time_keeper
+
     time_keeper.STUCK_AFTER = float(os.environ["CARROT_TEST_STUCK_AFTER"])
     time_keeper.REPEAT = time_keeper.STUCK_AFTER / 4
-if "CARROT_TEST_SILENCE" in os.environ:
-    reactor_watch.SILENCE = reactor_watch.INTERVAL = float(os.environ["CARROT_TEST_SILENCE"])
-recycling.INTERVAL = 0.1
+    silence = float(os.environ.get("CARROT_TEST_SILENCE", reactor_watch.SILENCE))
+    reactor_watch.SILENCE = reactor_watch.INTERVAL = silence
+    recycling.INTERVAL = 0.1
 
 
 @time_limit(0.3)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 import threading
 import time
@@ -71,11 +72,13 @@ class Outcome:
 
 @pytest.fixture
 def hasty() -> Iterator[None]:
-    """Threads take turns at every opportunity."""
+    """Threads take turns at every opportunity, and no collector runs others' callbacks in them."""
     before = sys.getswitchinterval()
+    gc.disable()
     sys.setswitchinterval(1e-6)
     yield
     sys.setswitchinterval(before)
+    gc.enable()
 
 
 def spin(until: Callable[[], object] = lambda: False) -> None:
