@@ -170,7 +170,7 @@ class TimedCall:
         thread = self._thread
         self._keeper.begin(self)
         try:
-            with thread, thread:
+            with thread, thread, thread:
                 thread.is_open = True
                 value = task(*args, **kwargs)
                 if inspect.iscoroutine(value):

@@ -638,3 +638,23 @@ def test_bad_input_is_told_with_a_remedy(manage: Manage) -> None:
         status, output = manage("carrot_send", *arguments)
         assert (status, told in output, "Traceback" in output) == (1, True, False), output
     assert not MessageLog.objects.exists()
+
+
+@pytest.mark.once
+def test_a_daemon_that_has_run_enough_tasks_starts_its_successor(
+    manage: Manage, ledger: Ledger
+) -> None:
+    status, output = manage.daemon("start", "--max-tasks=5", "--concurrency=1")
+    assert status == 0, output
+    first = manage.pid()
+    rows = [publish_message(tasks.effect, str(number), 0.05) for number in range(8)]
+    for row in rows:
+        wait_for_status(row, MessageLog.COMPLETED)
+    assert sorted(ledger()) == [str(number) for number in range(8)]
+    wait_until(lambda: manage.daemon("status")[0] == RUNNING)
+    assert manage.pid() != first
+    assert "--max-tasks=5" in manage.log()
+    # A stop that was asked for is the end of it.
+    status, output = manage.daemon("stop")
+    assert status == 0, output
+    assert manage.daemon("status")[0] == NOT_RUNNING

@@ -228,6 +228,8 @@ MISTAKES: dict[str, tuple[Any, str, str]] = {
         "E006",
         "has x-max-priority in its 'queue_arguments'. RabbitMQ refuses that. Leave it out",
     ),
+    "time limit of nothing": ({"time_limit": 0}, "E006", "above 0, or None for no limit"),
+    "time limit a text": ({"time_limit": "30"}, "E006", "above 0, or None for no limit"),
     "modules a text": ({"task_modules": "app.tasks"}, "E006", "a list of module names"),
     "modules no names": ({"task_modules": ["app/tasks.py"]}, "E006", "a list of module names"),
     "decorators a text": ({"monitor_authentication": "app.f"}, "E006", "a list of dotted paths"),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 import threading
 import time
@@ -71,11 +72,13 @@ class Outcome:
 
 @pytest.fixture
 def hasty() -> Iterator[None]:
-    """Threads take turns at every opportunity."""
+    """Threads take turns at every opportunity, and no collector runs others' callbacks in them."""
     before = sys.getswitchinterval()
+    gc.disable()
     sys.setswitchinterval(1e-6)
     yield
     sys.setswitchinterval(before)
+    gc.enable()
 
 
 def spin(until: Callable[[], object] = lambda: False) -> None:
@@ -128,7 +131,37 @@ def test_it_hits_no_code_but_the_tasks_however_late_or_often_it_comes() -> None:
         thread.join(30)
     assert hit == []
     assert sum(counts.values()) == 3 * each
-    assert min(counts.values()) > 100, counts
+    # How many of each is the machine's affair.
+    assert min(counts.values()) > 0, counts
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("hits", [0, 1, 2])
+def test_a_call_whose_closing_is_hit_is_closed_all_the_same(
+    hits: int, fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two hits can come while it closes: one that was pending, and one raised before it was met."""
+    calls = Calls()
+    call = calls.make()
+    left = iter(range(hits))
+    close = Interruptible.close
+
+    def hit_or_close(target: Interruptible) -> None:
+        if next(left, None) is not None:
+            raise TimeLimitExceeded(TEXT)
+        close(target)
+
+    monkeypatch.setattr(Interruptible, "close", hit_or_close)
+    expected = TimeLimitExceeded if hits else ZeroDivisionError if fails else type(None)
+    error: BaseException | None = None
+    try:
+        call.call(divmod, (7, 0 if fails else 2), {})
+    except BaseException as raised:
+        error = raised
+    assert isinstance(error, expected)
+    assert not call._thread.is_open
+    assert calls.now == set()
+    assert not call.abandon(), "its end is told"
 
 
 def test_a_call_does_not_end_while_another_thread_is_about_to_raise(

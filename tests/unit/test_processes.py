@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -61,3 +63,19 @@ def test_a_machine_is_its_boot_and_its_process_namespace(proc: Path) -> None:
 
 def test_where_that_is_not_told_it_is_unknown(proc: Path) -> None:
     assert processes.machine() == ""
+
+
+def test_the_memory_in_use_is_read_in_pages(proc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (proc / "self").mkdir(exist_ok=True)
+    (proc / "self" / "statm").write_text("9999 512 1 1 0 1 0\n")
+    monkeypatch.setattr(resource, "getpagesize", lambda: 4096)
+    assert processes.memory() == 2.0
+
+
+@pytest.mark.parametrize(("platform", "unit"), [("linux", 1024), ("darwin", 1024 * 1024)])
+def test_without_proc_it_is_the_most_that_ever_was(
+    proc: Path, platform: str, unit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert processes.memory() >= most / unit > 0
