@@ -488,6 +488,11 @@ class Engine:
         self._last_beat = now
 
     def _claimant(self, alone: bool = False) -> Claimant:
+        """On the writer's thread, inside the transaction that claims or judges."""
+        if self._reactor.seconds() - self._last_beat > self._settings.lease / 2:
+            # Frozen or cut off for so long, this worker may have been taken for dead and forgotten:
+            # what it claims now would be taken from it while it runs.
+            self._renew_lease()
         since = self._lease_since
         return Claimant(
             worker=self.worker.name,
