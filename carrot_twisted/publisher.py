@@ -51,6 +51,8 @@ BUDGET = 1.0
 RECONNECT = 2.0
 #: Confirms are collected for so many seconds, or up to so many, before one statement notes them.
 NOTE_DELAY = 1.0
+#: Seconds that connections get to close at the end of the process.
+FAREWELL = 0.5
 NOTE_BATCH = 2000
 #: Seconds between looks at the inbox while rows keep coming, and while many do. One row alone goes
 #: out at once; a stream goes out in small batches, which costs caller and broker much less.
@@ -139,6 +141,10 @@ class _Link:
         if self.busy and time.monotonic() - self._progress > BUDGET:
             self._give_up("the broker did not answer in time")
 
+    @property
+    def closed(self) -> bool:
+        return self._connection is None
+
     def close(self) -> None:
         self._closing = True
         if self._connection is not None and self._connection.is_open:
@@ -162,6 +168,9 @@ class _Link:
         )
 
     def _opened(self, connection: Connection) -> None:
+        if self._closing:
+            connection.close()
+            return
         self._progress = time.monotonic()
         after = self._outage.over()
         if after:
@@ -173,6 +182,7 @@ class _Link:
 
     def _failed(self, _connection: Connection | None, reason: object) -> None:
         if self._closing:
+            self._connection = None
             return
         told = self._outage.failed(self._cause(reason))
         if told is not None:
@@ -396,7 +406,14 @@ class ThreadPublisher:
     def _close(self) -> None:
         for link in self._links.values():
             link.close()
-        self.ioloop.call_later(0.05, self.ioloop.stop)
+        self._stop_when_closed(time.monotonic() + FAREWELL)
+
+    def _stop_when_closed(self, end: float) -> None:
+        """A connection that is left behind keeps its socket; a broker may say nothing any more."""
+        if time.monotonic() > end or all(link.closed for link in self._links.values()):
+            self.ioloop.stop()
+        else:
+            self.ioloop.call_later(0.01, partial(self._stop_when_closed, end))
 
 
 _lock = threading.Lock()

@@ -282,13 +282,14 @@ class CarrotService(Service):
         assert engine is not None
         news = {}
         if engine.consuming and not self._ready:
-            self._ready = True
             news["READY"] = "1"
         status = "; ".join(engine.problems) or "Consuming from all queues"
         if status != self._status:
-            news["STATUS"] = self._status = status
-        if news:
-            self._notifier.tell(**news)
+            news["STATUS"] = status
+        # What is not taken is told again with the next look.
+        if news and self._notifier.tell(**news):
+            self._ready = self._ready or "READY" in news
+            self._status = status
         if self._notifier.is_heard:
             interval = STATE_INTERVAL if self._ready else READY_INTERVAL
             self._looking = self._reactor.callLater(interval, self._tell_state)

@@ -27,13 +27,19 @@ class Notifier:
         """Whether there is anybody to tell."""
         return bool(self._address)
 
-    def tell(self, **state: str) -> None:
-        """Send these variables, such as ``READY="1"``, a line each. Never waits, never fails."""
+    def tell(self, **state: str) -> bool:
+        """Send these variables, such as ``READY="1"``, a line each. Never waits, never fails.
+
+        Returns:
+            Whether they were taken: who listens may be gone, or have too much to read yet.
+        """
         if not self._address:
-            return
+            return False
         text = "\n".join(f"{name}={' '.join(value.split())}" for name, value in state.items())
         # Whoever listened may have gone: the service works on.
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
             sender.setblocking(False)
             sender.connect(self._address)
             sender.send(text.encode())
+            return True
+        return False

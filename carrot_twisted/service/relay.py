@@ -174,13 +174,14 @@ class Relay:
         protocol = self._publisher.protocols.get(queue.host)
         if protocol is None:
             return False
-        channel = await protocol.channel()
         try:
+            channel = await protocol.channel()
             frame = await channel.queue_declare(queue.name, passive=True)
+            channel.close()
         except AMQPError:
-            # No such queue: a consumer or publisher declares it, then the next look counts.
+            # No such queue: a consumer or publisher declares it, then the next look counts. Or the
+            # connection was lost, which its owner tells.
             return False
-        channel.close()
         return bool(frame.method.message_count == 0)
 
     async def _put_back(self, queue: str, batch: Callable[[], int]) -> None:

@@ -23,7 +23,7 @@ from carrot_twisted.utilities import publish_message
 from devtools.ports import free_port
 from tests.conftest import current_database_url, rows_show
 from tests.integration.test_service import run
-from tests.processes import REPOSITORY, ServiceProcess, secrets_of
+from tests.processes import REPOSITORY, ServiceProcess, secrets_of, wait_until
 from tests.project import tasks
 
 if TYPE_CHECKING:
@@ -56,6 +56,16 @@ def test_nothing_that_the_service_says_or_writes_shows_the_password(
         service = start_service(
             "--loglevel=debug", CARROT_BROKER_URL=hard_url, NOTIFY_SOCKET=str(tmp_path / "notify")
         )
+        supervisor.setblocking(False)
+        notices: list[str] = []
+
+        def hears(text: str) -> bool:
+            with suppress(BlockingIOError):
+                while True:
+                    notices.append(supervisor.recv(4096).decode())
+            return any(text in notice for notice in notices)
+
+        wait_until(lambda: hears("READY=1"))
         told = run(publish_message(tasks.tell_all))
         assert told.status == MessageLog.FAILED
         assert "ProbableAccessDeniedError" in (told.exception or "")
@@ -65,12 +75,7 @@ def test_nothing_that_the_service_says_or_writes_shows_the_password(
         assert Worker.objects.exists()
         assert not rows_show([SECRET])
         assert service.stop() == 0
-        supervisor.setblocking(False)
-        notices = []
-        with suppress(BlockingIOError):
-            while True:
-                notices.append(supervisor.recv(4096).decode())
-    assert any("READY=1" in notice for notice in notices)
+        assert hears("STOPPING=1")
     assert SECRET not in "".join(notices)
     assert SECRET not in service.log
     assert "amqp://hard@" in service.log
