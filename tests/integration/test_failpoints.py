@@ -153,7 +153,8 @@ def a_dead_workers_task_put_back(stage: Stage, place: str) -> None:
 
 def a_dead_workers_task_taken_over(stage: Stage, place: str) -> None:
     first = a_running_task(stage)
-    second = stage.armed(f"{place}:exit")
+    # Its reaper looks every few seconds, and would now and then be there before the delivery.
+    second = stage.armed(f"{place}:exit,in_reap:raise")
     second.wait_for("Consuming queue default")
     first.kill()
     assert second.ends() == KILLED
