@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from django.db.models.functions import Now
 
-from carrot_twisted import conf, publisher, topology
+from carrot_twisted import conf, publisher, publishing, topology
 from carrot_twisted.models import MessageLog
+from carrot_twisted.publisher import ThreadPublisher
 from carrot_twisted.utilities import create_message, publish_many, publish_message
 from devtools.servers import RabbitMQ, temporary_folder
 from tests.conftest import Broker, root_of_rabbitmq
@@ -160,6 +161,67 @@ def test_a_message_too_large_for_the_broker_is_refused_alone(
     assert "larger than the broker permits, 100000 bytes" in refused.publish_error
     assert all(row.confirmed_at for row in done.values())
     assert {row.publish_error for row in done.values()} == {""}
+
+
+@pytest.mark.once
+def test_a_queue_that_does_not_answer_stops_no_other_and_loses_nothing(
+    quorum: None,
+    settings: Any,
+    private_broker: RabbitMQ,
+    start_service: StartService,
+    ledger: Ledger,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A quorum queue has no leader while most of its nodes are away."""
+    monkeypatch.setattr(publishing, "SILENCE", 3.0)
+    settings.CARROT = {**settings.CARROT, "default_broker": private_broker.url}
+    process = ThreadPublisher()
+    before = publisher.install(process)
+    try:
+        first = publish_many(
+            create_message(tasks.effect, task_args=["it"], queue=q) for q in ("default", "other")
+        )
+        assert process.flush(10)
+        private_broker.ctl("eval", "sys:suspend(carrot_default).")
+        lost = publish_many(
+            create_message(tasks.effect, task_args=[str(n)])
+            for n in range(publishing.WINDOW + 1000)
+        )
+        unsent = MessageLog.objects.unsent()
+        silent = unsent.filter(publish_error__contains="does not confirm messages to default")
+        wait_until(silent.exists, 15)
+        lost += publish_many(create_message(tasks.echo) for _ in range(publishing.WINDOW))
+        others = publish_many(create_message(tasks.echo, queue="other") for _ in range(100))
+        wait_until(lambda: not unsent.filter(queue="other").exists(), 15)
+        wait_until(lambda: unsent.exclude(publish_error="").count() == len(lost), 15)
+    finally:
+        publisher.install(before)
+        private_broker.ctl("eval", "sys:resume(carrot_default).")
+        process.close(5)
+    service = start_service(CARROT_BROKER_URL=private_broker.url, CARROT_TEST_QUEUE_TYPE="quorum")
+    done = finished([*first, *lost, *others], 60)
+    assert {(row.status, row.attempts) for row in done} == {(MessageLog.COMPLETED, 1)}
+    assert len(ledger()) == publishing.WINDOW + 1002
+    assert service.stop() == 0
+
+
+@pytest.mark.once
+def test_who_finds_a_deleted_queue_sends_again_what_it_has_lost(
+    served: None, start_service: StartService, broker: Broker, ledger: Ledger
+) -> None:
+    """A publisher declares it before any service is there to see that it was gone."""
+    rows = publish_many(create_message(tasks.effect, task_args=[str(n)]) for n in range(20))
+    assert publisher.flush(10)
+    broker.channel.queue_delete("default")
+    rows.append(publish_message(tasks.effect, "last"))
+    assert publisher.flush(10)
+    unsent = MessageLog.objects.unsent()
+    wait_until(lambda: unsent.count() == 20)
+    service = start_service("--queue=default")
+    done = finished(rows)
+    assert {(row.status, row.attempts) for row in done} == {(MessageLog.COMPLETED, 1)}
+    assert len(ledger()) == 21
+    assert service.stop() == 0
 
 
 @pytest.fixture
