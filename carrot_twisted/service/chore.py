@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from twisted.internet.defer import maybeDeferred
 from txaio.tx import make_logger
 
 from carrot_twisted import outcomes
@@ -13,6 +14,7 @@ from carrot_twisted.outage import Outage
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from twisted.internet.defer import Deferred
     from twisted.python.failure import Failure
 
 _log = make_logger()
@@ -32,6 +34,10 @@ class Chore:
     def __init__(self, name: str, clock: Callable[[], float]) -> None:
         self._name = name
         self._outage = Outage(clock)
+
+    def attempt(self, work: Callable[[], object]) -> Deferred[None]:
+        """Do it. For a LoopingCall, which ends at its first failure (Twisted ticket 1396)."""
+        return maybeDeferred(work).addCallbacks(lambda _: self.succeeded(), self.failed)
 
     def failed(self, failure: Failure) -> None:
         """It has failed, and is going to be tried again."""

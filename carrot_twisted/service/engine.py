@@ -13,9 +13,9 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from django.db import connections, router
+from django.db import connections, router, transaction
 from django.db.migrations.executor import MigrationExecutor
-from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.defer import CancelledError, Deferred, gatherResults, maybeDeferred
 from twisted.internet.task import LoopingCall, deferLater
 from txaio.tx import make_logger
 
@@ -237,7 +237,8 @@ class Engine:
             )
         ]
         self._heartbeat = LoopingCall(self._beat)
-        self._custody = LoopingCall(self._take_custody)
+        custody = Chore("The worker looks after long tasks", reactor.seconds)
+        self._custody = LoopingCall(custody.attempt, self._take_custody)
         for loop in (self._heartbeat, self._custody):
             loop.clock = reactor
 
@@ -461,10 +462,12 @@ class Engine:
             if not self._writer.away:
                 self._renewing.failed(failure)
 
-        # Asked here, in the reactor, whose objects know what is wrong.
-        self.worker.state = self._state()
-        renewed = self._writer.call(self._renew_lease)
-        return renewed.addCallbacks(lambda _: self._renewing.succeeded(), late)
+        def renewed() -> Deferred[None]:
+            # Asked here, in the reactor, whose objects know what is wrong.
+            self.worker.state = self._state()
+            return self._writer.call(self._renew_lease)
+
+        return maybeDeferred(renewed).addCallbacks(lambda _: self._renewing.succeeded(), late)
 
     def _state(self) -> dict[str, Any]:
         """What ``manage.py carrot_status`` tells of this worker."""
@@ -481,7 +484,8 @@ class Engine:
                 for thread in dispatcher.threads()
                 if thread.task is not None
             ],
-            "problems": self.problems,
+            # As the database takes it: for a text that it refuses the lease would be lost.
+            "problems": [outcomes.stored(text, MAX_REASON) for text in self.problems],
         }
 
     def _renew_lease(self) -> None:
@@ -492,7 +496,11 @@ class Engine:
         if self._lease_since is None or now - self._last_beat > self._settings.lease / 2:
             # So late, others may have lost their leases: the database was frozen, say.
             self._lease_since = now
-        self._last_beat = now
+        # In others' eyes only then: the transaction may be rolled back.
+        transaction.on_commit(partial(self._renewed, now), using=self._using)
+
+    def _renewed(self, when: float) -> None:
+        self._last_beat = when
 
     def _claimant(self, alone: bool = False) -> Claimant:
         """On the writer's thread, inside the transaction that claims or judges."""

@@ -197,9 +197,10 @@ class LogWriter:
                     break
             try:
                 self._process(batch)
-            except Exception:
-                connections[self._using].close()
+            except BaseException:
+                # Told first: closing may fail as well, and this loop ends then.
                 self._reactor.callFromThread(self._on_broken, Failure())
+                connections[self._using].close()
             reset_queries()
         connections.close_all()
 
@@ -346,7 +347,8 @@ class LogWriter:
             error = self._attempt(work)
             if error is not None and outcomes.blames_database(error):
                 error = self._attempt(work)
-        except Exception:
+        except BaseException:
+            # Its transaction calls receivers of the project's, which may raise SystemExit.
             result = Failure()
         else:
             if error is None:

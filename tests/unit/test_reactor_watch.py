@@ -130,7 +130,10 @@ def test_a_file_that_may_not_be_opened_is_told_and_stops_nothing(
     watch = ReactorWatch(str(tmp_path / "no" / "log"), clock)
     watch.start()
     assert (alarm.armed, logged) == (0, ["warn"])
+    clock.pump([INTERVAL] * 300)
+    # Ten minutes: told again after one, three and seven.
+    assert logged == ["warn"] * 4
     (tmp_path / "no").mkdir()
     clock.advance(INTERVAL)
-    assert alarm.armed == 1
+    assert (alarm.armed, logged[4:]) == (1, ["info"])
     watch.stop()
