@@ -193,7 +193,8 @@ def exception_line(error: BaseException, limit: int) -> str:
     text = exception_text(error, limit)
     if is_conflict(error):
         text = text.partition("\n")[0]
-    return " ".join(text.split())
+    text = " ".join(text.split())
+    return one_line(text, len(text))
 
 
 def exception_text(error: BaseException, limit: int) -> str:

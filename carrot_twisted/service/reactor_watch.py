@@ -70,7 +70,7 @@ class ReactorWatch:
         try:
             faulthandler.dump_traceback_later(INTERVAL + SILENCE, file=self._log_file())
         except (OSError, ValueError, RuntimeError) as error:
-            # faulthandler starts a thread each time, and says RuntimeError where there is none left.
+            # It starts a thread each time: a RuntimeError where there is none left.
             told = self._unwritable.failed(str(error))
             if told is not None:
                 _log.warn("Stacks of a silent reactor could not be written: {error}", error=told)
