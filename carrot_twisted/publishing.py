@@ -66,6 +66,8 @@ SILENCE = 15.0
 TOO_LARGE = re.compile(r"message size \d+ .*max size (\d+)")
 
 Settled = Callable[["Post", str | None], None]
+#: Exchange and routing key.
+Destination = tuple[str, str]
 
 
 class Refused(str):
@@ -88,9 +90,19 @@ class PublishingSession:
         settled: called once for each post with None (the broker has it) or the reason why it is
             not certain that the broker has it.
         idle: called when the last post has been settled.
+        silent: exchanges and routing keys whose messages are not confirmed, as far as is known.
+        on_silence: called when there are more of those. RabbitMQ stops reading from a connection
+            that has a few dozen messages unconfirmed by one queue: others need a new connection.
     """
 
-    def __init__(self, connection: Connection, settled: Settled, idle: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        settled: Settled,
+        idle: Callable[[], None],
+        silent: Iterable[Destination] = (),
+        on_silence: Callable[[], None] = lambda: None,
+    ) -> None:
         self._connection = connection
         self._settled = settled
         self._idle = idle
@@ -114,8 +126,9 @@ class PublishingSession:
         self._declared_at: dict[int, int] = {}
         #: The next tag at the last look for silence.
         self._looked_at = 1
-        #: Exchanges and routing keys whose messages are not confirmed: tag of the last one sent.
-        self._silent: dict[tuple[str, str], int] = {}
+        #: Where messages are not confirmed: tag of the last one sent, infinite before that.
+        self._silent: dict[Destination, float] = dict.fromkeys(silent, math.inf)
+        self._on_silence = on_silence
         connection.add_on_connection_blocked_callback(self._on_blocked)
         connection.add_on_connection_unblocked_callback(self._on_unblocked)
         self._open_channel()
@@ -132,9 +145,9 @@ class PublishingSession:
         return self._alarm.reason
 
     @property
-    def silent(self) -> list[str]:
-        """Where messages go that the broker does not confirm: routing keys."""
-        return sorted(routing_key for _, routing_key in self._silent)
+    def silent(self) -> list[Destination]:
+        """Where messages go that the broker does not confirm."""
+        return sorted(self._silent)
 
     def publish(self, posts: Iterable[Post]) -> None:
         """Take over posts; ``settled`` tells of each."""
@@ -279,6 +292,7 @@ class PublishingSession:
             return
         self._look = self._connection._adapter_call_later(SILENCE, self._look_for_silence)
         # In an alarm nothing is confirmed, whatever its queue is like.
+        known = len(self._silent)
         if self.alarm is None:
             for tag in list(takewhile(lambda tag: tag < self._looked_at, self._in_flight)):
                 post = self._in_flight.pop(tag)
@@ -288,6 +302,8 @@ class PublishingSession:
         self._looked_at = self._next_tag
         self._pump()
         self._tell_if_idle()
+        if len(self._silent) > known:
+            self._on_silence()
 
     def _fall_silent(self, post: Post, tag: int) -> None:
         destination = _destination(post)
@@ -430,7 +446,7 @@ def _blocked(alarm: str) -> str:
     return f"the broker takes no messages for now: {alarm}"
 
 
-def _destination(post: Post) -> tuple[str, str]:
+def _destination(post: Post) -> Destination:
     return post.exchange, post.routing_key
 
 

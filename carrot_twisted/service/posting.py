@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from carrot_twisted.models import MessageLog
+    from carrot_twisted.publishing import Destination
     from carrot_twisted.service.delivery import Delivery
     from carrot_twisted.service.protocol import CarrotProtocol
     from carrot_twisted.virtual_host import VirtualHost
@@ -111,9 +112,9 @@ class ReactorPublisher:
             if session.alarm
         ]
         problems += [
-            f"the broker {host.label} does not confirm messages to {', '.join(session.silent)}"
+            f"the broker {host.label} does not confirm messages to {routing_key}"
             for host, session in self._sessions.items()
-            if session.silent
+            for _, routing_key in session.silent
         ]
         return "; ".join(problem for problem in problems if problem) or None
 
@@ -226,12 +227,24 @@ class ReactorPublisher:
         self._note()
 
     def _connector(self, host: VirtualHost) -> Callable[[CarrotProtocol], None]:
+        silent: list[Destination] = []
+
         def connected(protocol: CarrotProtocol) -> None:
             self.protocols[host] = protocol
-            self._sessions[host] = PublishingSession(
-                protocol.connection, self._settled, self._answer_flushers
+            session = self._sessions[host] = PublishingSession(
+                protocol.connection,
+                self._settled,
+                self._answer_flushers,
+                silent,
+                lambda: connect_anew(protocol, session),
             )
+            silent.clear()
             protocol.connection.add_on_close_callback(lambda *_: closed(protocol))
+
+        def connect_anew(protocol: CarrotProtocol, session: PublishingSession) -> None:
+            silent.extend(session.silent)
+            # Not closed in order: the broker does not read that.
+            protocol.abort()
 
         def closed(protocol: CarrotProtocol) -> None:
             if self.protocols.get(host) is protocol:

@@ -51,7 +51,11 @@ class Line(FakeConnection):
         super().__init__()
         self.broker.queues.update({name: {} for name in queues})
         self.connection = self
+        self.aborted = False
         self._on_close: list[Callable[..., None]] = []
+
+    def abort(self) -> None:
+        self.aborted = True
 
     def add_on_close_callback(self, callback: Callable[..., None]) -> None:
         self._on_close.append(callback)
@@ -167,7 +171,13 @@ class TestRows:
         assert (list(errors), using, delay) == (ids([log]), "default", posting.UNANSWERED_RETRY)
         assert desk.publisher.problem is not None
         assert "does not confirm messages to default" in desk.publisher.problem
-        line.channels[0].confirm(1)
+        assert line.aborted
+        line.lose()
+        assert "does not confirm" not in str(desk.publisher.problem)
+        line = desk.connect("default")
+        assert "does not confirm messages to default" in str(desk.publisher.problem)
+        desk.publisher.publish_rows([log])
+        line.run()
         assert "does not confirm" not in str(desk.publisher.problem)
 
     def test_a_queue_that_was_not_there_has_lost_what_waited_in_it(

@@ -478,7 +478,35 @@ class TestSilence:
         text = "the broker does not confirm messages to deaf: has its queue a leader?"
         assert silent.errors == {"m0": text, "m1": text}
         assert not silent.session.busy
-        assert silent.session.silent == ["deaf"]
+        assert silent.session.silent == [("", "deaf")]
+
+    def test_it_is_told_once_to_who_can_connect_anew(self) -> None:
+        calls: list[str] = []
+        connection = FakeConnection()
+        connection.broker.queues["deaf"] = {}
+        connection.broker.confirms_at_once = False
+        session = PublishingSession(
+            connection, lambda *_: None, lambda: None, (), lambda: calls.append("silence")
+        )
+        connection.run()
+        session.publish(posts(2, key="deaf"))
+        for _ in range(5):
+            connection.run(publishing.SILENCE)
+            session.publish(posts(1, key="deaf"))
+        assert calls == ["silence"]
+
+    def test_the_next_connection_knows_it_and_tries_one(self) -> None:
+        settled: list[str | None] = []
+        connection = FakeConnection()
+        connection.broker.queues["deaf"] = {}
+        session = PublishingSession(
+            connection, lambda _, error: settled.append(error), lambda: None, [("", "deaf")]
+        )
+        session.publish(posts(3, key="deaf"))
+        connection.run()
+        assert connection.broker.ids == ["m0"]
+        assert settled.count(None) == 1
+        assert session.silent == []
 
     def test_others_do_not_wait_for_it(self, silent: Desk) -> None:
         silent.session.publish([*posts(publishing.WINDOW + 10, key="deaf"), post("other")])
@@ -486,7 +514,7 @@ class TestSilence:
         assert [one.message_id for one in silent.channel.published] == ["m0", "m1", "m0", "other"]
         silent.channel.confirm(4)
         assert silent.confirmed == ["other"]
-        assert silent.session.silent == ["deaf"]
+        assert silent.session.silent == [("", "deaf")]
 
     @pytest.mark.parametrize(("tag", "multiple"), [(2, False), (2, True), (3, False), (3, True)])
     def test_any_confirm_from_there_ends_it(self, silent: Desk, tag: int, multiple: bool) -> None:
