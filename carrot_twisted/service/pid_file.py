@@ -76,6 +76,26 @@ class PidFile:
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, f"{pid}\n".encode(), 0)
 
+    def is_open_in(self, pid: int) -> bool:
+        """Whether a process has the file open that was looked at; also if that cannot be seen.
+
+        Everybody who may read the file can lock it, for a moment or on purpose: the lock alone does
+        not say that the number in the file is that of its owner.
+        """
+        assert self._descriptor is not None
+        folder = f"/proc/{pid}/fd"
+        try:
+            numbers = os.listdir(folder)
+        except OSError:
+            return not os.path.exists("/proc/self") or os.path.exists(f"/proc/{pid}")
+        own = os.fstat(self._descriptor)
+        for number in numbers:
+            # It may have been closed meanwhile.
+            with suppress(OSError):
+                if os.path.samestat(own, os.stat(f"{folder}/{number}")):
+                    return True
+        return False
+
     def remove(self) -> None:
         """Delete the file, if it is the one that was taken."""
         # In a folder where we may not delete it stays: without lock it counts as left behind.

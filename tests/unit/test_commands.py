@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
+import subprocess
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -179,6 +182,51 @@ def test_the_documented_exceptions_are_raised(
     with pytest.raises(carrot_daemon.PidExists, match=f"pid {os.getpid()}"):
         call_command("carrot_daemon", "start", pidfile=service.path, logfile=str(tmp_path / "log"))
     service.release()
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_who_locks_a_file_that_was_left_behind_has_no_other_program_stopped(
+    command: carrot_daemon.Command, monkeypatch: pytest.MonkeyPatch, hard: bool
+) -> None:
+    """Everybody who may read the file can lock it; the number may be another program's by now."""
+    path = Path(command.pid_file.path)
+    command.options = {"shutdown_timeout": None, "timeout": 0.1}
+    signalled: list[tuple[int, int]] = []
+    with subprocess.Popen(["sleep", "60"]) as other:
+        path.write_text(f"{other.pid}\n")
+        with path.open() as file, monkeypatch.context() as patch:
+            patch.setattr(os, "kill", lambda *given: signalled.append(given))
+            fcntl.flock(file, fcntl.LOCK_EX)
+            with pytest.raises(CommandError) as caught:
+                command.stop(hard)
+        other.kill()
+    assert "that one is left alone" in str(caught.value)
+    assert caught.value.returncode == 4
+    assert signalled == []
+
+
+def test_somebody_else_who_looks_at_the_same_moment_is_waited_for(
+    command: carrot_daemon.Command,
+) -> None:
+    path = Path(command.pid_file.path)
+    path.write_text("1\n")
+    looking = PidFile(str(path))
+    assert looking.take()
+    timer = threading.Timer(0.2, looking.release)
+    timer.start()
+    with pytest.raises(carrot_daemon.MissingPid, match="process 1 left the pid file"):
+        command.stop()
+    timer.join()
+
+
+def test_the_owner_of_a_held_file_is_told_from_others(service: PidFile) -> None:
+    looking = PidFile(service.path)
+    assert not looking.take()
+    assert looking.is_open_in(os.getpid())
+    with subprocess.Popen(["sleep", "60"]) as other:
+        assert not looking.is_open_in(other.pid)
+        other.kill()
+    assert not looking.is_open_in(other.pid)
 
 
 @pytest.mark.parametrize("text", ["hello", "-1", "0", "12 13"])

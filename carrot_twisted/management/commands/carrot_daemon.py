@@ -295,7 +295,7 @@ class Command(carrot.Command):
         """
         path = self.pid_file.path
         try:
-            free = self.pid_file.take()
+            free, pid = self._look()
         except FileNotFoundError as error:
             raise MissingPid(
                 f"carrot is not running: there is no pid file {path}.", returncode=EXIT_NOT_RUNNING
@@ -304,7 +304,6 @@ class Command(carrot.Command):
             raise CommandError(
                 f"The pid file {path} cannot be read: {error.strerror}.", returncode=EXIT_UNKNOWN
             ) from error
-        pid = self.pid
         if free:
             raise MissingPid(
                 f"carrot is not running: {_owner(pid)} left the pid file {path} behind.",
@@ -315,7 +314,25 @@ class Command(carrot.Command):
                 "carrot is being started at this moment, or somebody else asks. Try again.",
                 returncode=EXIT_UNKNOWN,
             )
+        if not self.pid_file.is_open_in(pid):
+            raise CommandError(
+                f"The pid file {path} is locked, but not by process {pid}, which it names: that "
+                "one is left alone. Who has the file open tells fuser or lsof.",
+                returncode=EXIT_UNKNOWN,
+            )
         return pid
+
+    def _look(self) -> tuple[bool, int | None]:
+        """Whether the pid file is free, then it is held; and the number in it."""
+        end = time.monotonic() + 10 * LOOK
+        while True:
+            free = self.pid_file.take()
+            pid = self.pid
+            owned = free or (pid is not None and self.pid_file.is_open_in(pid))
+            # Somebody else who looks holds it for a moment.
+            if owned or time.monotonic() > end:
+                return free, pid
+            time.sleep(LOOK)
 
     def _wait_for_the_end(self, pid: int) -> None:
         patience = self.options["shutdown_timeout"] or _shutdown_timeout()
