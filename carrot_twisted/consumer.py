@@ -41,7 +41,7 @@ from carrot_twisted.task_logging import LOGGING_FORMAT, ListHandler, LoggingTask
 
 if TYPE_CHECKING:
     import logging
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import pika
     from pika.connection import Connection
@@ -130,6 +130,9 @@ class Consumer:
         self.shutdown_requested = False
         self.link: Link | None = None
         """Set by the service that this consumer works for."""
+        self.barred: Sequence[str] = ()
+        """Queues whose messages are signed, where those of this queue need not be: their rows
+        count as missing. Else who may publish to this queue need not sign for those."""
 
     # When a task fails: in the worker thread
 
@@ -240,7 +243,7 @@ class Consumer:
             key = UUID(properties.message_id)
         except (ValueError, TypeError, AttributeError):
             return None
-        return MessageLog.objects.filter(pk=key).first()
+        return MessageLog.objects.filter(pk=key).exclude(queue__in=self.barred).first()
 
     def get_task_type(self, properties: pika.BasicProperties, body: bytes) -> str:
         """Dotted path of a message's task: its header ``serializer.type_header``.

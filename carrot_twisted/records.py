@@ -66,7 +66,7 @@ ANY_NUMBER = 2**31 - 1
 
 
 def claim(
-    ids: Sequence[UUID], token: int, claimant: Claimant, using: str
+    ids: Sequence[UUID], token: int, claimant: Claimant, using: str, barred: Sequence[str] = ()
 ) -> dict[UUID, Claimed | Verdict]:
     """Take those rows that may run; say of each other why not.
 
@@ -79,14 +79,15 @@ def claim(
         claimant: who claims. A row in progress under its own name counts as lost, unless its
             ``runs`` knows better.
         using: database alias.
+        barred: rows of these queues count as missing.
     """
     result: dict[UUID, Claimed | Verdict] = dict.fromkeys(ids, Verdict.MISSING)
     crashes = ANY_NUMBER if claimant.alone else SUSPECT_CRASHES
-    for row in statements.claim_rows(_TABLE, ids, token, claimant.worker, crashes, using):
+    for row in statements.claim_rows(_TABLE, ids, token, claimant.worker, crashes, using, barred):
         result[row[0]] = _claimed(row, token)
     others = [pk for pk, verdict in result.items() if verdict is Verdict.MISSING]
     if others:
-        _judge(others, result, token, claimant, using)
+        _judge(others, result, token, claimant, using, barred)
     return result
 
 
@@ -96,10 +97,11 @@ def _judge(
     token: int,
     claimant: Claimant,
     using: str,
+    barred: Sequence[str],
 ) -> None:
     """Say of rows that were not PUBLISHED why, and take over those whose worker is gone."""
     taken: list[tuple[UUID, str, int | None]] = []
-    rows = MessageLog.objects.using(using).filter(pk__in=ids)
+    rows = MessageLog.objects.using(using).filter(pk__in=ids).exclude(queue__in=barred)
     for row in rows.values_list("status", "token", "worker", *statements.CLAIMED):
         status, row_token, worker, pk = row[:4]
         if status == MessageLog.PUBLISHED:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Signatures of messages: who may publish to the broker, but has no SECRET_KEY, starts nothing.
 
-Signed are the task's path, the message id and the body, with Django's signer: SECRET_KEY signs,
-and those of SECRET_KEY_FALLBACKS still count. A message that is sent twice has the same signature
-twice, and needs no other protection: its row runs once.
+Signed are the headers, among them the task's path, the message id and the body, with Django's
+signer: SECRET_KEY signs, and those of SECRET_KEY_FALLBACKS still count. A message that is sent
+twice has the same signature twice, and needs no other protection: its row runs once.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 from django.core.signing import Signer
 from django.utils.crypto import constant_time_compare
 
-from carrot_twisted import wire
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -22,6 +20,8 @@ if TYPE_CHECKING:
 HEADER = "x-carrot-signature"
 #: Makes a signature of another part of the project, or of Django, worthless here.
 SALT = "carrot_twisted.message"
+#: Begins the names of headers that brokers add on the way, such as x-death.
+_ADDED = "x-"
 
 
 class Seal:
@@ -60,9 +60,11 @@ class Seal:
 
 
 def _signed(headers: Mapping[str, Any], message_id: str, body: bytes) -> bytes:
-    """Task, id and body as one text that cannot be cut in another way."""
-    task = headers.get(wire.TYPE_HEADER)
-    parts = [task if isinstance(task, str) else "", str(message_id)]
-    lengths = " ".join(str(len(part)) for part in parts)
-    # A name that comes from outside may hold anything.
-    return "\n".join([lengths, *parts, ""]).encode("utf-8", "surrogatepass") + body
+    """Headers, id and body as one text that cannot be cut in another way."""
+    # As Python writes them: in one line, and text is told from numbers. A name may be of bytes.
+    named = sorted(
+        f"{name!r}: {value!r}"
+        for name, value in headers.items()
+        if not str(name).startswith(_ADDED)
+    )
+    return f"{named!r}\n{message_id!r}\n".encode() + body

@@ -162,7 +162,13 @@ CLAIMED = ("uuid", "task", "task_args", "content", "queue", "attempts")
 
 
 def claim_rows(
-    table: str, ids: Sequence[UUID], token: int, worker: str, crashes: int, using: str
+    table: str,
+    ids: Sequence[UUID],
+    token: int,
+    worker: str,
+    crashes: int,
+    using: str,
+    barred: Sequence[str] = (),
 ) -> list[tuple[Any, ...]]:
     """Take those of the rows that are PUBLISHED; returns the CLAIMED columns of each.
 
@@ -175,6 +181,7 @@ def claim_rows(
         worker: name of who claims.
         crashes: leave rows alone under which so many workers were lost.
         using: database alias.
+        barred: leave the rows of these queues alone.
     """
     connection = connections[using]
     keys: list[Any]
@@ -186,10 +193,13 @@ def claim_rows(
     sql = (
         f"UPDATE {table} SET status = 'IN_PROGRESS', worker = %s, token = %s, publish_error = '', "
         f"attempts = attempts + 1, start_time = {now} WHERE {matching} AND status = 'PUBLISHED' "
-        f"AND crashes < %s RETURNING {', '.join(CLAIMED)}"
+        "AND crashes < %s "
     )
+    if barred:
+        sql += f"AND queue NOT IN ({', '.join('%s' for _ in barred)}) "
+    sql += f"RETURNING {', '.join(CLAIMED)}"
     with connection.cursor() as cursor:
-        cursor.execute(sql, [worker, token, *keys, crashes])
+        cursor.execute(sql, [worker, token, *keys, crashes, *barred])
         rows = cursor.fetchall()
     if connection.features.has_native_uuid_field:
         return list(rows)

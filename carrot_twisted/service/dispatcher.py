@@ -320,7 +320,11 @@ class Dispatcher:
 
         token = new_token()
         self._asking.add(token)
-        self._writer.submit(Claim(ids=list(batch), token=token, alone=alone, answer=answer))
+        self._ask(Claim(ids=list(batch), token=token, alone=alone, answer=answer))
+
+    def _ask(self, claim: Claim) -> None:
+        claim.barred = self._consumer.barred
+        self._writer.submit(claim)
 
     def _claimed(self, batch: dict[UUID, Job], verdicts: dict[UUID, Claimed | Verdict]) -> None:
         """On the writer's thread: what may run goes to the worker threads without a detour."""
@@ -359,7 +363,7 @@ class Dispatcher:
         else:
             del self._jobs[job.uuid]
             for delivery in job.deliveries:
-                self._bury(delivery, "no MessageLog has this message_id")
+                self._bury(delivery, _missing(self._consumer.barred))
 
     def _bury(self, delivery: Delivery, reason: str) -> None:
         try:
@@ -618,6 +622,13 @@ class Dispatcher:
         waiting, self._waiting = self._waiting, deque()
         for delivery in waiting:
             delivery.requeue()
+
+
+def _missing(barred: Sequence[str]) -> str:
+    text = "no MessageLog has this message_id"
+    if barred:
+        text += f", or it is of a queue whose messages are signed: {', '.join(barred)}"
+    return text
 
 
 def _was_spoiled(result: Result) -> bool:

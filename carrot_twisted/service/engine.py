@@ -537,7 +537,7 @@ class Engine:
             subscription.want(True)
 
     def _make_consumer(self, queue: QueueSettings, options: ServiceOptions) -> Consumer:
-        return make_consumer(
+        consumer = make_consumer(
             options.consumer_class or queue.consumer_class,
             host=queue.host,
             queue=queue.name,
@@ -547,6 +547,9 @@ class Engine:
             queue_arguments=queue.queue_arguments,
             exchange_arguments=queue.exchange_arguments,
         )
+        if not queue.verifies:
+            consumer.barred = [one.name for one in self._settings.queues.values() if one.verifies]
+        return consumer
 
     def _dead_letter_of(self, queue: QueueSettings) -> Callable[[Delivery, str], None]:
         def dead_letter(delivery: Delivery, reason: str) -> None:

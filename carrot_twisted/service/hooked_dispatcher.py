@@ -171,7 +171,7 @@ class HookedDispatcher(Dispatcher):
 
         token = new_token()
         self._asking.add(token)
-        self._writer.submit(Claim(ids=[key], token=token, alone=ended, answer=answered))
+        self._ask(Claim(ids=[key], token=token, alone=ended, answer=answered))
 
     def _served(self, job: HookedJob, served: Served) -> None:
         """The hooks are done with a message, and there is no result of a task."""

@@ -62,6 +62,7 @@ class Claim:
     token: int
     alone: bool
     answer: Callable[[dict[UUID, Claimed | Verdict]], None]
+    barred: Sequence[str] = ()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -280,7 +281,7 @@ class LogWriter:
                 failpoints.reached("before_finish_commit")
             for op in claims:
                 claimant = self._claimant(op.alone)
-                answers.append(records.claim(op.ids, op.token, claimant, self._using))
+                answers.append(records.claim(op.ids, op.token, claimant, self._using, op.barred))
             if claims:
                 failpoints.reached("before_claim_commit")
             if confirmed:

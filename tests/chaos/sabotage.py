@@ -42,12 +42,12 @@ def claim_anything() -> None:
     claim = statements.claim_rows
 
     def claim_all(
-        table: str, ids: Any, token: int, worker: str, crashes: int, using: str
+        table: str, ids: Any, token: int, worker: str, crashes: int, using: str, barred: Any = ()
     ) -> list[tuple[Any, ...]]:
         with connections[using].cursor() as cursor:
             sql = f"UPDATE {table} SET status = 'PUBLISHED' WHERE uuid = ANY(%s)"  # noqa: S608
             cursor.execute(sql, [list(ids)])
-        return claim(table, ids, token, worker, crashes, using)
+        return claim(table, ids, token, worker, crashes, using, barred)
 
     statements.claim_rows = claim_all
 

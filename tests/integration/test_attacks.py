@@ -11,6 +11,7 @@ import gzip
 import json
 import pickle
 import struct
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -477,6 +478,48 @@ def test_with_signing_an_unsigned_message_touches_no_row(
     assert run(late).status == MessageLog.COMPLETED
     assert service.stop() == 0
     assert "Traceback" not in service.log
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "consumer", ["carrot_twisted.consumer.Consumer", "tests.project.consumers.Guard"]
+)
+def test_a_queue_without_signatures_opens_no_row_of_one_with_them(
+    start_service: StartService, broker: Broker, settings: Any, consumer: str
+) -> None:
+    """Others publish to one queue; that must not let them at the rows of all queues."""
+    changed = {
+        "signing": True,
+        "queues": [
+            {"name": "default"},
+            {"name": "other", "signing": False, "consumer_class": consumer},
+        ],
+    }
+    settings.CARROT = {**settings.CARROT, **changed}
+    service = start_service(CARROT_TEST_SETTINGS=json.dumps(changed))
+    service.wait_for("Consuming queue other")
+    victims = [new_row() for _ in range(4)]
+    dead = [new_row(status=MessageLog.IN_PROGRESS, worker="gone", token=1, attempts=1)]
+    for row in (*victims, *dead):
+        known: dict[str, Any] = {"message_id": str(row.pk), "app_id": "carrot-twisted"}
+        for task, wish in (("os.system", ""), (ECHO, ""), ("", ""), (ECHO, "fail")):
+            broker.send("other", b"{}", headers={"type": task, "x-wish": wish}, **known)
+    # A hook that takes no notice of a row, whose end would be written all the same.
+    swallowed = new_row()
+    headers = {"type": ECHO, "x-wish": "swallow"}
+    broker.send("other", b"{}", message_id=str(swallowed.pk), headers=headers)
+    good = publish_message(tasks.echo, queue="other")
+    assert run(good).status == MessageLog.COMPLETED
+    # Each is looked for again, once.
+    time.sleep(3)
+    for row in (*victims, swallowed):
+        row.refresh_from_db()
+        assert (row.status, row.attempts) == (MessageLog.PUBLISHED, 0)
+    # It was taken over, by the service itself, and has run.
+    assert run(*dead).status == MessageLog.COMPLETED
+    # All but what the hook has swallowed, and those of a row whose hook was told to fail it.
+    assert broker.depth("other.dead") >= 3 * len(victims)
+    assert service.stop() == 0
 
 
 @pytest.mark.once

@@ -104,6 +104,15 @@ class TestClaim:
         assert all(isinstance(answers[pk], Claimed) for pk in rows)
         assert {pk: answers[pk] for pk in verdicts} == verdicts
 
+    def test_rows_of_barred_queues_are_as_if_they_were_not_there(self) -> None:
+        rows = [row(), running("gone"), row(status="COMPLETED"), row(crashes=4)]
+        before = [state(pk) for pk in rows]
+        mine: UUID = MessageLog.objects.create(task="app.work", queue="mine").pk
+        answers = records.claim([mine, *rows], 1, ME, "default", ["default", "other"])
+        assert isinstance(answers.pop(mine), Claimed)
+        assert answers == dict.fromkeys(rows, Verdict.MISSING)
+        assert [state(pk) for pk in rows] == before
+
     def test_leaves_all_other_rows_alone(self) -> None:
         other = row()
         before = state(other)

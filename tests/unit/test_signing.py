@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pika
 import pytest
@@ -62,7 +62,11 @@ def test_a_signed_message_is_let_in_and_keeps_its_other_properties() -> None:
         (signed(**{HEADER: signed()[HEADER] + "="}), KEY, BODY),
         # The same bytes, cut at another place.
         (signed(type=f"{TASK}\n{KEY}"), "", BODY),
-        (signed(type=f"9 36\n{TASK}"), KEY, BODY),
+        (signed(type=f"{TASK}')]\n'{KEY}'\n"), KEY, BODY),
+        # By which a consumer of the project's may find another task, or RabbitMQ another queue.
+        (signed(job="app.other"), KEY, BODY),
+        (signed(CC=["other"]), KEY, BODY),
+        (signed() | cast("Any", {b"\xff": "a name that is no UTF-8"}), KEY, BODY),
         # Where another salt was used, for example by the project itself.
         (signed(**{HEADER: Signer().signature(BODY)}), KEY, BODY),
         (signed(**{HEADER: Signer(salt=SALT).signature(BODY)}), KEY, BODY),
@@ -87,6 +91,11 @@ def test_a_secret_key_may_be_changed_while_messages_wait(settings: Any) -> None:
     assert signed() != before
     settings.SECRET_KEY_FALLBACKS = []
     assert "wrong" in Seal().problem(before, KEY, BODY)
+
+
+def test_what_a_broker_adds_on_the_way_does_no_harm() -> None:
+    headers = signed(**{"x-death": [{"count": 1, "queue": "default"}], "x-delivery-count": 3})
+    assert Seal().problem(headers, KEY, BODY) == ""
 
 
 @given(task=st.text(max_size=20), key=st.text(max_size=20), body=st.binary(max_size=20))
@@ -131,6 +140,9 @@ def test_a_serializer_of_the_projects_signs_what_it_sends(settings: Any) -> None
     message = Message(TASK)
     headers = Mine(message).properties()["headers"]
     assert Seal().problem(headers, message.uuid, b"of my own") == ""
+    # The header by which its consumer finds the task.
+    changed = {**headers, "job": "app.other"}
+    assert "wrong" in Seal().problem(changed, message.uuid, b"of my own")
 
 
 def test_off_means_that_nothing_is_signed_and_nothing_asked(settings: Any) -> None:
