@@ -302,6 +302,7 @@ class CarrotService(Service):
         first = self._signals == 1
         self._reactor.callFromThread(self._stop_on_request if first else self._hurry)
         assert self._engine is not None
+        # From here: if something holds up the reactor, it does not get to the other one.
         _later((self._engine.longest_stop if first else HURRIED) + LAST_MOMENT, _leave_by_force)
 
     def _end_before_beginning(self, _number: int, _frame: Any) -> None:
@@ -327,6 +328,8 @@ class CarrotService(Service):
     def _stop_reactor(self) -> None:
         if self._reactor.running and not self._ending:
             self._ending = True
+            if self._engine is not None:
+                _later(self._engine.longest_stop + LAST_MOMENT, _leave_by_force)
             self._reactor.stop()
 
     def _hurry(self) -> None:
@@ -452,15 +455,19 @@ def _leave_by_force() -> None:
     )
     teller.start()
     teller.join(1.0)
-    os._exit(EXIT_CRASH)
+    _end(_exit_status or EXIT_CRASH)
 
 
 def _exit() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
-    if _exit_status == EXIT_RECYCLE and successor is not None:
+    _end(_exit_status or 0)
+
+
+def _end(status: int) -> None:
+    if status == EXIT_RECYCLE and successor is not None:
         successor()
-    os._exit(_exit_status or 0)
+    os._exit(status)
 
 
 def makeService(options: Options) -> CarrotService:

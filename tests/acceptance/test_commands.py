@@ -641,6 +641,28 @@ def test_bad_input_is_told_with_a_remedy(manage: Manage) -> None:
 
 
 @pytest.mark.once
+def test_a_hook_that_does_not_return_keeps_no_fresh_process_from_taking_over(
+    manage: Manage, ledger: Ledger
+) -> None:
+    """Nobody sends a signal here, whose handler would see to it that the stop has an end."""
+    consumer = {"CARROT_TEST_CONSUMER": "tests.stops.holding.StuckInReactor"}
+    consumer["CARROT_TEST_GATE"] = str(manage.folder / "gate")
+    options = ("--max-tasks=1", "--shutdown-timeout=0.2")
+    status, output = manage.daemon("start", *options, **consumer)
+    assert status == 0, output
+    first = manage.pid()
+    for key in ("one", "two"):
+        row = publish_message(tasks.effect, key)
+        wait_for_status(row, MessageLog.COMPLETED)
+        wait_until(lambda: "The stop is held up by code that does not return" in manage.log(), 30)
+        (manage.folder / "gate").touch()
+    assert ledger() == ["one", "two"]
+    wait_until(lambda: manage.daemon("status")[0] == RUNNING)
+    assert manage.pid() != first
+    assert manage.daemon("stop")[0] == 0
+
+
+@pytest.mark.once
 def test_a_daemon_that_has_run_enough_tasks_starts_its_successor(
     manage: Manage, ledger: Ledger
 ) -> None:
