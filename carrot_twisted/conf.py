@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -19,7 +18,7 @@ from django.core.signals import setting_changed
 
 from carrot_twisted import DEFAULT_BROKER
 from carrot_twisted.exceptions import CarrotConfigException
-from carrot_twisted.limits import is_limit
+from carrot_twisted.limits import MAX_SECONDS, is_limit
 from carrot_twisted.virtual_host import HEARTBEAT, VirtualHost
 
 DEFAULT_QUEUE = "default"
@@ -98,8 +97,8 @@ _BROKER_TYPES: dict[str, Any] = {
 OWN_TASK_MODULES = ("carrot_twisted.helper_tasks",)
 #: The longest heartbeat, in seconds: a dead broker must be noticed.
 MAX_HEARTBEAT = 300
-#: The longest retention, in days: a hundred years, which every database can subtract.
-MAX_DAYS = 36_500
+#: The longest retention, in days.
+MAX_DAYS = MAX_SECONDS // 86_400
 _ARGUMENTS = "a dictionary of texts to values that AMQP knows: texts, numbers, True, lists"
 _SIGNING = "False, True or 'publish'"
 #: Argument of a queue that says its type, and the types that tasks can be taken from.
@@ -255,11 +254,11 @@ class _Reader:
             return None
         self.unknown_keys(value, QUEUE_DEFAULTS, where)
         name = value.get("name")
-        if not isinstance(name, str) or not 0 < len(name.encode()) <= MAX_NAME_BYTES:
+        if not _is_name(name):
             self.problem(
                 4,
                 f"{where} has no usable name.",
-                f"Give 'name', a text of 1 to {MAX_NAME_BYTES} bytes.",
+                f"Give 'name', a text of 1 to {MAX_NAME_BYTES} bytes, without line ends and the like.",
             )
             return None
         where = f"Queue {name!r} in CARROT['queues']"
@@ -352,7 +351,7 @@ class _Reader:
             return int(checked(key, "a whole number above 0", lambda v: _is_int(v) and v > 0))
 
         def seconds(key: str) -> float:
-            return float(checked(key, "a number of seconds above 0", _is_seconds))
+            return float(checked(key, "a number of seconds above 0, 100 years at most", _is_seconds))
 
         def paths(key: str, wanted: str) -> tuple[str, ...]:
             return tuple(
@@ -420,8 +419,17 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, list | tuple)
 
 
+def _is_name(value: Any) -> bool:
+    # Halves of surrogate pairs are not printable either: they have no bytes.
+    return (
+        isinstance(value, str)
+        and value.isprintable()
+        and 0 < len(value.encode()) <= MAX_NAME_BYTES
+    )
+
+
 def _is_seconds(value: Any) -> bool:
-    return (_is_int(value) or isinstance(value, float)) and 0 < value < math.inf
+    return (_is_int(value) or isinstance(value, float)) and 0 < value <= MAX_SECONDS
 
 
 def _is_days(value: Any) -> bool:

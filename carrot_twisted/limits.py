@@ -12,6 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+#: The longest of all times, in seconds: a hundred years. Threads can wait for it, and every
+#: database can subtract it.
+MAX_SECONDS = 36_500 * 86_400
+
 Task = TypeVar("Task", bound="Callable[..., Any]")
 
 #: Of a task's function. ``functools.wraps`` hands it on to decorators above.

@@ -25,6 +25,7 @@ from twisted.internet.defer import Deferred
 from twisted.python import usage
 from txaio.tx import make_logger, set_global_log_level
 
+from carrot_twisted.limits import MAX_SECONDS
 from carrot_twisted.service.guise import Guise
 from carrot_twisted.service.notify import Notifier
 from carrot_twisted.service.pid_file import PidFile
@@ -68,11 +69,11 @@ def seconds(text: str) -> float:
     """Read a number of seconds above 0.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is none, or more than a hundred years.
     """
     value = float(text)
-    if not value > 0:
-        raise ValueError("must be more than 0")
+    if not 0 < value <= MAX_SECONDS:
+        raise ValueError("must be more than 0, and less than a hundred years")
     return value
 
 

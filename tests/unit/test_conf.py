@@ -209,6 +209,8 @@ MISTAKES: dict[str, tuple[Any, str, str]] = {
     "queue that is no dictionary": ({"queues": ["q"]}, "E004", "CARROT['queues'][0] is not a dict"),
     "queue without a name": ({"queues": [{}]}, "E004", "CARROT['queues'][0] has no usable name"),
     "empty name": ({"queues": [{"name": ""}]}, "E004", "1 to 255 bytes"),
+    "name with a line end": ({"queues": [{"name": "a\nb"}]}, "E004", "without line ends"),
+    "name that has no bytes": ({"queues": [{"name": "\ud800"}]}, "E004", "without line ends"),
     "long name": ({"queues": [{"name": "ä" * 128}]}, "E004", "1 to 255 bytes"),
     "queue named twice": ({"queues": [QUEUE, QUEUE]}, "E005", "'q' twice"),
     "queues no list": ({"queues": {"q": {}}}, "E006", "a list of dictionaries"),
@@ -249,7 +251,7 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "max_crashes": [0, False],
     "shutdown_timeout": [0, -1.0, "25", None, True, float("nan")],
     "ack_deadline": [0],
-    "lease": [0, float("nan"), float("inf")],
+    "lease": [0, float("nan"), float("inf"), 1e300, 10**400],
     "heartbeat": [0, 301, 2.5, True, "30"],
     "signing": [0, 1, "yes", None],
 }

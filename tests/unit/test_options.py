@@ -104,6 +104,8 @@ def test_each_level_is_one_that_txaio_knows(level: str) -> None:
         (["-s", "x", "--shutdown-timeout=0"], "more than 0"),
         (["-s", "x", "--shutdown-timeout=-1"], "more than 0"),
         (["-s", "x", "--shutdown-timeout=nan"], "more than 0"),
+        (["-s", "x", "--shutdown-timeout=inf"], "less than a hundred years"),
+        (["-s", "x", "--shutdown-timeout=1e300"], "less than a hundred years"),
         (["-s", "x", "--shutdown-timeout=soon"], "soon"),
         (["-s", "x", "--max-tasks=0"], "1 or more"),
         (["-s", "x", "--max-memory=much"], "much"),

@@ -182,3 +182,9 @@ class TestCommand:
         with pytest.raises(CommandError, match="nothing is known: connection refused") as caught:
             call_command("carrot_status")
         assert caught.value.returncode == 4
+
+    def test_with_wrong_settings_they_are_told(self, settings: Any) -> None:
+        settings.CARROT = {"lease": "long"}
+        with pytest.raises(CommandError, match=r"nothing is known:\n.*CARROT\['lease'\]") as caught:
+            call_command("carrot_status")
+        assert caught.value.returncode == 4

@@ -13,6 +13,7 @@ from django.core.serializers.json import DjangoJSONEncoder
 from django.db import DatabaseError, InterfaceError, router
 
 from carrot_twisted import outcomes, status
+from carrot_twisted.exceptions import CarrotConfigException
 from carrot_twisted.models import MessageLog
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Command(BaseCommand):
     help = (
         "Tells how the queues and their workers fare. Exit status 0: all is well; "
         f"{EXIT_PROBLEMS}: something is wrong, the text says what; {EXIT_UNKNOWN}: the database "
-        "does not answer, so nothing is known."
+        "does not answer, or the settings are wrong, so nothing is known."
     )
     requires_system_checks = ()
 
@@ -52,6 +53,10 @@ class Command(BaseCommand):
             raise CommandError(
                 f"The database does not answer, so nothing is known: {text}",
                 returncode=EXIT_UNKNOWN,
+            ) from error
+        except CarrotConfigException as error:
+            raise CommandError(
+                f"The settings are wrong, so nothing is known:\n{error}", returncode=EXIT_UNKNOWN
             ) from error
         self.stdout.write(
             json.dumps(asdict(found), cls=DjangoJSONEncoder, indent=1)
