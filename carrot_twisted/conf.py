@@ -351,7 +351,9 @@ class _Reader:
             return int(checked(key, "a whole number above 0", lambda v: _is_int(v) and v > 0))
 
         def seconds(key: str) -> float:
-            return float(checked(key, "a number of seconds above 0, 100 years at most", _is_seconds))
+            return float(
+                checked(key, "a number of seconds above 0, 100 years at most", _is_seconds)
+            )
 
         def paths(key: str, wanted: str) -> tuple[str, ...]:
             return tuple(
@@ -422,9 +424,7 @@ def _is_list(value: Any) -> bool:
 def _is_name(value: Any) -> bool:
     # Halves of surrogate pairs are not printable either: they have no bytes.
     return (
-        isinstance(value, str)
-        and value.isprintable()
-        and 0 < len(value.encode()) <= MAX_NAME_BYTES
+        isinstance(value, str) and value.isprintable() and 0 < len(value.encode()) <= MAX_NAME_BYTES
     )
 
 

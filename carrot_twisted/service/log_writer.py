@@ -307,7 +307,13 @@ class LogWriter:
             return all(self._persist([operation]) for operation in batch)
         (operation,) = batch
         if isinstance(operation, Finish) and operation.finished.result.log is not None:
-            _log.error("The database refuses the result of a task: {error}", error=error)
+            # Not its further lines: there PostgreSQL repeats what is in the row.
+            words, _, _ = outcomes.exception_text(error, MAX_REASON).partition("\n")
+            _log.error(
+                "The database refuses the result of task {uuid}: {error}",
+                uuid=operation.finished.uuid,
+                error=outcomes.one_line(words, MAX_REASON),
+            )
             return self._persist([_without_texts(operation, error)])
         raise error
 

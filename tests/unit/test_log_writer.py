@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import pytest
-from django.db import DatabaseError, DataError, OperationalError, connection, transaction
+from django.db import (
+    DatabaseError,
+    DataError,
+    IntegrityError,
+    OperationalError,
+    connection,
+    transaction,
+)
 from twisted.internet.task import Clock
 
 from carrot_twisted import outbox, records
@@ -462,6 +469,18 @@ class TestRefusal:
         assert (got.output, got.exception) == (
             (note, None) if kind is Kind.COMPLETED else (None, note)
         )
+
+    def test_it_is_told_in_one_line_without_what_is_in_the_row(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pk = running()
+        words = "violates \x1b[31mcheck\r\nDETAIL:  Failing row contains (what nobody is to see)."
+        monkeypatch.setattr(records, "finish", refusing(pk, IntegrityError(words)))
+        lines = desk.listen(monkeypatch)
+        desk.finish(pk, output="bad")
+        desk.work()
+        (line,) = lines
+        assert line == (f"The database refuses the result of task {pk}: violates \\x1b[31mcheck\\r")
 
     def test_an_outage_in_the_middle_of_it_loses_no_claim(
         self, desk: Desk, monkeypatch: pytest.MonkeyPatch
