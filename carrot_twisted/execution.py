@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from asgiref.sync import async_to_sync
 from django.db import connections, reset_queries
 
-from carrot_twisted import failpoints, objects, outcomes, signals, task_logging, wire
+from carrot_twisted import conf, failpoints, objects, outcomes, signals, task_logging, wire
 from carrot_twisted.exceptions import PoisonMessage, TimeLimitExceeded
 from carrot_twisted.interruption import Abandoned, TimedCall
 from carrot_twisted.limits import limit_of
@@ -244,8 +244,30 @@ def from_message(run: Run) -> Call:
         raise PoisonMessage(
             f"The message names task {run.header!r}, its row {run.task!r}. Nothing was run."
         )
-    wire.arguments(run.body)
+    _check_body(run)
     return from_row(run)
+
+
+def _check_body(run: Run) -> None:
+    """A body that the row's own message cannot have is not ours.
+
+    One of the largest that a broker takes can be read, but may keep Python's lock for a minute and
+    need gigabytes.
+
+    Raises:
+        PoisonMessage: it is no body of a message, or too large for one.
+    """
+    own = wire.body(run.task_args, run.content)
+    if run.body == own:
+        return
+    # Other publishers may write each character as an escape of six.
+    largest = max(conf.current().max_message_size, 6 * len(own))
+    if len(run.body) > largest:
+        raise PoisonMessage(
+            f"The message body has {len(run.body)} bytes, and the message of this row {len(own)}: "
+            "it was not published by this project's publish_message."
+        )
+    wire.arguments(run.body)
 
 
 def from_row(run: Run) -> Call:

@@ -268,6 +268,13 @@ def test_arguments_are_the_rows_and_not_the_messages() -> None:
     assert (result.exception, result.traceback, result.delay) == (None, None, 0.0)
 
 
+def test_a_large_body_of_a_large_row_may_be_written_in_another_way() -> None:
+    """As django-carrot does, whose messages have only ASCII."""
+    text = "é" * 300_000
+    body = json.dumps({"args": [text]}).encode()
+    assert execute(echo, text, body=body).kind is Kind.COMPLETED
+
+
 @pytest.mark.parametrize("kind", VALUES)
 def test_any_return_value_is_a_success_and_a_text_that_every_database_takes(kind: str) -> None:
     result = execute(give, kind)
@@ -348,6 +355,7 @@ def test_start_and_end_are_taken_around_the_call(monkeypatch: pytest.MonkeyPatch
         ({"body": b"not json"}, "The message body is not JSON"),
         ({"body": b"[]"}, "not a JSON object"),
         ({"body": b"\xff"}, "The message body is not JSON"),
+        ({"body": b'{"args": [' + b"[]," * 400_000 + b"1]}"}, "The message body has 1200013 bytes"),
         ({"task": "nowhere.work", "header": "nowhere.work"}, "Unable to find the module: nowhere"),
         ({"task": "nodots", "header": "nodots"}, "not of the form module.function"),
         ({"task": "os.no_such", "header": "os.no_such"}, "a function called no_such"),

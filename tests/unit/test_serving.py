@@ -149,6 +149,12 @@ class TestTheWay:
         assert ran == [((1,), {"a": 2})]
         assert table.claims == [(row.pk, False)]
 
+    def test_a_row_without_arguments_says_so_too(self) -> None:
+        """Who may only publish to the broker runs no task with arguments of his own."""
+        table = Table(Plain)
+        table.serve(b'{"args": ["forged"], "kwargs": {"also": "this"}}', new_row())
+        assert ran == [((), {})]
+
     def test_the_hook_gets_the_message_with_its_frame(self) -> None:
         seen: list[Any] = []
 
