@@ -46,8 +46,8 @@ class VirtualHost:
         key_file: PEM file of its private key, unencrypted; by default in ``certificate_file``.
 
     Raises:
-        ValueError: the URL cannot be understood, or files are named without TLS. The text never
-            holds the password.
+        ValueError: the URL cannot be understood, or says that there is no TLS where ``secure`` or
+            files ask for it. The text never holds the password.
     """
 
     def __init__(
@@ -71,6 +71,11 @@ class VirtualHost:
                 raise ValueError(
                     "a broker URL starts with amqp:// or amqps://, "
                     "for example amqp://user:password@localhost:5672/my-vhost"
+                )
+            if secure and scheme == "amqp":
+                raise ValueError(
+                    "'secure' asks for TLS, and a broker URL that begins with amqp:// for none: "
+                    "write amqps://"
                 )
             secure = scheme == "amqps"
             # Not urlsplit's own netloc: it refuses the commas and ports of a cluster.

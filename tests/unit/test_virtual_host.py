@@ -230,6 +230,7 @@ def test_tls_is_1_2_at_least() -> None:
     [
         ("amqp://u:p@h/", {"ca_file": "a"}, "for TLS only"),
         ("amqp://u:p@h/", {"certificate_file": "a", "key_file": "b"}, "for TLS only"),
+        (f"amqp://u:{SECRET}@h/", {"secure": True}, "'secure' asks for TLS"),
         ("amqps://u:p@h/", {"key_file": "b"}, "a key_file needs the certificate_file"),
     ],
 )
@@ -237,8 +238,9 @@ def test_files_that_would_not_be_used_are_refused(
     url: str, files: dict[str, Any], text: str
 ) -> None:
     """Who names an authority believes that the connection is encrypted."""
-    with pytest.raises(ValueError, match=text):
+    with pytest.raises(ValueError, match=text) as caught:
         VirtualHost(url, **files)
+    assert SECRET not in str(caught.value)
 
 
 def test_files_make_another_host() -> None:
