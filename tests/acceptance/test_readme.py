@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
@@ -108,10 +109,17 @@ def test_the_readme_lists_every_setting_with_its_default() -> None:
 
     for name in [*conf.DEFAULTS, *conf.QUEUE_DEFAULTS]:
         assert f"`{name}`" in README, name
-    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]*?) \|", README, flags=re.MULTILINE))
-    for name in ("shutdown_timeout", "ack_deadline", "lease", "max_crashes", "concurrency"):
-        default = {**conf.DEFAULTS, **conf.QUEUE_DEFAULTS}[name]
-        assert float(rows[name]) == default, name
+    for name in conf._BROKER_TYPES:
+        assert f"`{name}`" in README, name
+    keys, _, _ = README.partition("| key of a broker's dictionary |")
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]*?) \|", keys, flags=re.MULTILINE))
+    for name, default in {**conf.DEFAULTS, **conf.QUEUE_DEFAULTS}.items():
+        if isinstance(default, int | float) and not isinstance(default, bool):
+            number = rows[name].replace(" MiB", "*1024*1024").replace(" Ki", "*1024")
+            assert math.prod(map(float, number.split("*"))) == default, name
+        elif default is None or isinstance(default, bool):
+            inherited = {"host": "default_broker", "signing": 'CARROT["signing"]', "name": ""}
+            assert rows[name].strip("`") == inherited.get(name, str(default)), name
 
 
 def test_the_readme_begins_with_its_two_commands() -> None:

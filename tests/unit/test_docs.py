@@ -60,3 +60,21 @@ def test_every_page_is_reached_from_the_readme() -> None:
     text = PAGES[0].read_text(encoding="utf-8")
     lost = [page.name for page in PAGES[1:] if f"docs/{page.name}" not in text]
     assert not lost
+
+
+def test_the_lines_of_the_log_that_are_explained_are_those_of_the_code() -> None:
+    page = (TOP / "docs" / "on-call.md").read_text(encoding="utf-8")
+    table = page.partition("## What the log says")[2]
+    cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    quoted = [text for cell in cells for text in re.findall(r"`([^`]+)`", cell)]
+    said = "\n".join(
+        node.value
+        for path in sorted((TOP / "carrot_twisted").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    )
+    # Values stand in braces; some lines are made of two pieces.
+    said = re.sub(r"\{[^}]*\}", "…", said)
+    pieces = [piece.strip() for text in quoted for piece in text.split("…")]
+    assert len(quoted) > 15
+    assert [piece for piece in pieces if piece not in said] == []
