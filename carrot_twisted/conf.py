@@ -253,12 +253,12 @@ class _Reader:
             self.problem(4, f"{where} is not a dictionary.", "Write {'name': 'default', …}.")
             return None
         self.unknown_keys(value, QUEUE_DEFAULTS, where)
-        name = value.get("name")
+        name: Any = value.get("name")
         if not _is_name(name):
             self.problem(
                 4,
                 f"{where} has no usable name.",
-                f"Give 'name', a text of 1 to {MAX_NAME_BYTES} bytes, without line ends and the like.",
+                f"Give 'name', a text of 1 to {MAX_NAME_BYTES} bytes without line ends.",
             )
             return None
         where = f"Queue {name!r} in CARROT['queues']"
