@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import signal
 import sys
 import threading
@@ -232,7 +233,7 @@ class CarrotService(Service):
             raise _Misconfigured(f"Django does not start: {error}") from error
         except (Exception, SystemExit) as error:
             # The project's own code: only the traceback says where.
-            raise _Misconfigured(f"Django does not start: {traceback.format_exc()}") from error
+            raise _Misconfigured(f"Django does not start: {_traceback()}") from error
         from django.apps import apps
 
         if not apps.is_installed("carrot_twisted"):
@@ -254,7 +255,7 @@ class CarrotService(Service):
             raise _Misconfigured(str(error)) from error
         except (Exception, SystemExit) as error:
             # A consumer class of the project's: only the traceback says where.
-            raise _Misconfigured(f"No consumer is made: {traceback.format_exc()}") from error
+            raise _Misconfigured(f"No consumer is made: {_traceback()}") from error
 
     def _engine_options(self) -> ServiceOptions:
         from carrot_twisted.service.engine import ServiceOptions
@@ -391,6 +392,11 @@ def _terminal() -> int:
         return os.dup(2)
     except OSError:
         return os.open(os.devnull, os.O_WRONLY)
+
+
+def _traceback() -> str:
+    """That of the exception being handled; its lines of code may hold a broker's URL."""
+    return re.sub(r"(://[^:/@\s]*:)\S+@", r"\1***@", traceback.format_exc())
 
 
 class _Misconfigured(Exception):

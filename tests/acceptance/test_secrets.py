@@ -129,6 +129,35 @@ def test_no_mistake_in_the_settings_shows_the_password(
         assert SECRET not in text
 
 
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        (f'HOST = VirtualHost("amqp://hard:{PASSWORD}@h/v", vhost=1)', "TypeError"),
+        ('CARROT["queues"][0]["consumer_class"] = "mistaken_consumer.Mine"', "NameError"),
+    ],
+    ids=["settings", "consumer"],
+)
+def test_no_traceback_of_the_projects_own_code_shows_it(
+    start_service: StartService, tmp_path: Path, lines: str, told: str
+) -> None:
+    """A traceback shows lines of code, and a URL may stand in one."""
+    (tmp_path / "mistaken.py").write_text(
+        "from carrot_twisted.virtual_host import VirtualHost\n"
+        f"from tests.settings import *\n{lines}\n"
+    )
+    (tmp_path / "mistaken_consumer.py").write_text(
+        "from carrot_twisted.consumer import Consumer\n\n\nclass Mine(Consumer):\n"
+        f'    def __init__(self, *_, **__):\n        no_such("amqp://hard:{PASSWORD}@h/v")\n'
+    )
+    service = start_service(
+        "--settings=mistaken", wait=False, PYTHONPATH=f"{tmp_path}{os.pathsep}{REPOSITORY}"
+    )
+    assert service.ends() == 78
+    assert told in service.log
+    assert "amqp://hard:***@h/v" in service.log
+    assert SECRET not in service.log
+
+
 def program(text: str, url: str) -> str:
     """Run Python in the tests' project; what it prints. Its argument is "check"."""
     done = subprocess.run(
