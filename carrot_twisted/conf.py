@@ -104,6 +104,8 @@ _SIGNING = "False, True or 'publish'"
 #: Argument of a queue that says its type, and the types that tasks can be taken from.
 TYPE_ARGUMENT = "x-queue-type"
 QUEUE_TYPES = ("classic", "quorum")
+#: The most messages that AMQP lets a consumer hold.
+MAX_PREFETCH = 65_535
 #: AMQP's "short string": the limit of every name on the wire, in bytes.
 MAX_NAME_BYTES = 255
 
@@ -268,7 +270,9 @@ class _Reader:
             default = QUEUE_DEFAULTS[key]
             return self.checked(got[key], default, f"{where}: {key!r}", wanted, test)
 
-        prefetch = checked("prefetch", "'auto' or a whole number from 1 to 65535", _is_prefetch)
+        prefetch = checked(
+            "prefetch", f"'auto' or a whole number from 1 to {MAX_PREFETCH}", _is_prefetch
+        )
         queue = QueueSettings(
             name=name,
             host=(
@@ -437,7 +441,7 @@ def _is_days(value: Any) -> bool:
 
 
 def _is_prefetch(value: Any) -> bool:
-    return value == "auto" or (_is_int(value) and 1 <= value <= 65535)
+    return value == "auto" or (_is_int(value) and 1 <= value <= MAX_PREFETCH)
 
 
 def _is_signing(value: Any) -> bool:

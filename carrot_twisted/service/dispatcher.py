@@ -351,6 +351,7 @@ class Dispatcher:
                 self._wait_for_row(job)
         self._flush([job for job, _ in others])
         self._pump()
+        self.on_settled()
         self.on_suspect()
 
     def _wait_for_row(self, job: Job) -> None:
@@ -360,7 +361,10 @@ class Dispatcher:
             self._missing += 1
             self._reactor.callLater(delays[job.tries], self._claim_again, job)
             job.tries += 1
+            self.pace.missing = max(self.pace.missing, self._missing)
         else:
+            # Not while it is looked up: that is a moment, and it may wait once more.
+            self.pace.missing = self._missing
             del self._jobs[job.uuid]
             for delivery in job.deliveries:
                 self._bury(delivery, _missing(self._consumer.barred))
@@ -473,6 +477,8 @@ class Dispatcher:
         if ended < len(jobs):
             self._slow_down(jobs)
         self._flush(jobs)
+        if not self._missing:
+            self.pace.missing = 0
         if not self._stopping:
             self.pace.measured(seconds / len(jobs), size / len(jobs))
             self._pump()

@@ -36,6 +36,8 @@ class Pace:
     """Run time of a task. The start value is a guess that is soon replaced."""
     size: float = 1000.0
     """Bytes of a body."""
+    missing: int = 0
+    """Messages that wait for their rows, which may never come."""
 
     def measured(self, seconds: float, size: float) -> None:
         """A batch of tasks took so long on average, with bodies of that size."""
@@ -54,6 +56,14 @@ class Pace:
             return self.fixed
         ahead = self._ahead(DELIVER_AHEAD, MAX_PREFETCH)
         return self.concurrency + min(ahead, int(MAX_BYTES / max(1.0, self.size)))
+
+    @property
+    def headroom(self) -> int:
+        """How many messages beyond ``prefetch``: those that wait for rows keep no others out.
+
+        0 where there is room. Else a power of two, for each change costs a new consumer.
+        """
+        return 0 if self.prefetch > 4 * self.missing else 1 << self.missing.bit_length()
 
     def _ahead(self, seconds: float, most: int) -> int:
         return min(most, int(seconds * self.concurrency / max(self.seconds, 1e-6)))

@@ -19,7 +19,7 @@ from twisted.internet.task import deferLater
 from twisted.python.threadable import isInIOThread
 from txaio.tx import as_future, make_logger
 
-from carrot_twisted import declaring, topology
+from carrot_twisted import conf, declaring, topology
 from carrot_twisted.outage import Outage
 from carrot_twisted.service.delivery import Delivery, SafeChannel, Settler
 from carrot_twisted.service.prefetch import worth_changing
@@ -89,6 +89,7 @@ class Subscription:
         self._safe: SafeChannel | None = None
         self._tag: str | None = None
         self._prefetch = 0
+        self._headroom = 0
         self._lock = DeferredLock()
         self._told: set[str] = set()
         self._outage = Outage(reactor.seconds)
@@ -353,9 +354,10 @@ class Subscription:
             wanted_prefetch = prefetch
         else:
             wanted_prefetch = self._prefetch
+        headroom = self._dispatcher.pace.headroom
         wanted = self._wanted and self._asked
         # With another prefetch, a new consumer follows at once: the queue counts as consumed.
-        changing = wanted_prefetch != self._prefetch
+        changing = (wanted_prefetch, headroom) != (self._prefetch, self._headroom)
         if self._tag is not None and (not wanted or changing):
             tag = self._tag
             if not wanted:
@@ -365,7 +367,8 @@ class Subscription:
             if not wanted:
                 self._tell(self._consumer.on_cancel, frame)
         if wanted and (self._tag is None or changing):
-            await channel.basic_qos(prefetch_count=wanted_prefetch)
+            count = min(conf.MAX_PREFETCH, wanted_prefetch + headroom)
+            await channel.basic_qos(prefetch_count=count)
             frame = await channel.consume(self._queue.name, self._on_message)
             self._tag = frame.method.consumer_tag
             if self._lost:
@@ -379,7 +382,7 @@ class Subscription:
                     n=self._dispatcher.pace.concurrency,
                     after=after,
                 )
-            self._prefetch = wanted_prefetch
+            self._prefetch, self._headroom = wanted_prefetch, headroom
 
     def _on_message(self, _channel: Any, method: Any, properties: Any, body: bytes) -> None:
         settler = self._settler
@@ -410,7 +413,10 @@ class Subscription:
             channel.close()
 
     def _follow_pace(self) -> None:
-        if self._tag is not None and worth_changing(self._prefetch, self._dispatcher.pace.prefetch):
+        pace = self._dispatcher.pace
+        if self._tag is not None and (
+            worth_changing(self._prefetch, pace.prefetch) or pace.headroom != self._headroom
+        ):
             self._adjust_soon()
 
     def _broken(self, failure: Any) -> None:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,6 +15,8 @@ from tests.processes import REPOSITORY, ServiceProcess, wait_until
 from tests.project import tasks
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.conftest import Broker
 
 PAGE = (REPOSITORY / "docs" / "on-call.md").read_text()

@@ -370,6 +370,24 @@ def test_no_property_can_hurt(service: ServiceProcess, broker: Broker) -> None:
     assert broker.channel.queue_declare("other", durable=True).method.message_count == 0
 
 
+@pytest.mark.once
+def test_messages_that_wait_for_rows_which_never_come_hold_up_nothing(
+    start_service: StartService, broker: Broker, settings: Any
+) -> None:
+    """Where few messages are held at once, as with long tasks, these could be all of them."""
+    changed = {"queues": [{"name": "default", "concurrency": 1, "prefetch": 1}]}
+    settings.CARROT = {**settings.CARROT, **changed}
+    start_service(CARROT_TEST_SETTINGS=json.dumps(changed))
+    for number in range(40):
+        broker.send("default", b"{}", message_id=str(uuid4()), headers={"type": ECHO})
+        if number % 10 == 5:
+            good = good_neighbours(1)
+    good += good_neighbours()
+    assert_undisturbed(good)
+    # They have had their time.
+    wait_until(lambda: broker.depth("default.dead") == 40, 30)
+
+
 # What tasks say
 
 

@@ -736,6 +736,7 @@ class Pace:
     concurrency = 2
     prefetch = 10
     claimed = 10
+    headroom = 0
 
 
 class Taker:

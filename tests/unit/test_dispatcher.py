@@ -384,6 +384,32 @@ class TestMissingRows:
         assert desk.channel.acked == {1}
         assert desk.dead == []
 
+    def test_there_is_room_for_others_as_long_as_it_is_looked_for(self, desk: Desk) -> None:
+        pace = desk.dispatcher.pace
+        told: list[int] = []
+        desk.dispatcher.on_settled = lambda: told.append(pace.missing)
+        for _ in range(3):
+            desk.deliver(app_id=None)
+        desk.turn()
+        desk.answer(every=Verdict.MISSING)
+        desk.turn(0.1)
+        # While the database is asked, too.
+        assert (told[-1], pace.missing) == (3, 3)
+        while not desk.dead:
+            desk.answer(every=Verdict.MISSING)
+            desk.turn(5)
+        assert (told[-1], pace.missing) == (0, 0)
+
+    def test_nor_does_it_keep_room_when_its_row_has_come(self, desk: Desk) -> None:
+        desk.deliver(app_id=None)
+        desk.turn()
+        desk.answer(every=Verdict.MISSING)
+        desk.turn(0.1)
+        desk.answer()
+        desk.run()
+        desk.write()
+        assert desk.dispatcher.pace.missing == 0
+
     def test_it_is_looked_for_during_ten_seconds_then_it_is_a_dead_letter(self, desk: Desk) -> None:
         desk.deliver(app_id=None)
         desk.turn()

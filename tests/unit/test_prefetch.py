@@ -45,6 +45,19 @@ def test_a_number_from_the_settings_is_kept_whatever_is_measured() -> None:
     assert pace.prefetch == 7
 
 
+@pytest.mark.parametrize(
+    ("missing", "headroom"), [(0, 0), (1, 2), (2, 4), (3, 4), (4, 8), (100, 128), (200, 256)]
+)
+def test_what_waits_for_rows_leaves_room_for_others(missing: int, headroom: int) -> None:
+    pace = Pace(concurrency=1, fixed=1, missing=missing)
+    assert (pace.prefetch, pace.headroom) == (1, headroom)
+
+
+def test_where_many_messages_are_held_there_is_room() -> None:
+    assert Pace(concurrency=1, fixed=401, missing=100).headroom == 0
+    assert Pace(concurrency=1, fixed=400, missing=100).headroom == 128
+
+
 def test_one_odd_batch_does_not_throw_the_average() -> None:
     pace = pace_of(0.001)
     pace.measured(0.003, 100.0)
