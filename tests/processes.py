@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -12,7 +13,7 @@ import sys
 import sysconfig
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote
 
 if TYPE_CHECKING:
@@ -34,6 +35,11 @@ def python_for_others() -> Path | None:
         if path.exists() and all(place.stat().st_mode & stat.S_IXOTH for place in path.parents):
             return path
     return None
+
+
+def carrot(**settings: Any) -> dict[str, str]:
+    """The environment of a service with these in its ``settings.CARROT``: once for all of them."""
+    return {"CARROT_TEST_SETTINGS": json.dumps(settings)}
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 30.0, what: str = "") -> None:

@@ -29,7 +29,7 @@ from carrot_twisted.models import MessageLog
 from carrot_twisted.signing import Seal
 from carrot_twisted.utilities import create_message, publish_many, publish_message
 from tests.integration.test_service import finished, run
-from tests.processes import ServiceProcess, wait_until
+from tests.processes import ServiceProcess, carrot, wait_until
 from tests.project import tasks
 
 if TYPE_CHECKING:
@@ -425,7 +425,7 @@ def test_with_signing_an_unsigned_message_touches_no_row(
     start_service: StartService, broker: Broker, settings: Any, ledger: Ledger
 ) -> None:
     settings.CARROT = {**settings.CARROT, "signing": True}
-    service = start_service(CARROT_TEST_SIGNING="true", CARROT_TEST_PERIODIC="1")
+    service = start_service(CARROT_TEST_PERIODIC="1", **carrot(signing=True))
     body = b'{"args": ["the row\'s"]}'
     victim = new_row()
 
@@ -487,7 +487,7 @@ def test_a_key_can_be_changed_while_messages_wait(
     settings.SECRET_KEY = OLD
     row = publish_message(tasks.echo)
     assert publisher.flush(10)
-    start_service(CARROT_TEST_SIGNING="true", CARROT_TEST_FALLBACK=OLD)
+    start_service(CARROT_TEST_FALLBACK=OLD, **carrot(signing=True))
     assert run(row).status == MessageLog.COMPLETED
 
 

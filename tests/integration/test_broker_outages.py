@@ -7,7 +7,6 @@ at work by itself soon after the end.
 
 from __future__ import annotations
 
-import json
 import socket
 import threading
 import time
@@ -24,7 +23,7 @@ from carrot_twisted import publisher
 from carrot_twisted.models import MessageLog
 from carrot_twisted.utilities import create_message, publish_many, publish_message
 from tests.integration.test_service import finished
-from tests.processes import wait_until
+from tests.processes import carrot, wait_until
 from tests.project import tasks
 
 if TYPE_CHECKING:
@@ -85,11 +84,6 @@ def late() -> int:
     """Messages of the queue "default" that should have been sent."""
     state = MessageLog.objects.outbox_state()
     return state["default"].count if state else 0
-
-
-def settings(**values: Any) -> dict[str, str]:
-    """The environment of a service with these settings."""
-    return {"CARROT_TEST_SETTINGS": json.dumps(values)}
 
 
 def resident(service: ServiceProcess) -> float:
@@ -219,7 +213,7 @@ def test_a_broken_way_and_a_frozen_broker_are_noticed_and_what_runs_is_not_run_a
     ledger: Ledger,
     tmp_path: Path,
 ) -> None:
-    quick = settings(heartbeat=1)
+    quick = carrot(heartbeat=1)
     url = urlsplit(private_broker.url)
     password = f"{url.username}:{url.password}"
     behind = start_service(
@@ -282,9 +276,9 @@ def test_tasks_longer_than_the_brokers_delivery_timeout_run_once_and_those_behin
 ) -> None:
     queues = [{"name": "default", "prefetch": 5}, {"name": "other", "prefetch": 5}]
     with short_delivery_timeout(private_broker, 1500):
-        good = start_service("--queue=default", **settings(queues=queues, ack_deadline=0.7))
+        good = start_service("--queue=default", **carrot(queues=queues, ack_deadline=0.7))
         # Acknowledged too late, as if nobody had told the service of the broker's timeout.
-        bad = start_service("--queue=other", wait=False, **settings(queues=queues))
+        bad = start_service("--queue=other", wait=False, **carrot(queues=queues))
         bad.wait_for("Consuming queue other")
         rows = effects("long", pause=4.0) + effects("a", "b", "c", pause=0.1)
         rows += effects("other long", pause=4.0, queue="other")

@@ -28,7 +28,7 @@ from carrot_twisted.models import MessageLog, Worker
 from carrot_twisted.records import Claimant
 from carrot_twisted.utilities import create_message, publish_many, publish_message
 from tests.integration.test_service import finished
-from tests.processes import wait_until
+from tests.processes import carrot, wait_until
 from tests.project import tasks
 
 if TYPE_CHECKING:
@@ -409,7 +409,7 @@ def test_a_database_that_freezes_for_longer_than_a_lease_makes_nobody_look_dead(
     lease = 2.0
     where = {
         "CARROT_DATABASE_URL": limited.url,
-        "CARROT_TEST_LEASE": str(lease),
+        **carrot(lease=lease),
         "CARROT_TEST_ELSEWHERE": "yes",
     }
     services = [start_service(**where), start_service(**where)]

@@ -29,7 +29,7 @@ from carrot_twisted.utilities import (
 )
 from tests.conftest import current_database_url
 from tests.integration.test_service import finished
-from tests.processes import REPOSITORY, ServiceProcess, wait_until
+from tests.processes import REPOSITORY, ServiceProcess, carrot, wait_until
 from tests.project import tasks
 
 if TYPE_CHECKING:
@@ -163,13 +163,13 @@ def a_dead_workers_task_taken_over(stage: Stage, place: str) -> None:
 def a_task_with_heartbeats(stage: Stage, place: str) -> None:
     publish_message(tasks.wait_for_file, str(stage.file), 60)
     assert publisher.flush(10)
-    stage.dies(f"{place}:exit:4", CARROT_TEST_LEASE="2")
+    stage.dies(f"{place}:exit:4", **carrot(lease=2))
 
 
 def a_task_in_custody(stage: Stage, place: str) -> None:
     publish_message(tasks.wait_for_file, str(stage.file), 60)
     assert publisher.flush(10)
-    stage.dies(f"{place}:exit", CARROT_TEST_ACK_DEADLINE="0.4")
+    stage.dies(f"{place}:exit", **carrot(ack_deadline=0.4))
 
 
 def a_released_task(stage: Stage, place: str) -> None:
@@ -267,7 +267,7 @@ def test_where_the_database_says_no_nothing_is_lost_and_nothing_runs_twice(
     """One time in ten, at all places at once."""
     schedule = create_scheduled_task(tasks.effect, {"seconds": 1}, key="tick")
     points = ",".join(f"{place}:raise:0.1@{n}" for n, place in enumerate(DATABASE))
-    service = start_service(CARROT_FAILPOINT=points, CARROT_TEST_LEASE="2")
+    service = start_service(CARROT_FAILPOINT=points, **carrot(lease=2))
     rows = publish_many(create_message(tasks.effect, task_args=[str(n), 0.02]) for n in range(60))
     done = finished(rows)
     wait_until(lambda: ledger().count("tick") > 2)

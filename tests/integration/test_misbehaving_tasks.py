@@ -13,7 +13,7 @@ import pytest
 from carrot_twisted.models import MessageLog, Worker
 from carrot_twisted.utilities import create_message, publish_many, publish_message
 from tests.integration.test_service import finished, run
-from tests.processes import wait_until
+from tests.processes import carrot, wait_until
 from tests.project import misbehaving, tasks
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def each_once(count: int) -> Counter[str]:
 def test_a_task_that_runs_too_long_fails_and_leaves_its_thread_to_the_next(
     start_service: StartService, ledger: Ledger
 ) -> None:
-    service = start_service("--concurrency=2", CARROT_TEST_TIME_LIMIT="0.4")
+    service = start_service("--concurrency=2", **carrot(time_limit=0.4))
     threads = worker_threads()
     cases = [
         misbehaving.loop,

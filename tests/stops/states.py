@@ -14,7 +14,7 @@ from django.db import connections, transaction
 from carrot_twisted.models import MessageLog, ScheduledTask
 from carrot_twisted.utilities import create_message, create_scheduled_task, publish_many
 from devtools.ports import free_port
-from tests.processes import REPOSITORY, ServiceProcess, spawn, wait_until
+from tests.processes import REPOSITORY, ServiceProcess, carrot, spawn, wait_until
 from tests.project.tasks import noop
 from tests.stops.arena import DEAD, THREADS, Arena, State
 
@@ -322,7 +322,7 @@ def quarantined(arena: Arena) -> Iterator[Sequence[ServiceProcess]]:
 
 @state("messages of running tasks are acknowledged", once=True)
 def in_custody(arena: Arena) -> Iterator[Sequence[ServiceProcess]]:
-    services = arena.services(CONSUMING, CARROT_TEST_ACK_DEADLINE="0.2")
+    services = arena.services(CONSUMING, launch=None, **carrot(ack_deadline=0.2))
     arena.publish("sleep", THREADS)
     arena.wait_for_begun(THREADS)
     yield services
