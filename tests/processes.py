@@ -83,18 +83,52 @@ class Running(Protocol):
 
 
 def spawn(
-    command: Sequence[str], environment: Mapping[str, str], log: Path, cwd: Path = REPOSITORY
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    log: Path,
+    *,
+    cwd: Path = REPOSITORY,
+    inside: Sequence[str] = (),
 ) -> Running:
-    """Start ``twistd`` with these arguments, and this process's environment with those."""
+    """Start ``twistd`` with these arguments, and this process's environment with those.
+
+    Args:
+        command: the arguments.
+        environment: further variables.
+        log: takes what it prints.
+        cwd: to run in.
+        inside: beginning of the command line, of a program that runs the rest.
+    """
     with log.open("ab") as stream:
         return subprocess.Popen(
-            [str(TWISTD), *command],
+            [*inside, str(TWISTD), *command],
             cwd=cwd,
             env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,
         )
+
+
+def run_to_end(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    cwd: Path = REPOSITORY,
+    seconds: float = 60.0,
+) -> subprocess.CompletedProcess[str]:
+    """Run a program, with this process's environment and that; all it prints is in ``stdout``."""
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
 
 
 class ServiceProcess:

@@ -20,7 +20,7 @@ from carrot_twisted.models import MessageLog, Worker
 from carrot_twisted.utilities import create_message, publish_many, publish_message
 from devtools.ports import free_port
 from tests.conftest import Broker, current_database_url
-from tests.processes import REPOSITORY, TWISTD, ServiceProcess, wait_until
+from tests.processes import REPOSITORY, TWISTD, ServiceProcess, run_to_end, wait_until
 from tests.project import tasks
 
 if TYPE_CHECKING:
@@ -52,16 +52,8 @@ def fragile(private_broker: RabbitMQ) -> Iterator[RabbitMQ]:
 
 def twistd(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a ``twistd`` that ends by itself, or becomes a daemon."""
-    return subprocess.run(
-        [str(TWISTD), *arguments],
-        cwd=REPOSITORY,
-        env={**os.environ, "DJANGO_SETTINGS_MODULE": "", **environment},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=30,
-        check=False,
+    return run_to_end(
+        [str(TWISTD), *arguments], {"DJANGO_SETTINGS_MODULE": "", **environment}, seconds=30
     )
 
 

@@ -16,7 +16,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import REPOSITORY, TWISTD, ServiceProcess, python_for_others, wait_until
+from tests.processes import (
+    REPOSITORY,
+    TWISTD,
+    ServiceProcess,
+    python_for_others,
+    run_to_end,
+    wait_until,
+)
 
 pytestmark = pytest.mark.once
 
@@ -53,7 +60,6 @@ def place() -> Iterator[Path]:
 
 def environment(folder: Path, broker_url: str) -> dict[str, str]:
     return {
-        **os.environ,
         "PYTHONPATH": f"{REPOSITORY}:{sysconfig.get_path('purelib')}",
         "PYTHONDONTWRITEBYTECODE": "1",
         "DJANGO_SETTINGS_MODULE": "mine",
@@ -72,7 +78,7 @@ def make_tables(folder: Path) -> None:
     subprocess.run(
         [str(python_for_others()), "-c", program],
         cwd=folder,
-        env=environment(folder, ""),
+        env={**os.environ, **environment(folder, "")},
         user=user.pw_uid,
         group=user.pw_gid,
         extra_groups=[],
@@ -82,7 +88,7 @@ def make_tables(folder: Path) -> None:
 
 def twistd(folder: Path, broker_url: str, *options: str) -> subprocess.CompletedProcess[str]:
     """Start the service as a daemon, for that user."""
-    return subprocess.run(
+    return run_to_end(
         [
             str(python_for_others()),
             str(TWISTD),
@@ -92,14 +98,8 @@ def twistd(folder: Path, broker_url: str, *options: str) -> subprocess.Completed
             *options,
             "carrot",
         ],
+        environment(folder, broker_url),
         cwd=folder,
-        env=environment(folder, broker_url),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=60,
-        check=False,
     )
 
 

@@ -231,13 +231,10 @@ def test_a_broken_way_and_a_frozen_broker_are_noticed_and_what_runs_is_not_run_a
     # that run, and leaves them alone. What it has itself ends although the broker is frozen.
     rows += effects(*range(40), pause=0.05)
     wait_until(lambda: len(ledger()) > 4)
-    private_broker.pause()
-    try:
+    with private_broker.frozen():
         for service in (behind, other):
             service.wait_for("Lost the connection", 30)
-    finally:
-        private_broker.resume()
-        hole.mend()
+    hole.mend()
     back = time.monotonic()
     rows += work_goes_on(back, ledger, "after")
     gate.touch()

@@ -3,10 +3,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,9 +24,9 @@ from carrot_twisted.utilities import (
     publish_many,
     publish_message,
 )
-from tests.conftest import current_database_url
+from tests.conftest import run_python
 from tests.integration.test_service import finished
-from tests.processes import REPOSITORY, ServiceProcess, carrot, wait_until
+from tests.processes import ServiceProcess, carrot, wait_until
 from tests.project import tasks
 
 if TYPE_CHECKING:
@@ -77,22 +74,9 @@ class Stage:
 
     def publish(self, program: str, **environment: str) -> int:
         """A process that publishes; its exit status."""
-        done = subprocess.run(
-            [sys.executable, "-c", f"{PUBLISHING}\n{program}\npublisher.flush(10)"],
-            cwd=REPOSITORY,
-            env={
-                **os.environ,
-                "DJANGO_SETTINGS_MODULE": "tests.settings",
-                "CARROT_BROKER_URL": self._broker_url,
-                "CARROT_DATABASE_URL": current_database_url(),
-                **environment,
-            },
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode in (0, KILLED), done.stderr
+        text = f"{PUBLISHING}\n{program}\npublisher.flush(10)"
+        done = run_python(text, self._broker_url, **environment)
+        assert done.returncode in (0, KILLED), done.stdout
         return done.returncode
 
 

@@ -14,7 +14,7 @@ from django.db import connection, transaction
 from carrot_twisted import moving, outbox
 from carrot_twisted.models import MessageLog, ScheduledTask
 from carrot_twisted.virtual_host import VirtualHost
-from tests.conftest import current_database_url
+from tests.conftest import same_servers
 from tests.django_carrot import publisher, tables
 from tests.processes import ServiceProcess, wait_until
 from tests.project import tasks
@@ -201,8 +201,7 @@ def service(
 
     def start(settings: str) -> ServiceProcess:
         environment = {
-            "CARROT_BROKER_URL": broker_url,
-            "CARROT_DATABASE_URL": current_database_url(),
+            **same_servers(broker_url),
             "CARROT_TEST_LEDGER": str(tmp_path / "ledger"),
         }
         running.append(ServiceProcess(tmp_path / "service", (), environment, settings))

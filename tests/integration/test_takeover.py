@@ -11,27 +11,28 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
 from carrot_twisted.models import MessageLog, Worker
 from carrot_twisted.utilities import publish_message
+from devtools.process import children_of
 from tests.conftest import missing
 from tests.integration.test_service import run
-from tests.processes import REPOSITORY, TWISTD, ServiceProcess, carrot, wait_until
+from tests.processes import ServiceProcess, carrot, spawn, wait_until
 from tests.project import tasks
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
+    from pathlib import Path
 
     from devtools.servers import RabbitMQ
     from tests.conftest import Broker
-    from tests.processes import Launch, Running
+    from tests.processes import Launch
 
 StartService = Callable[..., ServiceProcess]
 Ledger = Callable[[], list[str]]
@@ -47,22 +48,6 @@ def broker_url(private_broker: RabbitMQ) -> str:
     return private_broker.url
 
 
-def elsewhere(command: Sequence[str], environment: Mapping[str, str], log: Path) -> Running:
-    """Start ``twistd`` on another machine, as far as it and others can see."""
-    with log.open("ab") as stream:
-        return subprocess.Popen(
-            [
-                *("unshare", "--pid", "--fork", "--kill-child", "--mount-proc"),
-                *(sys.executable, str(TWISTD), *command),
-            ],
-            cwd=REPOSITORY,
-            env={**os.environ, **environment},
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-        )
-
-
 @pytest.fixture(scope="module")
 def namespaces() -> None:
     """Making a process namespace needs root, and a container may forbid it even then."""
@@ -75,13 +60,13 @@ def namespaces() -> None:
 @pytest.fixture
 def launch(namespaces: None) -> Launch:
     """Every service is on a machine of its own."""
-    return elsewhere
+    return partial(spawn, inside=["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"])
 
 
 def inner_pid(service: ServiceProcess) -> int:
     """Of the service itself, as seen from here; the process that was started is ``unshare``."""
-    pid = service.process.pid
-    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
+    (pid,) = children_of(service.process.pid)
+    return pid
 
 
 def messages(broker: RabbitMQ) -> int:
