@@ -38,7 +38,6 @@ from tests.processes import (
     python_for_others,
     run_to_end,
     secrets_of,
-    spawn,
 )
 from tests.settings import CARROT, QUEUE_TYPE, database
 
@@ -181,9 +180,9 @@ def nursery() -> Iterator[Nursery]:
 
 
 @pytest.fixture
-def launch() -> Launch:
-    """How services are started; modules that start very many override it."""
-    return spawn
+def launch(nursery: Nursery) -> Launch:
+    """How services are started; modules that look at the process itself override it."""
+    return nursery.start
 
 
 @pytest.fixture

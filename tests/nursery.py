@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Services that start fast: forked from a process that has imported what they will import.
 
-For tests that start very many of them; half a second each is saved. Nothing of this package and no
-reactor is imported beforehand: what a service does first with those is part of the test.
+Half a second each is saved. Nothing of this package and no reactor is imported beforehand: what a
+service does first with those is part of the test.
 
 The process answers each request, a line of JSON, with a pid, and writes the exit status of each
 child into the file that its request names. It ends, with all its children, at the end of its input.
@@ -51,6 +51,8 @@ class Nursery:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.nursery"],
             cwd=REPOSITORY,
+            # What its children print is seen at once; they have no say in that any more.
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -20,13 +20,14 @@ from carrot_twisted.models import MessageLog, Worker
 from carrot_twisted.utilities import create_message, publish_many, publish_message
 from devtools.ports import free_port
 from tests.conftest import Broker, current_database_url
-from tests.processes import REPOSITORY, TWISTD, ServiceProcess, run_to_end, wait_until
+from tests.processes import REPOSITORY, TWISTD, ServiceProcess, run_to_end, spawn, wait_until
 from tests.project import tasks
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from devtools.servers import PostgreSQL, RabbitMQ
+    from tests.processes import Launch
 
 StartService = Callable[..., ServiceProcess]
 Ledger = Callable[[], list[str]]
@@ -34,6 +35,12 @@ Ledger = Callable[[], list[str]]
 CONFIGURATION = 78
 #: A stop with nothing to wait for.
 SOON = 8.0
+
+
+@pytest.fixture
+def launch() -> Launch:
+    """What a terminal starts is tested here."""
+    return spawn
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -22,8 +23,12 @@ from tests.processes import (
     ServiceProcess,
     python_for_others,
     run_to_end,
+    spawn,
     wait_until,
 )
+
+if TYPE_CHECKING:
+    from tests.processes import Launch
 
 pytestmark = pytest.mark.once
 
@@ -39,6 +44,12 @@ SETTINGS = """
 from tests.settings import *
 CARROT = {**CARROT, "task_modules": ["told"]}
 """
+
+
+@pytest.fixture
+def launch() -> Launch:
+    """Processes as an administrator starts them."""
+    return spawn
 
 
 def owner(path: Path) -> str:

@@ -20,11 +20,12 @@ from carrot_twisted.utilities import publish_message
 from devtools.ports import free_port
 from tests.conftest import rows_show, run_python
 from tests.integration.test_service import run
-from tests.processes import ServiceProcess, secrets_of, wait_until
+from tests.processes import ServiceProcess, secrets_of, spawn, wait_until
 from tests.project import tasks
 
 if TYPE_CHECKING:
     from devtools.servers import RabbitMQ
+    from tests.processes import Launch
 
 pytestmark = pytest.mark.once
 
@@ -32,6 +33,12 @@ StartService = Callable[..., ServiceProcess]
 #: The beginning is looked for: pieces would be a secret, too.
 SECRET = "s3cr3t"
 PASSWORD = f"{SECRET}/:@%{SECRET}"
+
+
+@pytest.fixture
+def launch() -> Launch:
+    """The process's own command line is looked at."""
+    return spawn
 
 
 @pytest.fixture(scope="module")
