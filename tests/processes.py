@@ -42,6 +42,15 @@ def carrot(**settings: Any) -> dict[str, str]:
     return {"CARROT_TEST_SETTINGS": json.dumps(settings)}
 
 
+def constants(values: Mapping[str, Any]) -> dict[str, str]:
+    """The environment of a service with other constants, where a test would wait for nothing else.
+
+    Args:
+        values: by module of ``carrot_twisted.service`` and name, for example "relay.INTERVAL".
+    """
+    return {"CARROT_TEST_CONSTANTS": json.dumps(values)}
+
+
 def wait_until(condition: Callable[[], object], seconds: float = 30.0, what: str = "") -> None:
     """Wait for something to become true.
 
