@@ -161,6 +161,8 @@ def become(request: Mapping[str, Any]) -> None:
     os.close(log)
     os.environ.clear()
     os.environ.update(request["environment"])
+    # As at the start of an interpreter.
+    sys.path[1:1] = [one for one in os.environ.get("PYTHONPATH", "").split(os.pathsep) if one]
     sys.argv[:] = request["command"]
     from twisted.scripts.twistd import run
 

@@ -20,7 +20,7 @@ from carrot_twisted.models import MessageLog, Worker
 from carrot_twisted.utilities import create_message, publish_many, publish_message
 from devtools.ports import free_port
 from tests.conftest import Broker, current_database_url
-from tests.processes import REPOSITORY, TWISTD, ServiceProcess, run_to_end, spawn, wait_until
+from tests.processes import REPOSITORY, TWISTD, ServiceProcess, run_to_end, wait_until
 from tests.project import tasks
 
 if TYPE_CHECKING:
@@ -35,12 +35,6 @@ Ledger = Callable[[], list[str]]
 CONFIGURATION = 78
 #: A stop with nothing to wait for.
 SOON = 8.0
-
-
-@pytest.fixture
-def launch() -> Launch:
-    """What a terminal starts is tested here."""
-    return spawn
 
 
 @pytest.fixture(scope="session")
@@ -139,7 +133,9 @@ MISTAKES = {
 
 @pytest.mark.once
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_configuration_mistake_ends_the_service_at_once(tmp_path: Path, mistake: str) -> None:
+def test_a_configuration_mistake_ends_the_service_at_once(
+    tmp_path: Path, launch: Launch, mistake: str
+) -> None:
     settings, remedies = MISTAKES[mistake]
     environment = write_project(
         tmp_path,
@@ -147,7 +143,7 @@ def test_a_configuration_mistake_ends_the_service_at_once(tmp_path: Path, mistak
         broken_tasks="1 / 0",
         leaving_tasks="raise SystemExit(0)",
     )
-    service = ServiceProcess(tmp_path / "service", (), environment, settings="mistaken")
+    service = ServiceProcess(tmp_path / "service", (), environment, "mistaken", launch=launch)
     try:
         status = ends_soon(service)
     finally:
@@ -171,10 +167,10 @@ def test_a_configuration_mistake_ends_the_service_at_once(tmp_path: Path, mistak
     ids=["settings", "queue", "tables"],
 )
 def test_so_does_what_is_missing(
-    tmp_path: Path, options: tuple[str, ...], settings: str, remedies: list[str]
+    tmp_path: Path, launch: Launch, options: tuple[str, ...], settings: str, remedies: list[str]
 ) -> None:
     environment = {"CARROT_DATABASE_URL": f"sqlite://{tmp_path / 'empty.sqlite3'}"}
-    service = ServiceProcess(tmp_path / "service", options, environment, settings=settings)
+    service = ServiceProcess(tmp_path / "service", options, environment, settings, launch=launch)
     try:
         status = ends_soon(service)
     finally:

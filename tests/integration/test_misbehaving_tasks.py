@@ -58,7 +58,9 @@ def each_once(count: int) -> Counter[str]:
 def test_a_task_that_runs_too_long_fails_and_leaves_its_thread_to_the_next(
     start_service: StartService, ledger: Ledger
 ) -> None:
-    service = start_service("--concurrency=2", **carrot(time_limit=0.4))
+    service = start_service(
+        "--concurrency=2", **carrot(time_limit=0.4), **constants({"time_keeper.REPEAT": 0.2})
+    )
     threads = worker_threads()
     cases = [
         misbehaving.loop,

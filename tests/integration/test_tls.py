@@ -32,7 +32,7 @@ from devtools.ports import free_port
 from devtools.servers import RabbitMQ, temporary_folder
 from tests.conftest import run_python, running
 from tests.processes import ServiceProcess, wait_until
-from tests.reactor import in_reactor, left_clean, reactor, soon, until
+from tests.reactor import hasten_heartbeats, in_reactor, left_clean, reactor, soon, until
 from tests.settings import CARROT
 
 if TYPE_CHECKING:
@@ -376,14 +376,16 @@ async def test_a_peer_that_falls_silent_is_given_up_without_tls_farewell(
     tls_broker: RabbitMQ,
     broker_url: str,
     settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    grace = hasten_heartbeats(monkeypatch)
     settings.CARROT = {**CARROT, "heartbeat": HEARTBEAT}
     protocols: list[CarrotProtocol] = []
     connection = BrokerConnection(VirtualHost(broker_url), "testing", protocols.append, reactor)
     connection.start()
     await until(lambda: protocols)
     with tls_broker.frozen():
-        limit = 2 * (HEARTBEAT + 5) + FAREWELL + 1
+        limit = 2 * (HEARTBEAT + grace) + FAREWELL + 1
         await until(lambda: not connection.is_open, limit)
     await until(lambda: connection.is_open)
     with tls_broker.frozen():
