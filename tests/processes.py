@@ -46,7 +46,7 @@ def constants(values: Mapping[str, Any]) -> dict[str, str]:
     """The environment of a service with other constants, where a test would wait for nothing else.
 
     Args:
-        values: by module of ``carrot_twisted.service`` and name, for example "relay.INTERVAL".
+        values: by their path in the package, for example "service.relay.INTERVAL".
     """
     return {"CARROT_TEST_CONSTANTS": json.dumps(values)}
 

@@ -20,7 +20,7 @@ from carrot_twisted.models import MessageLog, Worker
 from carrot_twisted.utilities import create_message, publish_many, publish_message
 from devtools.ports import free_port
 from tests.conftest import Broker, current_database_url
-from tests.processes import REPOSITORY, TWISTD, ServiceProcess, run_to_end, wait_until
+from tests.processes import REPOSITORY, TWISTD, ServiceProcess, constants, run_to_end, wait_until
 from tests.project import tasks
 
 if TYPE_CHECKING:
@@ -377,7 +377,7 @@ def test_a_signal_ends_a_service_whose_database_is_stuck(start_service: StartSer
 def test_a_task_that_does_not_end_holds_up_a_stop_only_so_long(
     start_service: StartService, ledger: Ledger, tmp_path: Path, how: str
 ) -> None:
-    service = start_service(f"--shutdown-timeout={2 if how == 'timeout' else 60}")
+    service = start_service(f"--shutdown-timeout={1 if how == 'timeout' else 60}")
     file = tmp_path / "file"
     row = publish_message(tasks.wait_for_file, str(file), 300)
     wait_for_status(row, MessageLog.IN_PROGRESS)
@@ -388,7 +388,7 @@ def test_a_task_that_does_not_end_holds_up_a_stop_only_so_long(
         service.signal()
     assert ends_soon(service) == 0
     if how == "timeout":
-        assert time.monotonic() - start >= 2
+        assert time.monotonic() - start >= 1
     assert "1 tasks did not end in time" in service.log
     assert "the database was in" not in service.log
     assert "Traceback" not in service.log
@@ -422,6 +422,7 @@ def test_threads_that_tasks_leave_behind_do_not_hold_up_the_end(
             "    await sync_to_async(time.sleep, thread_sensitive=False)(60)\n"
         ),
     )
+    environment |= constants({"tap.LAST_MOMENT": 0.5})
     monkeypatch.syspath_prepend(str(tmp_path))
     service = start_service("--shutdown-timeout=1", **environment)
     left = publish_message("stubborn.leave_a_thread")

@@ -37,7 +37,9 @@ def effects(count: int, pause: float = 0.0) -> list[MessageLog]:
 
 def stuck_after(seconds: float) -> dict[str, str]:
     """The environment of a service that gives up threads so soon."""
-    return constants({"time_keeper.STUCK_AFTER": seconds, "time_keeper.REPEAT": seconds / 4})
+    return constants(
+        {"service.time_keeper.STUCK_AFTER": seconds, "service.time_keeper.REPEAT": seconds / 4}
+    )
 
 
 def numbers(ledger: Ledger) -> Counter[str]:
@@ -59,7 +61,9 @@ def test_a_task_that_runs_too_long_fails_and_leaves_its_thread_to_the_next(
     start_service: StartService, ledger: Ledger
 ) -> None:
     service = start_service(
-        "--concurrency=2", **carrot(time_limit=0.4), **constants({"time_keeper.REPEAT": 0.2})
+        "--concurrency=2",
+        **carrot(time_limit=0.4),
+        **constants({"service.time_keeper.REPEAT": 0.2, "tap.LAST_MOMENT": 0.5}),
     )
     threads = worker_threads()
     cases = [
@@ -235,7 +239,7 @@ def test_a_task_that_stops_the_interpreter_delays_the_others_and_is_reported(
 ) -> None:
     port = urlsplit(broker_url).port
     service = start_service(
-        **constants({"reactor_watch.SILENCE": 0.5, "reactor_watch.INTERVAL": 0.5})
+        **constants({"service.reactor_watch.SILENCE": 0.5, "service.reactor_watch.INTERVAL": 0.5})
     )
     rows = effects(50, 0.01)
     hog = publish_message(misbehaving.hold_gil, 2500, port)

@@ -23,7 +23,7 @@ from carrot_twisted.utilities import publish_message
 from devtools.process import children_of
 from tests.conftest import missing
 from tests.integration.test_service import run
-from tests.processes import ServiceProcess, carrot, spawn, wait_until
+from tests.processes import ServiceProcess, carrot, constants, spawn, wait_until
 from tests.project import tasks
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 StartService = Callable[..., ServiceProcess]
 Ledger = Callable[[], list[str]]
 
-#: Seconds.
-LEASE = 2
+#: Seconds. The reaper looks often, too.
+QUICK = {**carrot(lease=2), **constants({"service.relay.REAP_INTERVAL": 0.5})}
 IN_PROGRESS = MessageLog.objects.filter(status=MessageLog.IN_PROGRESS)
 
 
@@ -91,7 +91,7 @@ def holder(log: MessageLog, services: Sequence[ServiceProcess]) -> list[ServiceP
 def test_another_machine_takes_over_when_the_lease_has_ended(
     start_service: StartService, broker: Broker, ledger: Ledger, tmp_path: Path
 ) -> None:
-    services = [start_service(**carrot(lease=LEASE)), start_service(**carrot(lease=LEASE))]
+    services = [start_service(**QUICK), start_service(**QUICK)]
     row = publish_message(tasks.wait_for_file, str(tmp_path / "file"), 60)
     first, second = holder(row, services)
     worker = row_of(row).worker
@@ -112,7 +112,7 @@ def test_another_machine_takes_over_when_the_lease_has_ended(
 def test_a_worker_that_stood_still_beyond_its_lease_writes_nothing_and_works_on(
     start_service: StartService, broker: Broker, ledger: Ledger, tmp_path: Path
 ) -> None:
-    services = [start_service(**carrot(lease=LEASE)), start_service(**carrot(lease=LEASE))]
+    services = [start_service(**QUICK), start_service(**QUICK)]
     row = publish_message(tasks.wait_for_file, str(tmp_path / "file"), 60)
     first, second = holder(row, services)
     worker = row_of(row).worker
@@ -148,11 +148,11 @@ def test_a_row_in_custody_is_rung_again_when_its_worker_dies_later(
     tmp_path: Path,
 ) -> None:
     """A second message of the row is acknowledged by another machine while the first runs."""
-    first = start_service("--no-scheduler", **carrot(lease=LEASE, ack_deadline=0.4))
+    first = start_service("--no-scheduler", **{**QUICK, **carrot(lease=2, ack_deadline=0.4)})
     row = publish_message(tasks.wait_for_file, str(tmp_path / "file"), 60)
     wait_until(IN_PROGRESS.exists)
     worker = row_of(row).worker
-    second = start_service("--no-scheduler", **carrot(lease=LEASE))
+    second = start_service("--no-scheduler", **QUICK)
     broker.send("default", b"{}", message_id=str(row.pk), headers={"type": row.task})
     # Both messages are gone; nobody but the database knows of the task.
     wait_until(lambda: messages(private_broker) == 0)

@@ -18,7 +18,7 @@ class TestsConfig(AppConfig):
     def ready(self) -> None:
         """Imported for such services only: a process that publishes has no reactor."""
         for path, value in json.loads(os.environ.get("CARROT_TEST_CONSTANTS", "{}")).items():
-            name, _, constant = path.partition(".")
-            module = import_module(f"carrot_twisted.service.{name}")
+            name, _, constant = path.rpartition(".")
+            module = import_module(f"carrot_twisted.{name}")
             assert hasattr(module, constant), f"{name} has no {constant}"
             setattr(module, constant, value)
