@@ -65,9 +65,10 @@ def state(
 @state(
     "started just now",
     once=True,
-    # Before Python has read our code, a signal does what it does to any program.
+    # Before Python has read our code, a signal does what it does to any program: it ends it, or
+    # interrupts Python's own start, which is a fatal error to Python, and status 1.
     traceback=True,
-    statuses=frozenset({0, -1, -2, -15}),
+    statuses=frozenset({0, 1, -1, -2, -15}),
 )
 def started_just_now(arena: Arena) -> Iterator[Sequence[ServiceProcess]]:
     yield arena.services("", launch=spawn)
