@@ -6,6 +6,7 @@ Beside these tests, every test that starts a service fails if its log, or a row,
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,7 +21,7 @@ from carrot_twisted.utilities import publish_message
 from devtools.ports import free_port
 from tests.conftest import rows_show, run_python
 from tests.integration.test_service import run
-from tests.processes import ServiceProcess, secrets_of, spawn, wait_until
+from tests.processes import REPOSITORY, ServiceProcess, secrets_of, spawn, wait_until
 from tests.project import tasks
 
 if TYPE_CHECKING:

@@ -62,6 +62,21 @@ def test_its_links_lead_to_files_that_are_there(page: Path) -> None:
     assert not missing
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_its_links_lead_to_headings_that_are_there(page: Path) -> None:
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    missing = []
+    for target in LINK.findall(text):
+        path, _, anchor = target.partition("#")
+        if anchor and "://" not in target:
+            other = (page.parent / path) if path else page
+            heads = re.findall(r"^#+ (.*)$", other.read_text(encoding="utf-8"), re.MULTILINE)
+            # As the usual web pages for such files make them.
+            if anchor not in {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in heads}:
+                missing.append(target)
+    assert not missing
+
+
 def test_the_examples_of_limits_run_and_the_numbers_are_those_of_the_code(tmp_path: Path) -> None:
     page = TOP / "docs" / "misbehaving-tasks.md"
     limits: dict[str, float | None] = {}
