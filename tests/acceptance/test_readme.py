@@ -70,6 +70,14 @@ def test_a_newcomer_gets_from_the_readme_to_a_result(site: Site) -> None:
     commands = "\n".join(SHELL_BLOCKS)
     assert "python manage.py migrate\npython manage.py check\n" in commands
     assert "twistd -n carrot --settings=mysite.settings\n" in commands
+    # Django refuses to make tables while a module of tasks is missing.
+    order = (
+        "# myapp/tasks.py",
+        "# settings.py",
+        "manage.py migrate",
+        "twistd -n carrot --settings",
+    )
+    assert sorted(order, key=README.index) == list(order)
     site.run("manage.py", "migrate")
     site.run("manage.py", "check", "--fail-level", "WARNING")
 
