@@ -149,6 +149,11 @@ class PublishingSession:
         """Where messages go that the broker does not confirm."""
         return sorted(self._silent)
 
+    @property
+    def max_properties(self) -> int:
+        """Bytes that the properties of a message may take: they go in one frame, with 20 more."""
+        return int(self._connection.params.frame_max) - 20
+
     def publish(self, posts: Iterable[Post]) -> None:
         """Take over posts; ``settled`` tells of each."""
         self._pending.extend(posts)

@@ -161,12 +161,16 @@ class ReactorPublisher:
             for key, value in (properties.headers or {}).items()
             if not _is_routing(key) and _can_be_sent(key, value)
         }
-        headers |= {REASON_HEADER: reason, QUEUE_HEADER: queue}
+        session = self._sessions.get(host)
         copy = pika.BasicProperties(
             **{name: getattr(properties, name) for name in _COPIED},
-            headers=headers,
+            headers={**headers, REASON_HEADER: reason, QUEUE_HEADER: queue},
             delivery_mode=wire.PERSISTENT,
         )
+        if session is not None and sum(map(len, copy.encode())) > session.max_properties:
+            # The broker would end the connection, now and each time that this is tried again.
+            text = f"{reason} (its own headers are left out, they leave no room for this one)"
+            copy.headers = {REASON_HEADER: text, QUEUE_HEADER: queue}
         post = Post(
             message_id=str(properties.message_id),
             token=None,
@@ -188,9 +192,9 @@ class ReactorPublisher:
                     DEAD_LETTER_RETRY, self.dead_letter, host, queue, delivery, reason
                 )
 
-        if host in self._sessions:
+        if session is not None:
             self._waiting[post] = settled
-            self._sessions[host].publish([post])
+            session.publish([post])
         else:
             settled("no connection")
 

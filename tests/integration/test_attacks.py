@@ -325,6 +325,8 @@ def test_no_header_can_hurt(service: ServiceProcess, broker: Broker) -> None:
     # come back again and again.
     headers = {"type": ECHO, "CC": ["default", "default.dead"]}
     send_unknown(broker, b"{}", headers=headers)
+    # So many that there is no room for more of them in RabbitMQ's largest frame.
+    send_unknown(broker, b"{}", headers={"n": "x" * 130_950})
     for table in TABLES.values():
         broker.channel.basic_publish("", "default", b"{}", Raw(table))
     good = good_neighbours()
@@ -333,7 +335,7 @@ def test_no_header_can_hurt(service: ServiceProcess, broker: Broker) -> None:
         assert row.status == MessageLog.FAILED
         assert "no header 'type'" in (row.exception or "")
     assert_undisturbed(good)
-    kept = dead_letters(broker, len(HEADERS) + len(TABLES) + 2)
+    kept = dead_letters(broker, len(HEADERS) + len(TABLES) + 3)
     # The copy that RabbitMQ has routed there by itself.
     ((direct, _),) = [one for one in kept if "x-carrot-reason" not in (one[0].headers or {})]
     assert direct.headers == headers
@@ -344,6 +346,8 @@ def test_no_header_can_hurt(service: ServiceProcess, broker: Broker) -> None:
         assert "message_id" in properties.headers["x-carrot-reason"]
         assert properties.headers["x-carrot-queue"] == "default"
         assert "x-death" not in properties.headers
+    assert sum("headers are left out" in p.headers["x-carrot-reason"] for p, _ in kept) == 1
+    assert "Lost the connection" not in service.log
     whole = [p.headers for p, _ in kept if "decimal" in p.headers]
     assert len(whole) == len(HEADERS)
     for name in ("widest", "decimal", "time", "table", "void", "long"):

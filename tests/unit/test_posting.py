@@ -314,6 +314,26 @@ class TestDeadLetters:
             "x-carrot-queue": "default",
         }
 
+    @pytest.mark.parametrize("room", [0, 1])
+    def test_headers_that_leave_no_room_for_the_reason_are_left_out(
+        self, desk: Desk, room: int
+    ) -> None:
+        """RabbitMQ hangs up on a frame that is too large, each time that it is tried again."""
+        line = desk.connect("default.dead")
+        ours = {"x-carrot-reason": "nobody knows it", "x-carrot-queue": "default"}
+        empty = pika.BasicProperties(headers={"n": "", **ours}, message_id="m", delivery_mode=2)
+        free = line.params.frame_max - 20 - sum(map(len, empty.encode()))
+        theirs = {"n": "x" * (free + 1 - room)}
+        desk.dead_letter(desk.delivery(1, headers=theirs, message_id="m"))
+        line.run()
+        ((_, sent, body),) = line.broker.messages
+        assert (sent.message_id, body) == ("m", b"body")
+        if room:
+            assert sent.headers == theirs | ours
+        else:
+            assert sent.headers.keys() == ours.keys()
+            assert "its own headers are left out" in sent.headers["x-carrot-reason"]
+
     def test_the_queue_is_declared_if_it_is_not_there(self, desk: Desk) -> None:
         line = desk.connect()
         desk.dead_letter(desk.delivery(1))
