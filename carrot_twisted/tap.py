@@ -528,10 +528,9 @@ def _log_file(twistd: Any) -> str | None:
 
 
 def _require_writable(path: str) -> None:
-    """twistd itself would tell by a traceback."""
+    """twistd itself would tell by a traceback, and wait for ever for the reader of a named pipe."""
     try:
-        with open(path, "ab"):
-            pass
+        os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666))
     except OSError as error:
         raise SystemExit(
             f"The log file {path} cannot be written as user {os.geteuid()} ({error.strerror}). "

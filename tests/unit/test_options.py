@@ -230,6 +230,14 @@ def test_a_log_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     assert not (tmp_path / "pid").exists()
 
 
+def test_a_named_pipe_in_the_place_of_the_log_is_told_and_not_waited_for(tmp_path: Path) -> None:
+    twistd = twistd_with(tmp_path / "pid")
+    twistd["logfile"] = str(tmp_path / "log")
+    os.mkfifo(twistd["logfile"])
+    with pytest.raises(SystemExit, match=r"log file .* cannot be written"):
+        makeService(parse("-s", "x", twistd=twistd))
+
+
 def test_a_pid_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     options = parse("-s", "x", twistd=twistd_with(tmp_path / "no such folder" / "pid"))
     with pytest.raises(SystemExit, match="another --pidfile"):
