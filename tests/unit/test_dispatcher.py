@@ -21,6 +21,7 @@ from twisted.internet.task import Clock
 from carrot_twisted import conf, execution
 from carrot_twisted.consumer import Consumer
 from carrot_twisted.execution import Limits
+from carrot_twisted.interruption import TimedCall
 from carrot_twisted.outcomes import Kind, Result, Verdict
 from carrot_twisted.records import Claimed
 from carrot_twisted.service import dispatcher as module
@@ -29,6 +30,7 @@ from carrot_twisted.service.dispatcher import Dispatcher, Job
 from carrot_twisted.service.hooked_dispatcher import HookedDispatcher
 from carrot_twisted.service.log_writer import Claim, Finish
 from carrot_twisted.service.quarantine import Quarantine
+from carrot_twisted.task_logging import Transcript
 from tests.unit.test_delivery import Channel
 
 if TYPE_CHECKING:
@@ -668,6 +670,48 @@ class TestWaitingInVain:
         desk.dispatcher.free_waiting(600)
         assert desk.dispatcher.suspects == 0
         assert desk.channel.requeued == {2}
+
+
+class TestStuckTasks:
+    """Given up at their time limit; another thread tells their end."""
+
+    def stuck(self, desk: Desk) -> tuple[Job, TimedCall]:
+        desk.start()
+        (job,) = desk.jobs()
+        assert job.run is not None
+        return job, TimedCall(job.run, 2.5, Transcript(1000), desk.dispatcher._keeper)
+
+    def test_its_row_says_where_it_is_stuck(self, desk: Desk) -> None:
+        job, call = self.stuck(desk)
+        desk.dispatcher._end_stuck(job, call)
+        (finish,) = desk.write()
+        assert finish.finished.result.kind is Kind.FAILED
+        assert "time limit of 2.5 s exceeded; the thread is stuck in" in str(
+            finish.finished.result.exception
+        )
+        assert desk.channel.acked == {1}
+
+    @pytest.mark.parametrize("error", [RuntimeError, MemoryError, SystemExit])
+    def test_it_ends_also_when_that_cannot_be_told(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+    ) -> None:
+        """Else the row stays IN_PROGRESS as long as this process lives."""
+
+        def give_up(*_: object) -> Result:
+            raise error("no memory left for a traceback")
+
+        told: list[str] = []
+        monkeypatch.setattr(execution, "give_up", give_up)
+        monkeypatch.setattr(module._log, "failure", lambda text, **_: told.append(text))
+        job, call = self.stuck(desk)
+        desk.dispatcher._end_stuck(job, call)
+        (finish,) = desk.write()
+        result = finish.finished.result
+        assert (result.kind, result.exception) == (Kind.FAILED, "time limit of 2.5 s exceeded")
+        assert 0 < result.started <= result.ended
+        assert len(told) == 1
+        assert desk.channel.acked == {1}
+        assert desk.dispatcher.running == 0
 
 
 class TestPause:
