@@ -195,16 +195,18 @@ def ring_again(queue: str, quiet: float, using: str) -> int:
     return _unsend(lost, skip_locked=True)
 
 
-def queue_was_missing(queue: str, since: float, using: str) -> None:
-    """Put the rows back into the outbox whose messages a queue held before it was deleted.
+def queue_was_missing(queue: str, since: float, using: str) -> int:
+    """Put rows back into the outbox whose messages a queue held before it was deleted.
 
     Args:
         queue: its name.
         since: when it was found missing, on the monotonic clock.
         using: database alias.
+
+    Returns:
+        How many rows were put back; RING_BATCH at most: call it again then.
     """
-    while ring_again(queue, time.monotonic() - since, using) == RING_BATCH:
-        pass
+    return ring_again(queue, time.monotonic() - since, using)
 
 
 def queue_lost(queue: str, using: str) -> int:

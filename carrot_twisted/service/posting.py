@@ -18,13 +18,16 @@ from txaio.tx import make_logger
 from carrot_twisted import conf, failpoints, outbox, outcomes, topology, wire
 from carrot_twisted.outage import Outage
 from carrot_twisted.outbox import Post
-from carrot_twisted.publishing import PublishingSession, Refused, Unanswered
+from carrot_twisted.publishing import PublishingSession, Refused, Unanswered, named
 from carrot_twisted.service.connection import BrokerConnection, close_all
 from carrot_twisted.service.log_writer import Confirmed, LogWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from twisted.internet.defer import Deferred
+
+    from carrot_twisted.conf import QueueSettings
     from carrot_twisted.models import MessageLog
     from carrot_twisted.publishing import Destination
     from carrot_twisted.service.delivery import Delivery
@@ -102,6 +105,16 @@ class ReactorPublisher:
         session = self._sessions.get(host)
         return session is not None and not session.alarm and len(self._waiting) < MAX_WAITING
 
+    def takes(self, queue: QueueSettings) -> bool:
+        """Whether rows of this queue should be taken from the outbox now.
+
+        Not where one message is being tried that has no answer yet: all others would be settled at
+        once, and all the rows that wait for that queue be taken and put back again and again.
+        """
+        return self.can_publish(queue.host) and not self._sessions[queue.host].tries(
+            ("", queue.name)
+        )
+
     @property
     def problem(self) -> str | None:
         """Why messages do not get to their brokers now, in a text for people; None: they do."""
@@ -112,9 +125,9 @@ class ReactorPublisher:
             if session.alarm
         ]
         problems += [
-            f"the broker {host.label} does not confirm messages to {routing_key}"
+            f"the broker {host.label} does not confirm messages to {named(session.silent)}"
             for host, session in self._sessions.items()
-            for _, routing_key in session.silent
+            if session.silent
         ]
         return "; ".join(problem for problem in problems if problem) or None
 
@@ -270,8 +283,7 @@ class ReactorPublisher:
         elif error is None:
             self._confirmed.append(post)
             if post.missing_since is not None and not post.exchange:
-                missing = post.routing_key, post.missing_since, self._using
-                self._write(partial(outbox.queue_was_missing, *missing))
+                self._ring(post.routing_key, post.missing_since)
         else:
             self._errors[post.message_id] = error
         if not self._note_due:
@@ -288,10 +300,23 @@ class ReactorPublisher:
             self._tell_refused(errors)
             self._write(partial(self._note_errors, errors))
 
-    def _write(self, note: Callable[[], None]) -> None:
-        self._writer.call(note).addErrback(
-            lambda f: _log.warn("What became of messages could not be noted: {e}", e=f.value)
-        )
+    def _ring(self, queue: str, since: float) -> None:
+        """Ring again for what a queue has lost; batch by batch, for the lease has to be renewed."""
+
+        def again(count: int | None) -> None:
+            if count == outbox.RING_BATCH:
+                self._ring(queue, since)
+
+        ring = partial(outbox.queue_was_missing, queue, since, self._using)
+        self._write(ring).addCallback(again)
+
+    def _write(self, note: Callable[[], Any]) -> Deferred[Any]:
+        """Have the writer do it; fires with what it returns, or None if it cannot be done."""
+
+        def failed(failure: Any) -> None:
+            _log.warn("What became of messages could not be noted: {e}", e=failure.value)
+
+        return self._writer.call(note).addErrback(failed)
 
     def _tell_refused(self, errors: Mapping[str, str]) -> None:
         reason = next((text for text in errors.values() if isinstance(text, Refused)), None)

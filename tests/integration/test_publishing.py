@@ -424,7 +424,7 @@ def test_an_exchange_that_the_user_may_not_write_to_holds_up_no_other(
     private_broker.ctl("set_permissions", "-p", vhost, "web", ".*", f"^(?!{forbidden}$)", ".*")
     url = f"amqp://web:web@127.0.0.1:{private_broker.port}/{vhost}"
     settings.CARROT = {**settings.CARROT, "default_broker": url}
-    to_exchange = {"exchange": "test.bound", "routing_key": "a.b"}
+    to_exchange: dict[str, Any] = {"exchange": "test.bound", "routing_key": "a.b"}
     try:
         rows = publish_many(
             create_message(tasks.echo, **(to_exchange if n % 50 == 7 else {})) for n in range(200)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -285,6 +286,17 @@ class TestRingingAgain:
             self.waiting()
         counts = [outbox.ring_again("default", 60, "default") for _ in range(4)]
         assert counts == [2, 2, 1, 0]
+
+    def test_of_a_queue_that_was_missing_what_was_confirmed_before_is_sent_again(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(outbox, "RING_BATCH", 2)
+        rows = {self.waiting(60).pk for _ in range(3)}
+        self.waiting(0)
+        since = time.monotonic() - 30
+        counts = [outbox.queue_was_missing("default", since, "default") for _ in range(3)]
+        assert counts == [2, 1, 0]
+        assert set(taken()) == rows
 
     def test_of_a_deleted_queue_all_rows_are_sent_again_however_fresh(self) -> None:
         rows = {self.waiting(0).pk, self.waiting(None).pk}
