@@ -25,6 +25,7 @@ from carrot_twisted.interruption import TimedCall
 from carrot_twisted.outcomes import Kind, Result, Verdict
 from carrot_twisted.records import Claimed
 from carrot_twisted.service import dispatcher as module
+from carrot_twisted.service import quarantine
 from carrot_twisted.service.delivery import Delivery, SafeChannel, Settler
 from carrot_twisted.service.dispatcher import Dispatcher, Job
 from carrot_twisted.service.hooked_dispatcher import HookedDispatcher
@@ -478,7 +479,7 @@ class TestSuspects:
 
     @pytest.fixture(autouse=True)
     def _quarantine(self, desk: Desk) -> None:
-        Quarantine([desk.dispatcher])
+        Quarantine([desk.dispatcher], desk.clock)
 
     def test_a_suspect_is_claimed_alone_at_once_where_nothing_runs(self, desk: Desk) -> None:
         key = desk.deliver()
@@ -506,6 +507,62 @@ class TestSuspects:
         desk.write()
         assert desk.claims() == [[new]]
         assert desk.channel.acked == {1, 2}
+
+    def test_others_do_not_wait_for_it_as_long_as_a_long_task_runs(self, desk: Desk) -> None:
+        """That may take hours, in every service to which the suspect comes."""
+        desk.dispatcher.pace.seconds = 100.0
+        desk.start()
+        (long,) = desk.jobs()
+        suspect = desk.deliver()
+        desk.turn()
+        desk.answer(every=Verdict.SUSPECT)
+        new = desk.deliver()
+        desk.turn()
+        assert desk.claims() == []
+        desk.turn(quarantine.PATIENCE)
+        assert desk.claims() == [[new]]
+        desk.answer()
+        desk.run()
+        desk.write()
+        newer = desk.deliver()
+        desk.turn()
+        assert desk.claims() == [[newer]]
+        desk.answer(every=Verdict.FINAL)
+        # Once more it is given the time.
+        desk.turn(quarantine.REST)
+        desk.deliver()
+        desk.turn()
+        assert desk.claims() == []
+        desk.dispatcher._work(long)
+        desk.write()
+        assert desk.claims() == [[suspect]]
+        assert desk.channel.requeued == set()
+
+    def test_in_a_rest_it_runs_as_soon_as_nothing_else_does(self, desk: Desk) -> None:
+        desk.start()
+        (long,) = desk.jobs()
+        suspect = desk.deliver()
+        desk.turn()
+        desk.answer(every=Verdict.SUSPECT)
+        desk.turn(quarantine.PATIENCE)
+        desk.dispatcher._work(long)
+        desk.write()
+        assert desk.claims() == [[suspect]]
+        desk.answer()
+        desk.run()
+        desk.turn(2 * quarantine.REST)
+        assert desk.claims() == []
+        desk.write()
+        assert desk.dispatcher.running == 0
+
+    def test_a_suspect_that_runs_long_is_alone_all_the_time(self, desk: Desk) -> None:
+        desk.deliver()
+        desk.turn()
+        desk.answer(every=Verdict.SUSPECT)
+        desk.answer()
+        desk.deliver()
+        desk.turn(10 * quarantine.PATIENCE)
+        assert desk.claims() == []
 
     def test_several_run_one_after_another(self, desk: Desk) -> None:
         keys = [desk.deliver() for _ in range(2)]
