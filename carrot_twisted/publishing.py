@@ -281,7 +281,7 @@ class PublishingSession:
             if post is None:
                 continue
             self._bytes -= len(post.body)
-            self._answering.add(_destination(post))
+            self._answering.add((post.exchange, post.routing_key))
             reason = self._reason_of_return(post)
             if not acked and not post.nacked:
                 self._retry_soon(post)

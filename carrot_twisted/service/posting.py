@@ -99,6 +99,8 @@ class ReactorPublisher:
         self._flushers: list[threading.Event] = []
         self._refusals = Outage(reactor.seconds)
         self._dead: Counter[tuple[str, str]] = Counter()
+        #: Of dead-letter queues, by the queues' names: the broker does not take what is for them.
+        self._burials: dict[str, Outage] = {}
 
     def can_publish(self, host: VirtualHost) -> bool:
         """Whether a post to this broker would go out now."""
@@ -128,6 +130,12 @@ class ReactorPublisher:
             f"the broker {host.label} does not confirm messages to {named(session.silent)}"
             for host, session in self._sessions.items()
             if session.silent
+        ]
+        problems += [
+            f"messages of queue {queue} that cannot run are not taken by "
+            f"{topology.dead_letter_queue(queue)}: {burial.reason}"
+            for queue, burial in self._burials.items()
+            if burial.reason
         ]
         return "; ".join(problem for problem in problems if problem) or None
 
@@ -166,7 +174,10 @@ class ReactorPublisher:
 
     def dead_letter(self, host: VirtualHost, queue: str, delivery: Delivery, reason: str) -> None:
         """Move a delivery to the queue's dead-letter queue; acknowledged when that holds it."""
+        burial = self._burials.setdefault(queue, Outage(self._reactor.seconds))
         if not delivery.settler.is_open:
+            # The broker delivers it anew, here or elsewhere; then it may go better.
+            burial.over()
             return
         properties = delivery.properties
         headers = {
@@ -193,10 +204,13 @@ class ReactorPublisher:
         def settled(error: str | None) -> None:
             if error is None:
                 failpoints.reached("dead_letter_before_ack")
+                burial.over()
                 self._tell_dead(queue, reason)
                 delivery.ack()
                 delivery.settler.flush()
             else:
+                if isinstance(error, Refused):
+                    self._tell_unburied(queue, burial, error)
                 self._reactor.callLater(
                     DEAD_LETTER_RETRY, self.dead_letter, host, queue, delivery, reason
                 )
@@ -212,6 +226,17 @@ class ReactorPublisher:
         if not self._dead:
             self._reactor.callLater(1.0, self._log_dead)
         self._dead[queue, outcomes.one_line(reason, MAX_REASON)] += 1
+
+    def _tell_unburied(self, queue: str, burial: Outage, reason: str) -> None:
+        told = burial.failed(reason)
+        if told is not None:
+            _log.error(
+                "Messages of queue {queue} that cannot run are not taken by {dead}: {reason}. They "
+                "stay unacknowledged, which leaves room for fewer others, and are tried again",
+                queue=queue,
+                dead=topology.dead_letter_queue(queue),
+                reason=told,
+            )
 
     def _log_dead(self) -> None:
         dead, self._dead = self._dead, Counter()

@@ -389,6 +389,31 @@ class TestDeadLetters:
         line.run()
         assert desk.channel.acked == {1}
 
+    def test_that_it_is_refused_is_told_once_and_is_a_problem(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It stays unacknowledged: with enough of its like the queue would stand still unseen."""
+        told: list[str] = []
+        monkeypatch.setattr(
+            posting._log, "error", lambda text, **values: told.append(text.format(**values))
+        )
+        line = desk.connect("default.dead")
+        line.broker.max_message_size = 1
+        for tag in range(1, 4):
+            desk.dead_letter(desk.delivery(tag))
+        for _ in range(10):
+            line.run()
+            desk.clock.advance(posting.DEAD_LETTER_RETRY)
+        reason = "the message of 4 bytes is larger than the broker permits"
+        (text,) = told
+        assert text.startswith(
+            f"Messages of queue default that cannot run are not taken by default.dead: {reason}"
+        )
+        assert f"not taken by default.dead: {reason}" in str(desk.publisher.problem)
+        desk.channel.is_open = False
+        desk.clock.advance(posting.DEAD_LETTER_RETRY)
+        assert "not taken" not in str(desk.publisher.problem)
+
     def test_after_the_channels_close_nothing_is_moved(self, desk: Desk) -> None:
         """The broker has the message again, and delivers it anew."""
         line = desk.connect("default.dead")
