@@ -29,8 +29,8 @@ class Settler:
 
     def __init__(self, channel: Any) -> None:
         self._channel = channel
-        #: Tags of which the broker has not heard yet; ascending. No others: thousands may be settled
-        #: in a second behind one that waits for minutes.
+        #: Tags of which the broker has not heard yet; ascending. No others: thousands may be
+        #: settled in a second behind one that waits for minutes.
         self._outstanding: dict[int, None] = {}
         #: Acknowledged by the caller, not yet sent.
         self._acked: set[int] = set()
