@@ -275,7 +275,7 @@ class PublishingSession:
         else:
             tags = [tag]
         if self._silent:
-            self._hear(tags, tag if frame.method.multiple else 0)
+            self._hear(tags, tag, frame.method.multiple)
         for one in tags:
             post = self._in_flight.pop(one, None)
             if post is None:
@@ -370,13 +370,13 @@ class PublishingSession:
         self._settled(post, _unanswered(post))
         return True
 
-    def _hear(self, tags: Sequence[int], all_up_to: int) -> None:
-        """A confirm has come, perhaps of what was given up."""
-        answering = {_destination(self._in_flight[tag]) for tag in tags if tag in self._in_flight}
+    def _hear(self, tags: Sequence[int], tag: int, multiple: bool) -> None:
+        """A confirm of this tag has come, perhaps of what was given up; ``tags`` was in flight."""
+        answering = {_destination(self._in_flight[one]) for one in tags if one in self._in_flight}
         heard = {
             destination
             for destination, silence in self._silent.items()
-            if destination in answering or silence.tag in tags or silence.tag <= all_up_to
+            if destination in answering or silence.tag == tag or (multiple and silence.tag < tag)
         }
         if heard:
             for destination in heard:

@@ -768,7 +768,9 @@ def test_in_a_storm_every_post_is_settled_once_and_confirmed_ones_are_there(
     sent = posts(20)
     waiting = list(sent)
     for _ in range(40):
-        action = rng.choice(["publish", "run", "confirm", "confirm", "close", "block", "unblock"])
+        action = rng.choice(
+            ["publish", "run", "confirm", "confirm", "close", "forbid", "block", "unblock", "wait"]
+        )
         if action == "publish":
             desk.session.publish(waiting[:3])
             del waiting[:3]
@@ -779,10 +781,14 @@ def test_in_a_storm_every_post_is_settled_once_and_confirmed_ones_are_there(
             desk.channel.confirm(tag, multiple=rng.random() < 0.5)
         elif action == "close" and rng.random() < 0.2:
             desk.channel.refuse(541, "INTERNAL_ERROR")
+        elif action == "forbid" and rng.random() < 0.2:
+            desk.channel.refuse(403, TestForbidden.REASON.format("amq.default"))
         elif action == "block":
             desk.connection.block()
         elif action == "unblock":
             desk.connection.unblock()
+        elif action == "wait":
+            desk.connection.run(publishing.SILENCE / 2)
     desk.connection.unblock()
     desk.session.publish(waiting)
     while desk.session.busy:
