@@ -211,7 +211,7 @@ class Engine:
             )
             for queue, consumer in zip(queues, consumers, strict=True)
         ]
-        Quarantine(self._dispatchers)
+        Quarantine(self._dispatchers, reactor)
         self._recycling = Recycling(
             dispatchers=self._dispatchers,
             max_tasks=options.max_tasks,
