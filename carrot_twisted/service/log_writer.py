@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,7 @@ from carrot_twisted.records import Claimant, Claimed, Finished
 from carrot_twisted.service.pool import DaemonThreadPool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from uuid import UUID
 
     from carrot_twisted.outbox import Post
@@ -46,6 +47,9 @@ RETRY_FIRST = 0.25
 RETRY_LAST = 5.0
 #: Seconds until operations are tried again that others' transactions keep from being written.
 ASIDE = 1.0
+#: How long PostgreSQL waits for others' locks here, where the project leaves that without limit:
+#: one row that somebody has locked must cost neither the heartbeats nor all others.
+LOCK_TIMEOUT = "1s"
 #: In one batch so many operations may meet a lock; each may take as long as lock_timeout says.
 MAX_LOCKED = 2
 #: Characters that are told of the database's words.
@@ -133,6 +137,10 @@ class LogWriter:
         self._aside: set[int] = set()
         #: When the database was asked what it has not answered yet.
         self._asked: float | None = None
+        #: The driver's connection of the last transaction, and whether locks are waited for on it
+        #: without limit.
+        self._driver: Any = None
+        self._waits_for_ever = False
 
     @property
     def away(self) -> bool:
@@ -254,6 +262,22 @@ class LogWriter:
             self._asked = None
         return None
 
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """A transaction that does not wait for others' locks without end."""
+        with transaction.atomic(using=self._using):
+            connection = connections[self._using]
+            if connection.vendor == "postgresql":
+                with connection.cursor() as cursor:
+                    if connection.connection is not self._driver:
+                        self._driver = connection.connection
+                        cursor.execute("SHOW lock_timeout")
+                        self._waits_for_ever = cursor.fetchone() == ("0",)
+                    if self._waits_for_ever:
+                        # For this transaction only: a pooler gives the connection to others, too.
+                        cursor.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
+            yield
+
     def _write(self, batch: Sequence[Operation], again: bool) -> Callable[[], None]:
         """One transaction for everything but the calls.
 
@@ -268,7 +292,7 @@ class LogWriter:
         claims = [op for op in batch if isinstance(op, Claim)]
         confirmed = [post for op in batch if isinstance(op, Confirmed) for post in op.posts]
         answers = []
-        with transaction.atomic(using=self._using):
+        with self._transaction():
             if finishes:
                 runs = [op.finished for op in finishes]
                 changed = records.finish(runs, self.clock_offset, self._using)
@@ -347,7 +371,7 @@ class LogWriter:
 
         def work() -> None:
             nonlocal result
-            with transaction.atomic(using=self._using):
+            with self._transaction():
                 result = call.function()
 
         try:

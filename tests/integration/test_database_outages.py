@@ -286,7 +286,6 @@ def test_conflicts_of_transactions_pause_nothing(
 def test_a_row_or_a_table_that_somebody_has_locked_holds_up_nothing_else(
     limited: Limited, start_service: StartService, ledger: Ledger, tmp_path: Path
 ) -> None:
-    limited.alter("SET lock_timeout = '100ms'")
     service = start_service(CARROT_DATABASE_URL=limited.url)
     go = tmp_path / "go"
     held = publish_message(tasks.when_told, str(go), "held")
