@@ -763,6 +763,7 @@ def test_a_broker_restarted_under_load_loses_no_task(
     service = start_service()
     with Load() as load:
         load.more(50)
+        fragile.sync()
         getattr(fragile, how)()
         load.more(50)
         fragile.start()
