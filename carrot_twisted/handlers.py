@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from carrot_twisted.conf import CarrotSettings
     from carrot_twisted.handler_settings import ExchangeSettings, HandlerSettings
     from carrot_twisted.retry import Policy
+    from carrot_twisted.topology import Step
 
 __all__ = [
     "InvalidQueueRegistration",
@@ -162,6 +163,13 @@ class HandlerQueue(QueueSettings):
     accept: frozenset[str]
     policy: Policy
     layout: Layout
+    delays: tuple[int, ...]
+    """Milliseconds of the retry queues that are declared beforehand."""
+
+    @property
+    def steps(self) -> Sequence[Step]:
+        """All that is to be declared before its messages are taken."""
+        return self.layout.steps(self.delays)
 
 
 #: All handlers, by queue and exchange.
@@ -507,6 +515,7 @@ def _queue(
         call=one.call,
         accept=settings.handlers.accept,
         policy=policy,
+        delays=retry.own_steps(policy),
         layout=Layout(
             name=name,
             arguments=dict(one.queue_arguments),

@@ -35,7 +35,7 @@ _log = make_logger()
 REASON_HEADER = "x-carrot-reason"
 QUEUE_HEADER = "x-carrot-queue"
 #: Not user_id, which the broker checks against our own, and not expiration: it is kept for ever.
-_COPIED = (
+COPIED = (
     "content_type",
     "content_encoding",
     "priority",
@@ -147,14 +147,10 @@ class ReactorPublisher:
         if not delivery.settler.is_open:
             return
         properties = delivery.properties
-        headers = {
-            key: value
-            for key, value in (properties.headers or {}).items()
-            if not _is_routing(key) and _can_be_sent(key, value)
-        }
+        headers = kept_headers(properties)
         headers |= {REASON_HEADER: reason, QUEUE_HEADER: queue}
         copy = pika.BasicProperties(
-            **{name: getattr(properties, name) for name in _COPIED},
+            **{name: getattr(properties, name) for name in COPIED},
             headers=headers,
             delivery_mode=wire.PERSISTENT,
         )
@@ -179,6 +175,16 @@ class ReactorPublisher:
                     DEAD_LETTER_RETRY, self.dead_letter, host, queue, delivery, reason
                 )
 
+        self.send(host, post, settled)
+
+    def send(self, host: VirtualHost, post: Post, settled: Callable[[str | None], None]) -> None:
+        """Send a message that no row stands for.
+
+        Args:
+            host: the broker.
+            post: the message.
+            settled: called with None (the broker has it) or the reason why that is not certain.
+        """
         if host in self._sessions:
             self._waiting[post] = settled
             self._sessions[host].publish([post])
@@ -294,6 +300,15 @@ class ReactorPublisher:
             flushers, self._flushers = self._flushers, []
             for done in flushers:
                 done.set()
+
+
+def kept_headers(properties: pika.BasicProperties) -> dict[str, Any]:
+    """Headers of a message that a copy of it may have."""
+    return {
+        key: value
+        for key, value in (properties.headers or {}).items()
+        if not _is_routing(key) and _can_be_sent(key, value)
+    }
 
 
 def _is_routing(key: str | bytes) -> bool:

@@ -14,19 +14,24 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from carrot_twisted.service.dispatcher import Dispatcher
+    from carrot_twisted.service.working import Working
 
 
 class Quarantine:
     """Looks after the suspects of all queues of one process.
 
     Args:
-        dispatchers: of all queues; each tells by ``on_suspect`` when to look again.
+        dispatchers: of all queues of tasks.
+        beside: of all other queues, whose work is held up, too.
+
+    Each of them tells by ``on_suspect`` when to look again.
     """
 
-    def __init__(self, dispatchers: Sequence[Dispatcher]) -> None:
+    def __init__(self, dispatchers: Sequence[Dispatcher], beside: Sequence[Working] = ()) -> None:
         self._dispatchers = dispatchers
+        self._all: Sequence[Working] = [*dispatchers, *beside]
         self._held = False
-        for dispatcher in dispatchers:
+        for dispatcher in self._all:
             dispatcher.on_suspect = self._look
 
     def _look(self) -> None:
@@ -35,13 +40,13 @@ class Quarantine:
             return
         if waiting is not None and not self._held:
             self._held = True
-            for dispatcher in self._dispatchers:
+            for dispatcher in self._all:
                 dispatcher.hold()
-        if any(dispatcher.running for dispatcher in self._dispatchers):
+        if any(dispatcher.running for dispatcher in self._all):
             return
         if waiting is not None:
             waiting.claim_suspect()
         else:
             self._held = False
-            for dispatcher in self._dispatchers:
+            for dispatcher in self._all:
                 dispatcher.unhold()
