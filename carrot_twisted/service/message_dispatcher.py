@@ -95,6 +95,8 @@ class MessageDispatcher:
         self._jobs: dict[Job, None] = {}
         #: Kept because of the database, with the timers that end it.
         self._resting: dict[Job, Any] = {}
+        #: Those of the jobs whose copy the broker did not take, with the timers of the next try.
+        self._uncopied: dict[Job, Any] = {}
         #: What the threads have done and the reactor does not know yet.
         self._ended: list[Job] = []
         self._lock = threading.Lock()
@@ -305,6 +307,7 @@ class MessageDispatcher:
 
     def _copy(self, job: Job, decision: Decision) -> None:
         """Have the broker keep a copy, then acknowledge; again and again until it does."""
+        self._uncopied.pop(job, None)
         if job not in self._jobs:
             return
         if self._stopping or not job.delivery.settler.is_open:
@@ -327,7 +330,8 @@ class MessageDispatcher:
             else:
                 self._tell_trouble(post.routing_key, error)
                 again = 0.0 if self._stopping else COPY_RETRY
-                self._reactor.callLater(again, self._copy, job, decision)
+                timer = self._reactor.callLater(again, self._copy, job, decision)
+                self._uncopied[job] = timer
 
         self._send(post, settled)
 
@@ -411,6 +415,10 @@ class MessageDispatcher:
         """Give back what has not begun."""
         self._stopping = True
         self._give_back_all()
+        uncopied, self._uncopied = self._uncopied, {}
+        for job, timer in uncopied.items():
+            timer.cancel()
+            self._give_back(job)
 
     def release_running(self) -> int:
         """The deadline has come: give back what is handled still; it runs again elsewhere."""
