@@ -9,7 +9,7 @@ but for the methods noted otherwise. A message::
               already, on a channel that is lost, is adopted
     handle    in a worker thread
     decide    ``retry.decide``, a pure function
-    settle    in one place: acknowledge, keep it for a while, or copy and then acknowledge
+    settle    in one place: acknowledge, keep it for a while, or copy, and then acknowledge
 
 A process that dies at any point leaves the message to the broker, which delivers it again.
 """
@@ -51,6 +51,8 @@ _log = make_logger()
 
 #: Seconds until a copy is tried again that the broker did not take.
 COPY_RETRY = 5.0
+#: Seconds that the broker gets, when the service stops, to confirm copies. In an alarm it does not.
+LAST_COPIES = 3.0
 #: Seconds until it is looked again whether work is held up still.
 HELD_DELAY = 1.0
 #: Characters of an exception in the log.
@@ -95,7 +97,9 @@ class MessageDispatcher:
         self._jobs: dict[Job, None] = {}
         #: Kept because of the database, with the timers that end it.
         self._resting: dict[Job, Any] = {}
-        #: Those of the jobs whose copy the broker did not take, with the timers of the next try.
+        #: Those of the jobs whose copy the broker has not confirmed yet.
+        self._copying: dict[Job, None] = {}
+        #: Those whose copy it did not take, with the timers of the next try.
         self._uncopied: dict[Job, Any] = {}
         #: What the threads have done and the reactor does not know yet.
         self._ended: list[Job] = []
@@ -325,6 +329,7 @@ class MessageDispatcher:
         )
 
         def settled(error: str | None) -> None:
+            self._copying.pop(job, None)
             if error is None:
                 self._copied(job)
             else:
@@ -333,6 +338,7 @@ class MessageDispatcher:
                 timer = self._reactor.callLater(again, self._copy, job, decision)
                 self._uncopied[job] = timer
 
+        self._copying[job] = None
         self._send(post, settled)
 
     def _copied(self, job: Job) -> None:
@@ -418,6 +424,11 @@ class MessageDispatcher:
         uncopied, self._uncopied = self._uncopied, {}
         for job, timer in uncopied.items():
             timer.cancel()
+            self._give_back(job)
+        self._reactor.callLater(LAST_COPIES, self._give_back_copying)
+
+    def _give_back_copying(self) -> None:
+        for job in self._copying:
             self._give_back(job)
 
     def release_running(self) -> int:

@@ -13,13 +13,14 @@ from pika import BasicProperties
 
 from carrot_twisted.utilities import publish_message
 from tests.conftest import Broker
+from tests.integration.test_database_outages import Limited, no_connections
 from tests.processes import ServiceProcess, wait_until
 from tests.project import tasks
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from devtools.servers import RabbitMQ
+    from devtools.servers import PostgreSQL, RabbitMQ
     from tests.nursery import Nursery
     from tests.processes import Launch
 
@@ -28,7 +29,7 @@ Ledger = Callable[[], list[str]]
 
 NAMES = (
     *("ok", "coroutine", "object", "partial", "whole", "fail", "leave", "refuse", "wait"),
-    *("spoiled", "crowd", "delayed", "shop"),
+    *("spoiled", "count", "crowd", "delayed", "quorum", "shop"),
 )
 SETTINGS = {
     "backoff_func": "tests.project.handlers.backoff",
@@ -325,6 +326,64 @@ def test_handlers_have_threads_of_their_own(
     wait_until(lambda: len(ledger()) == 12)
     assert [line.split()[0] for line in ledger()][:3] == ["in"] * 3
     assert len({line.split()[1] for line in ledger()}) == 3
+
+
+def test_the_queues_of_a_quorum_queue_are_quorum_queues(
+    start: StartService, broker: Broker, ledger: Ledger
+) -> None:
+    start("quorum")
+    send(broker, "quorum", 1)
+    wait_until(lambda: broker.depth(archive("quorum")) == 1)
+    assert len(ledger()) == 3
+    quorum = {"x-queue-type": "quorum", "x-delivery-limit": 1_000_000}
+    limits = {"x-message-ttl": 2_073_600_000, "x-max-length": 1_000_000}
+    broker.channel.queue_declare(archive("quorum"), durable=True, arguments={**quorum, **limits})
+
+
+@pytest.mark.once
+def test_in_a_memory_alarm_what_fails_stays_and_what_succeeds_is_done(
+    start: StartService, broker: Broker, private_broker: RabbitMQ, ledger: Ledger, tmp_path: Path
+) -> None:
+    environment = {"CARROT_BROKER_URL": private_broker.url}
+    service = start("wait", handlers={"max_retries": 0, "concurrency": 2}, **environment)
+    for content in ("fail", "other", "third"):
+        send(broker, "wait", content)
+    wait_until(lambda: len(ledger()) == 2)
+    private_broker.ctl("set_vm_memory_high_watermark", "0.00001")
+    try:
+        (tmp_path / "ledger.go").touch()
+        service.wait_for("The broker takes no messages for now")
+        wait_until(lambda: "end third" in ledger())
+        # A stop does not wait for the end of the alarm.
+        assert service.stop(10) == 0
+        assert broker.depth(queue("wait")) == 1
+    finally:
+        private_broker.ctl("set_vm_memory_high_watermark", "0.6")
+    start("wait", handlers={"max_retries": 0}, **environment)
+    # The copy that was on its way may have come, too.
+    wait_until(lambda: broker.depth(archive("wait")) >= 1)
+    wait_until(lambda: ledger().count("end fail") == 2)
+    assert broker.depth(queue("wait")) == 0
+
+
+@pytest.mark.only("postgres")
+def test_a_database_that_is_away_costs_no_retry(
+    start: StartService, postgres: PostgreSQL, broker: Broker, ledger: Ledger
+) -> None:
+    user = Limited(postgres)
+    service = start("count", handlers={"max_retries": 0}, CARROT_DATABASE_URL=user.url)
+    send(broker, "count", 0)
+    wait_until(lambda: len(ledger()) == 1)
+    no_connections(user)
+    for number in range(1, 20):
+        send(broker, "count", number)
+    service.wait_for("The database is away")
+    wait_until(lambda: broker.depth(queue("count")) == 19)
+    user.alter("CONNECTION LIMIT -1")
+    wait_until(lambda: len(ledger()) == 20)
+    assert sorted(ledger()) == sorted(f"count {number} 0" for number in range(20))
+    assert broker.depth(archive("count")) == 0
+    assert service.stop() == 0
 
 
 @pytest.mark.once

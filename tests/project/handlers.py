@@ -71,11 +71,13 @@ def refuse(body: Any) -> None:
 
 
 def wait(body: Any) -> None:
-    """Wait for a file."""
+    """Wait for a file; raise then, if told to."""
     ledger(f"begin {body}")
     while not Path(os.environ["CARROT_TEST_LEDGER"] + ".go").exists():
         time.sleep(0.02)
     ledger(f"end {body}")
+    if body == "fail":
+        raise ValueError("as told")
 
 
 def spoiled(body: Any) -> None:
@@ -89,6 +91,11 @@ def spoiled(body: Any) -> None:
             raise error
         with connection.cursor() as cursor:
             cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+
+def count(body: Any) -> None:
+    """Ask the database."""
+    ledger(f"count {body} {MessageLog.objects.filter(task='no such task').count()}")
 
 
 def crowd(body: Any) -> None:
@@ -128,9 +135,11 @@ if "CARROT_TEST_HANDLERS" in os.environ:
         "refuse": refuse,
         "wait": wait,
         "spoiled": spoiled,
+        "count": count,
         "crowd": crowd,
         "delayed": delayed,
     }
     for _name, _handler in _handlers.items():
         message_handler(f"handled.{_name}")(_handler)
+    message_handler("handled.quorum", queue_arguments={"x-queue-type": "quorum"})(fail)
     message_handler("shop.#", queue="handled.shop", exchange="shop")(whole)

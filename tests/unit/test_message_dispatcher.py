@@ -15,7 +15,7 @@ from django.db.utils import OperationalError
 from carrot_twisted import conf, handlers
 from carrot_twisted.exceptions import PermanentFailure
 from carrot_twisted.service.delivery import Delivery, Settler
-from carrot_twisted.service.message_dispatcher import COPY_RETRY, MessageDispatcher
+from carrot_twisted.service.message_dispatcher import COPY_RETRY, LAST_COPIES, MessageDispatcher
 from tests.unit.test_delivery import Channel
 from tests.unit.test_dispatcher import Reactor
 
@@ -253,6 +253,20 @@ class TestStop:
         desk.turn()
         assert desk.dispatcher.running == 0
         assert desk.channel.requeued == {1}
+
+    def test_one_that_is_not_confirmed_does_so_for_a_moment(self, desk: Desk) -> None:
+        """In an alarm the broker does not even read it."""
+        desk.errors[b"body"] = ValueError("no")
+        desk.deliver()
+        desk.work()
+        desk.dispatcher.stop_claiming()
+        desk.turn(LAST_COPIES - 0.1)
+        assert desk.dispatcher.running == 1
+        desk.turn(0.1)
+        assert desk.dispatcher.running == 0
+        assert desk.channel.requeued == {1}
+        desk.answer()
+        assert desk.channel.acked == set()
 
     def test_a_copy_that_waits_for_its_next_try_does_not_either(self, desk: Desk) -> None:
         desk.errors[b"body"] = ValueError("no")
