@@ -15,6 +15,7 @@ only. Messages that the original has left in a ``Q.retry`` come back to Q by tha
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from carrot_twisted import retry
@@ -49,6 +50,7 @@ class Layout:
     archive_arguments: Mapping[str, Any] = field(default_factory=dict)
     bindings: tuple[tuple[ExchangeSettings, str], ...] = ()
     """Exchanges and routing keys; empty: what is sent to the nameless exchange under its name."""
+    _retries: dict[int, tuple[Step, ...]] = field(default_factory=dict, init=False, compare=False)
 
     @property
     def archive(self) -> str:
@@ -60,10 +62,13 @@ class Layout:
         return f"{self.name}.retry.{milliseconds}ms"
 
     def retry_steps(self, milliseconds: int) -> tuple[Step, ...]:
-        """The declaration of the retry queue of that delay.
+        """The declaration of the retry queue of that delay: the same object each time."""
+        if milliseconds not in self._retries:
+            self._retries[milliseconds] = self._retry_steps(milliseconds)
+        return self._retries[milliseconds]
 
-        It never expires: a queue that does takes its messages with it.
-        """
+    def _retry_steps(self, milliseconds: int) -> tuple[Step, ...]:
+        # No x-expires: a queue that expires takes its messages with it.
         arguments = {
             "x-message-ttl": milliseconds,
             "x-dead-letter-exchange": "",
@@ -78,6 +83,7 @@ class Layout:
             }
         return (queue_step(self.retry_queue(milliseconds), True, arguments),)
 
+    @cached_property
     def archive_steps(self) -> tuple[Step, ...]:
         """The declaration of the archive."""
         arguments = {**self._kind(DEAD_DELIVERY_LIMIT), **self.archive_arguments}
@@ -116,7 +122,7 @@ class Layout:
             milliseconds: delays that are known beforehand.
         """
         retries = (step for one in milliseconds for step in self.retry_steps(one))
-        return (*self.archive_steps(), *retries, *self.work_steps())
+        return (*self.archive_steps, *retries, *self.work_steps())
 
     @property
     def _is_quorum(self) -> bool:

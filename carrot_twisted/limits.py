@@ -6,7 +6,7 @@ docs/misbehaving-tasks.md says what the limit covers, and where Python cannot ke
 
 from __future__ import annotations
 
-import math
+from threading import TIMEOUT_MAX
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -41,11 +41,11 @@ def time_limit(seconds: float | None) -> Callable[[Task], Task]:
 
 
 def is_limit(value: object) -> bool:
-    """Whether a value can be a limit: a finite number above 0, or None."""
+    """Whether a value can be a limit: a number above 0 that threads can wait for, or None."""
     if value is None:
         return True
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and 0 < value < math.inf  # type: ignore[operator]
+    return number and 0 < value <= TIMEOUT_MAX  # type: ignore[operator]
 
 
 def limit_of(task: object, default: float | None) -> float | None:

@@ -41,6 +41,11 @@ class Outage:
         #: Whether anything was told since the last return.
         self._news = False
 
+    @property
+    def seconds(self) -> float:
+        """How long it has not worked; 0: it works."""
+        return 0.0 if self.reason is None else self._clock() - self._began
+
     def failed(self, reason: str) -> str | None:
         """It has failed.
 
@@ -66,7 +71,7 @@ class Outage:
         self._reminder = min(LAST_REMINDER, self._reminder * 2)
         self._next = now + self._reminder
         self._news = True
-        return f"{reason} (for {now - self._began:.0f} s now, {self._count} times)"
+        return f"{reason} (for {self.seconds:.0f} s now, {self._count} times)"
 
     def over(self) -> str | None:
         """It works.

@@ -7,6 +7,7 @@ alone, so a relay in another process sends byte for byte what the publisher woul
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -56,6 +57,8 @@ class Post:
     steps: Sequence[Step]
     """What to declare if the broker does not know where to put the message."""
     declared: bool = field(default=False, init=False)
+    missing_since: float | None = field(default=None, init=False)
+    """When the first of those that go to this queue found it missing, on the monotonic clock."""
     nacked: bool = field(default=False, init=False)
 
 
@@ -190,6 +193,18 @@ def ring_again(queue: str, quiet: float, using: str) -> int:
         confirmed_at__lt=Now() - timedelta(seconds=quiet),
     )
     return _unsend(lost, skip_locked=True)
+
+
+def queue_was_missing(queue: str, since: float, using: str) -> None:
+    """Put the rows back into the outbox whose messages a queue held before it was deleted.
+
+    Args:
+        queue: its name.
+        since: when it was found missing, on the monotonic clock.
+        using: database alias.
+    """
+    while ring_again(queue, time.monotonic() - since, using) == RING_BATCH:
+        pass
 
 
 def queue_lost(queue: str, using: str) -> int:

@@ -184,6 +184,19 @@ def output_text(value: Any, limit: int) -> str | None:
         return f"(the result of type {type(value).__name__} has no text: {type(error).__name__})"
 
 
+def exception_line(error: BaseException, limit: int) -> str:
+    """``exception_text`` in one line, for a log.
+
+    PostgreSQL's words may come with hints, on lines of their own. Of a conflict these name the
+    transactions, and differ each time; so they are left out.
+    """
+    text = exception_text(error, limit)
+    if is_conflict(error):
+        text = text.partition("\n")[0]
+    text = " ".join(text.split())
+    return one_line(text, len(text))
+
+
 def exception_text(error: BaseException, limit: int) -> str:
     """The message of an exception, or its type if it has none or cannot tell it."""
     try:

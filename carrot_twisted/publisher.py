@@ -243,6 +243,8 @@ class _Note:
     """By database alias."""
     errors: dict[str, dict[str, str]] = field(default_factory=dict)
     """Reason by message id, by database alias."""
+    missing: list[tuple[str, float, str]] = field(default_factory=list)
+    """Queues that were missing: name, since when, database alias of the rows."""
     waiters: list[threading.Event] = field(default_factory=list)
     """Set when this and all before it are written."""
     size: int = 0
@@ -253,6 +255,8 @@ class _Note:
                 outbox.note_confirmed(posts, using)
             for using, texts in self.errors.items():
                 outbox.note_errors(texts, using, delay=0)
+            for missing in self.missing:
+                outbox.queue_was_missing(*missing)
         except Exception as error:
             # The thread goes on. The relay will send them once more, which does no harm.
             _logger.warning("Confirms could not be noted in the database: %s", error)
@@ -329,6 +333,8 @@ class ThreadPublisher:
         note = self._note
         if error is None:
             note.confirmed.setdefault(using, []).append(post)
+            if post.missing_since is not None and not post.exchange:
+                note.missing.append((post.routing_key, post.missing_since, using))
         else:
             note.errors.setdefault(using, {})[post.message_id] = error
         note.size += 1

@@ -15,6 +15,7 @@ The life of a post::
         nack                     -> published once more after a moment
         nack again               -> settled, refused
         the broker takes no messages (an alarm) -> settled, not sent
+        no answer for SILENCE seconds -> settled, outcome unknown; its queue is tried one by one
         channel or connection closes -> settled, outcome unknown
 
 A message larger than the broker permits closes the channel, too. That one is settled, refused; the
@@ -29,6 +30,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from pika.exceptions import AMQPError
@@ -57,14 +59,25 @@ WINDOW_BYTES = 16 * 1024 * 1024
 #: Seconds until a message is sent again that the broker did not take. A quorum queue does so for a
 #: moment when it was just made, or has no leader; a full one does so for long.
 NACK_RETRY = 0.5
+#: Seconds between looks for messages that were sent before the last look and are unconfirmed yet. A
+#: quorum queue without a leader confirms nothing; what is meant for it must not fill the window.
+SILENCE = 15.0
 #: What the broker says when it closes the channel over a message that is too large.
 TOO_LARGE = re.compile(r"message size \d+ .*max size (\d+)")
 
 Settled = Callable[["Post", str | None], None]
+#: Exchange and routing key.
+Destination = tuple[str, str]
 
 
 class Refused(str):
     """A reason that the broker gave itself: it will say so again if asked at once."""
+
+    __slots__ = ()
+
+
+class Unanswered(str):
+    """A reason of ours: the broker says nothing, and probably will not do so for a while."""
 
     __slots__ = ()
 
@@ -77,9 +90,19 @@ class PublishingSession:
         settled: called once for each post with None (the broker has it) or the reason why it is
             not certain that the broker has it.
         idle: called when the last post has been settled.
+        silent: exchanges and routing keys whose messages are not confirmed, as far as is known.
+        on_silence: called when there are more of those. RabbitMQ stops reading from a connection
+            that has a few dozen messages unconfirmed by one queue: others need a new connection.
     """
 
-    def __init__(self, connection: Connection, settled: Settled, idle: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        settled: Settled,
+        idle: Callable[[], None],
+        silent: Iterable[Destination] = (),
+        on_silence: Callable[[], None] = lambda: None,
+    ) -> None:
         self._connection = connection
         self._settled = settled
         self._idle = idle
@@ -99,9 +122,17 @@ class PublishingSession:
         self._alarm = Outage(time.monotonic)
         #: Posts that wait for NACK_RETRY to pass.
         self._nacked: list[Post] = []
+        #: The next tag when a queue was declared last, by the identity of its steps.
+        self._declared_at: dict[int, int] = {}
+        #: The next tag at the last look for silence.
+        self._looked_at = 1
+        #: Where messages are not confirmed: tag of the last one sent, infinite before that.
+        self._silent: dict[Destination, float] = dict.fromkeys(silent, math.inf)
+        self._on_silence = on_silence
         connection.add_on_connection_blocked_callback(self._on_blocked)
         connection.add_on_connection_unblocked_callback(self._on_unblocked)
         self._open_channel()
+        self._look = connection._adapter_call_later(SILENCE, self._look_for_silence)
 
     @property
     def busy(self) -> bool:
@@ -112,6 +143,11 @@ class PublishingSession:
     def alarm(self) -> str | None:
         """Why the broker takes no messages from anybody now, if so: memory or disk are short."""
         return self._alarm.reason
+
+    @property
+    def silent(self) -> list[Destination]:
+        """Where messages go that the broker does not confirm."""
+        return sorted(self._silent)
 
     def publish(self, posts: Iterable[Post]) -> None:
         """Take over posts; ``settled`` tells of each."""
@@ -142,7 +178,7 @@ class PublishingSession:
         channel.confirm_delivery(self._on_confirm, callback=self._on_select_ok)
 
     def _on_select_ok(self, _frame: Method[Any]) -> None:
-        self._next_tag = 1
+        self._next_tag = self._looked_at = 1
         self._ready = True
         self._pump()
 
@@ -163,6 +199,8 @@ class PublishingSession:
                 continue
             if post.exchange not in self._known_exchanges:
                 self._look_for_exchange(post)
+                continue
+            if self._silent and self._holds_back(post):
                 continue
             assert self._channel is not None
             try:
@@ -204,6 +242,8 @@ class PublishingSession:
                 tags.append(candidate)
         else:
             tags = [tag]
+        if self._silent:
+            self._hear(tag, frame.method.multiple)
         for one in tags:
             post = self._in_flight.pop(one, None)
             if post is None:
@@ -221,7 +261,7 @@ class PublishingSession:
                     post, Refused(f"unroutable: {reason}; is a queue bound to this exchange?")
                 )
             else:
-                self._declare_for(post)
+                self._declare_for(post, one)
         self._pump()
         self._tell_if_idle()
 
@@ -246,14 +286,71 @@ class PublishingSession:
         if nacked:
             self.publish(nacked)
 
-    def _declare_for(self, post: Post) -> None:
+    def _look_for_silence(self) -> None:
+        """Give up what was in flight at the last look already: its queue does not answer."""
+        if not self._connection.is_open:
+            return
+        self._look = self._connection._adapter_call_later(SILENCE, self._look_for_silence)
+        # In an alarm nothing is confirmed, whatever its queue is like.
+        known = len(self._silent)
+        if self.alarm is None:
+            for tag in list(takewhile(lambda tag: tag < self._looked_at, self._in_flight)):
+                post = self._in_flight.pop(tag)
+                self._bytes -= len(post.body)
+                self._fall_silent(post, tag)
+                self._settled(post, _unanswered(post))
+        self._looked_at = self._next_tag
+        self._pump()
+        self._tell_if_idle()
+        if len(self._silent) > known:
+            self._on_silence()
+
+    def _fall_silent(self, post: Post, tag: int) -> None:
+        destination = _destination(post)
+        if destination not in self._silent:
+            _logger.warning(
+                "The broker does not confirm messages to %s. Their rows wait in the outbox, others "
+                "go on. Has its queue a leader?",
+                post.routing_key,
+            )
+        self._silent[destination] = tag
+
+    def _holds_back(self, post: Post) -> bool:
+        """Settle a post to where the last one is not confirmed yet; one at a time tries it."""
+        destination = _destination(post)
+        tag = self._silent.get(destination)
+        if tag is None:
+            return False
+        if tag in self._in_flight:
+            self._settled(post, _unanswered(post))
+            return True
+        self._silent[destination] = self._next_tag
+        return False
+
+    def _hear(self, tag: int, multiple: bool) -> None:
+        """A confirm has come, perhaps of what was given up."""
+        for destination, last in list(self._silent.items()):
+            if last == tag or (multiple and last < tag):
+                del self._silent[destination]
+                _logger.warning("The broker confirms messages to %s again.", destination[1])
+
+    def _declare_for(self, post: Post, tag: int) -> None:
         """The broker knows no queue for this post: declare its topology, publish again."""
         post.declared = True
         key = id(post.steps)
         waiting = self._declaring.setdefault(key, [])
         waiting.append(post)
-        if len(waiting) == 1:
-            declare(self._connection, post.steps, lambda refusals: self._on_declared(key, refusals))
+        if len(waiting) > 1:
+            return
+        if tag >= self._declared_at.get(key, 1):
+            # It was sent after the last declaration, if there was one: the queue was deleted.
+            post.missing_since = time.monotonic()
+
+        def declared(refusals: list[Refusal]) -> None:
+            self._declared_at[key] = self._next_tag
+            self._on_declared(key, refusals)
+
+        declare(self._connection, post.steps, declared)
 
     def _look_for_exchange(self, post: Post) -> None:
         """Publishing to an exchange that is not there would close the channel for all others."""
@@ -296,6 +393,8 @@ class PublishingSession:
         self._returned.clear()
         self._bytes = 0
         self._known_exchanges = {""}
+        self._silent.clear()
+        self._declared_at.clear()
         too_large = TOO_LARGE.search(str(reason))
         if too_large is not None and self._connection.is_open:
             self._max_body = int(too_large[1])
@@ -309,6 +408,7 @@ class PublishingSession:
             self._open_channel()
         else:
             self._ready = False
+            self._connection._adapter_remove_timeout(self._look)
             self._pending.extend(self._nacked)
             self._nacked = []
             self.abandon_pending(f"the connection was lost: {reason}")
@@ -344,6 +444,16 @@ class PublishingSession:
 
 def _blocked(alarm: str) -> str:
     return f"the broker takes no messages for now: {alarm}"
+
+
+def _destination(post: Post) -> Destination:
+    return post.exchange, post.routing_key
+
+
+def _unanswered(post: Post) -> Unanswered:
+    return Unanswered(
+        f"the broker does not confirm messages to {post.routing_key}: has its queue a leader?"
+    )
 
 
 def _fatal(refusals: Sequence[Refusal]) -> list[Refusal]:

@@ -11,17 +11,15 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import LoopingCall
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
-from txaio.tx import make_logger
 
 from carrot_twisted import failpoints, schedules
 from carrot_twisted.models import MessageLog
+from carrot_twisted.service.chore import Chore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from carrot_twisted.models import ScheduledTask
-
-_log = make_logger()
 
 #: Seconds between looks.
 INTERVAL = schedules.AHEAD.total_seconds()
@@ -34,8 +32,9 @@ SHORTEST = 0.001
 class Database(Protocol):
     """Where the work is done. The service's is its ``LogWriter``."""
 
-    away: bool
-    """Whether it did not answer the last time."""
+    @property
+    def away(self) -> bool:
+        """Whether it did not answer the last time, and tells so itself."""
 
     def call(self, function: Callable[[], Any]) -> Deferred[Any]:
         """Run ``function`` off the reactor's thread, in a transaction; fires with its result."""
@@ -79,6 +78,8 @@ class ScheduledTaskManager:
         if run_now:
             self._before.append(partial(schedules.publish_all, using, filters))
         self._before_at = 0.0
+        self._preparing = Chore("The scheduler prepares its schedules", reactor.seconds)
+        self._publishing = Chore("The scheduler looks for due schedules", reactor.seconds)
         self._looking = False
         self._again = False
         self._wake: Any = None
@@ -105,12 +106,16 @@ class ScheduledTaskManager:
             self._again = True
             return succeed(None)
 
-        # A LoopingCall ends at its first failure; this one goes on.
-        return Deferred.fromCoroutine(self._work()).addErrback(self._failed)
+        def failed(failure: Failure) -> None:
+            self._failed(self._publishing, failure)
 
-    def _failed(self, failure: Failure) -> None:
+        # A LoopingCall ends at its first failure; this one goes on.
+        looked = Deferred.fromCoroutine(self._work())
+        return looked.addCallbacks(lambda _: self._publishing.succeeded(), failed)
+
+    def _failed(self, chore: Chore, failure: Failure) -> None:
         if not self._database.away:
-            _log.failure("The scheduler met an error and goes on", failure=failure)
+            chore.failed(failure)
 
     async def _work(self) -> None:
         self._looking = True
@@ -118,6 +123,8 @@ class ScheduledTaskManager:
             if self._before and self._reactor.seconds() >= self._before_at:
                 self._before_at = self._reactor.seconds() + BEFORE_RETRY
                 self._before = [one for one in self._before if not await self._is_done(one)]
+                if not self._before:
+                    self._preparing.succeeded()
             wait: float | None = 0.0
             while self._loop.running and (wait == 0 or self._again):
                 self._again = False
@@ -132,7 +139,7 @@ class ScheduledTaskManager:
         try:
             return await self._database.call(function) is not False
         except Exception:
-            self._failed(Failure())
+            self._failed(self._preparing, Failure())
             return False
 
     def _wake_in(self, seconds: float | None) -> None:

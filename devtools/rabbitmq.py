@@ -118,6 +118,15 @@ class RabbitMQ(Server):
             raise ServerError(f"rabbitmqctl {arguments[0]}: {result.stdout}{result.stderr}")
         return result.stdout
 
+    def sync(self) -> None:
+        """Write to disk which quorum queues there are.
+
+        The node does so a few seconds after their declaration. Killed before that, it starts them
+        anew without their members, and they have no leader until somebody deletes them
+        (rabbitmq-server issue 15725).
+        """
+        self.ctl("eval", "[ok = dets:sync(Table) || Table <- dets:all()].")
+
     def stop(self) -> None:
         """End the node cleanly; durable queues and persistent messages stay."""
         self._stop_with(signal.SIGTERM)

@@ -8,11 +8,14 @@ import os
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from carrot_twisted import processes
+from carrot_twisted import processes, publishing
 
 if "CARROT_TEST_ELSEWHERE" in os.environ:
     # As if each process were on a machine of its own: only leases tell who lives.
     processes.machine = lambda: ""  # type: ignore[assignment]
+
+if "CARROT_TEST_SILENCE" in os.environ:
+    publishing.SILENCE = float(os.environ["CARROT_TEST_SILENCE"])
 
 SECRET_KEY = "tests only"
 SECRET_KEY_FALLBACKS = os.environ.get("CARROT_TEST_FALLBACK", "").split()

@@ -114,7 +114,7 @@ def copy_of(
         )
         headers[queue.policy.header] = queue.policy.retries(properties.headers) + 1
     else:
-        target, declarations = queue.layout.archive, queue.layout.archive_steps()
+        target, declarations = queue.layout.archive, queue.layout.archive_steps
         headers[REASON_HEADER] = decision.reason
     return Post(
         message_id=str(properties.message_id),

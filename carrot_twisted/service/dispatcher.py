@@ -135,7 +135,7 @@ class Dispatcher:
         self._dead_letter = dead_letter
         self._reactor = reactor
         self._seal = Seal() if queue.verifies else None
-        self._pool: WorkerPool[Job] = WorkerPool(queue.name, concurrency, self._work)
+        self._pool: WorkerPool[Job] = WorkerPool(queue.name, concurrency, self._work, reactor)
         self._waiting: deque[Delivery] = deque()
         self._jobs: dict[UUID, Job] = {}
         #: Tokens of claims that are under way.

@@ -13,9 +13,9 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from django.db import connections, router
+from django.db import connections, router, transaction
 from django.db.migrations.executor import MigrationExecutor
-from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.defer import CancelledError, Deferred, gatherResults, maybeDeferred
 from twisted.internet.task import LoopingCall, deferLater
 from txaio.tx import make_logger
 
@@ -24,6 +24,7 @@ from carrot_twisted import (
     conf,
     failpoints,
     handlers,
+    outcomes,
     periodic,
     processes,
     publisher,
@@ -35,8 +36,10 @@ from carrot_twisted.exceptions import CarrotConfigException
 from carrot_twisted.execution import Limits
 from carrot_twisted.handlers import HandlerQueue
 from carrot_twisted.models import MessageLog, Worker
+from carrot_twisted.outage import Outage
 from carrot_twisted.records import Claimant
 from carrot_twisted.scheduler import ScheduledTaskManager
+from carrot_twisted.service.chore import Chore
 from carrot_twisted.service.connection import BrokerConnection, close_all
 from carrot_twisted.service.dispatcher import Dispatcher
 from carrot_twisted.service.hooked_dispatcher import HookedDispatcher
@@ -48,7 +51,6 @@ from carrot_twisted.service.quarantine import Quarantine
 from carrot_twisted.service.recycling import Recycling
 from carrot_twisted.service.relay import Relay
 from carrot_twisted.service.subscription import Subscription
-from carrot_twisted.service.trouble import Complaints
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -77,6 +79,8 @@ LAST_WRITES = 3.0
 CONFIRMS = 1.0
 #: Seconds that a further last write gets when the time for them is over.
 MOMENT = 0.1
+#: Characters that are told of an error's text.
+MAX_REASON = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +157,8 @@ class Engine:
         self._shutdown_timeout = options.shutdown_timeout or settings.shutdown_timeout
         self._lease_since: float | None = None
         self._last_beat = 0.0
-        self._complaints = Complaints()
+        self._registering = Outage(reactor.seconds)
+        self._renewing = Chore("The worker renews its lease", reactor.seconds)
         self._registered = False
         self._stopping = False
         self._start_wait: Deferred[Any] | None = None
@@ -251,7 +256,8 @@ class Engine:
             )
         ]
         self._heartbeat = LoopingCall(self._beat)
-        self._custody = LoopingCall(self._take_custody)
+        custody = Chore("The worker looks after long tasks", reactor.seconds)
+        self._custody = LoopingCall(custody.attempt, self._take_custody)
         for loop in (self._heartbeat, self._custody):
             loop.clock = reactor
 
@@ -451,9 +457,14 @@ class Engine:
                 return False
             except Exception as error:
                 self._registered = False
-                if self._complaints.is_due("register", self._reactor.seconds()):
-                    _log.error("The database cannot be reached: {error}. Trying on", error=error)
+                text = outcomes.exception_line(error, MAX_REASON)
+                told = self._registering.failed(text)
+                if told is not None:
+                    _log.error("The database cannot be reached: {error}. Trying on", error=told)
             else:
+                after = self._registering.over()
+                if after:
+                    _log.info("The database is reached{after}", after=after)
                 return not self._stopping
             self._start_wait = deferLater(self._reactor, START_RETRY)
             try:
@@ -465,18 +476,17 @@ class Engine:
         return False
 
     def _beat(self) -> Deferred[None]:
-        def late(failure: Any) -> None:
+        def late(failure: Failure) -> None:
             self._lease_since = None
-            now = self._reactor.seconds()
-            if not self._writer.away and self._complaints.is_due("heartbeat", now):
-                _log.failure("No heartbeat", failure=failure)
+            if not self._writer.away:
+                self._renewing.failed(failure)
 
-        def in_time(_: object) -> None:
-            self._complaints.over("heartbeat")
+        def renewed() -> Deferred[None]:
+            # Asked here, in the reactor, whose objects know what is wrong.
+            self.worker.state = self._state()
+            return self._writer.call(self._renew_lease)
 
-        # Asked here, in the reactor, whose objects know what is wrong.
-        self.worker.state = self._state()
-        return self._writer.call(self._renew_lease).addCallbacks(in_time, late)
+        return maybeDeferred(renewed).addCallbacks(lambda _: self._renewing.succeeded(), late)
 
     def _state(self) -> dict[str, Any]:
         """What ``manage.py carrot_status`` tells of this worker."""
@@ -493,7 +503,8 @@ class Engine:
                 for thread in dispatcher.threads()
                 if thread.task is not None
             ],
-            "problems": self.problems,
+            # As the database takes it: for a text that it refuses the lease would be lost.
+            "problems": [outcomes.stored(text, MAX_REASON) for text in self.problems],
         }
 
     def _renew_lease(self) -> None:
@@ -504,7 +515,11 @@ class Engine:
         if self._lease_since is None or now - self._last_beat > self._settings.lease / 2:
             # So late, others may have lost their leases: the database was frozen, say.
             self._lease_since = now
-        self._last_beat = now
+        # In others' eyes only then: the transaction may be rolled back.
+        transaction.on_commit(partial(self._renewed, now), using=self._using)
+
+    def _renewed(self, when: float) -> None:
+        self._last_beat = when
 
     def _claimant(self, alone: bool = False) -> Claimant:
         """On the writer's thread, inside the transaction that claims or judges."""

@@ -26,10 +26,10 @@ from twisted.python.failure import Failure
 from txaio.tx import make_logger
 
 from carrot_twisted import failpoints, outbox, outcomes, records
+from carrot_twisted.outage import Outage
 from carrot_twisted.outcomes import Kind, Result, Verdict
 from carrot_twisted.records import Claimant, Claimed, Finished
 from carrot_twisted.service.pool import DaemonThreadPool
-from carrot_twisted.service.trouble import Trouble
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -125,24 +125,32 @@ class LogWriter:
         self._stopped: Deferred[None] | None = None
         self.clock_offset = 0.0
         """Seconds that the database's clock is ahead of this host's."""
-        self.away = False
-        """Whether the database did not answer the last time. Read from any thread."""
-        self._trouble: Trouble | None = None
-        #: Operations that were put aside, by id(): they are what is the trouble.
+        self._outage = Outage(time.monotonic)
+        #: Others' transactions are in the way of what is to be written.
+        self._obstruction = Outage(time.monotonic)
+        #: Operations that were put aside for that, by id().
         self._aside: set[int] = set()
         #: When the database was asked what it has not answered yet.
         self._asked: float | None = None
 
     @property
+    def away(self) -> bool:
+        """Whether the database did not answer the last time. From any thread."""
+        return self._outage.reason is not None
+
+    @property
     def problem(self) -> str | None:
         """Why nothing can be written just now, for people; None if all is well. From any thread."""
-        now = time.monotonic()
-        trouble, asked = self._trouble, self._asked
-        if trouble is not None:
-            what = "is away" if self.away else "does not take everything"
-            return f"the database {what} since {trouble.seconds(now)} s: {trouble.reason}"
-        if asked is not None and now - asked > SILENT:
-            return f"the database has not answered for {int(now - asked)} s"
+        for trouble, what in (
+            (self._outage, "is away"),
+            (self._obstruction, "does not take everything"),
+        ):
+            reason = trouble.reason
+            if reason is not None:
+                return f"the database {what} since {trouble.seconds:.0f} s: {reason}"
+        asked = self._asked
+        if asked is not None and (silent := time.monotonic() - asked) > SILENT:
+            return f"the database has not answered for {silent:.0f} s"
         return None
 
     def start(self) -> None:
@@ -189,9 +197,10 @@ class LogWriter:
                     break
             try:
                 self._process(batch)
-            except Exception:
-                connections[self._using].close()
+            except BaseException:
+                # Told first: closing may fail as well, and this loop ends then.
                 self._reactor.callFromThread(self._on_broken, Failure())
+                connections[self._using].close()
             reset_queries()
         connections.close_all()
 
@@ -314,7 +323,7 @@ class LogWriter:
             error = self._commit([operation], again=True)
             if error is not None:
                 locked.append(operation)
-                self._set_trouble(error)
+                self._set_obstructed(error)
         # The locked ones last: another time, others have their turn before them.
         aside = [*left, *locked]
         self._aside.update(map(id, aside))
@@ -338,7 +347,8 @@ class LogWriter:
             error = self._attempt(work)
             if error is not None and outcomes.blames_database(error):
                 error = self._attempt(work)
-        except Exception:
+        except BaseException:
+            # Its transaction calls receivers of the project's, which may raise SystemExit.
             result = Failure()
         else:
             if error is None:
@@ -346,47 +356,37 @@ class LogWriter:
             else:
                 result = Failure(error)
                 if outcomes.is_conflict(error):
-                    self._set_trouble(error)
+                    self._set_obstructed(error)
                 elif outcomes.blames_database(error):
                     self._set_away(error)
         self._reactor.callFromThread(_fire, call.result, result)
 
-    def _set_trouble(self, error: Exception) -> None:
-        """Note, and tell now and then, that what is to be written is not."""
-        now = time.monotonic()
-        text = _in_one_line(error)
-        if self._trouble is None:
-            self._trouble = Trouble(now, text)
-        trouble = self._trouble
-        trouble.reason = text
-        if trouble.is_due(now):
-            _log.error("Still {problem}", problem=self.problem)
+    def _set_obstructed(self, error: Exception) -> None:
+        told = self._obstruction.failed(outcomes.exception_line(error, MAX_REASON))
+        if told is not None:
+            _log.warn("The database does not take everything: {reason}", reason=told)
 
     def _set_away(self, error: Exception) -> None:
-        self._set_trouble(error)
-        if not self.away:
-            self.away = True
-            text = _in_one_line(error)
-            _log.error("The database is away, nothing new is started: {text}", text=text)
-            self._reactor.callFromThread(self._on_away, text)
+        begins = not self.away
+        reason = outcomes.exception_line(error, MAX_REASON)
+        told = self._outage.failed(reason)
+        if told is not None:
+            what = "is away, nothing new is started" if begins else "is still away"
+            _log.error("The database {what}: {reason}", what=what, reason=told)
+        if begins:
+            self._reactor.callFromThread(self._on_away, reason)
 
     def _set_back(self) -> None:
         """The database has done something: it is there, whatever it may not have done."""
-        trouble = self._trouble
-        if trouble is None:
-            return
         if self.away:
-            self.away = False
-            seconds = trouble.seconds(time.monotonic())
-            _log.info("The database is back after {n} s", n=seconds)
+            after = self._outage.over()
+            if after is not None:
+                _log.info("The database is back{after}", after=after)
             self._reactor.callFromThread(self._on_back)
         if not self._aside:
-            self._trouble = None
-
-
-def _in_one_line(error: Exception) -> str:
-    """PostgreSQL's words may come with hints, on lines of their own."""
-    return " ".join(outcomes.exception_text(error, MAX_REASON).split())
+            after = self._obstruction.over()
+            if after:
+                _log.info("The database takes everything{after}", after=after)
 
 
 def _tell_written(finishes: Sequence[Finish]) -> None:

@@ -91,7 +91,7 @@ class MessageDispatcher:
         self._send = send
         self._reactor = reactor
         self._host = socket.gethostname()
-        self._pool: WorkerPool[Job] = WorkerPool(queue.name, concurrency, self._work)
+        self._pool: WorkerPool[Job] = WorkerPool(queue.name, concurrency, self._work, reactor)
         self._waiting: deque[Delivery] = deque()
         #: Given to the threads, or being copied.
         self._jobs: dict[Job, None] = {}

@@ -40,6 +40,6 @@ class Notifier:
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
             sender.setblocking(False)
             sender.connect(self._address)
-            sender.send(text.encode())
+            sender.send(text.encode("utf-8", "backslashreplace"))
             return True
         return False

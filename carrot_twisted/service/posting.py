@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pika
@@ -17,7 +18,7 @@ from txaio.tx import make_logger
 from carrot_twisted import conf, failpoints, outbox, outcomes, topology, wire
 from carrot_twisted.outage import Outage
 from carrot_twisted.outbox import Post
-from carrot_twisted.publishing import PublishingSession, Refused
+from carrot_twisted.publishing import PublishingSession, Refused, Unanswered
 from carrot_twisted.service.connection import BrokerConnection, close_all
 from carrot_twisted.service.log_writer import Confirmed, LogWriter
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from carrot_twisted.models import MessageLog
+    from carrot_twisted.publishing import Destination
     from carrot_twisted.service.delivery import Delivery
     from carrot_twisted.service.protocol import CarrotProtocol
     from carrot_twisted.virtual_host import VirtualHost
@@ -58,6 +60,8 @@ MAX_REASON = 300
 DEAD_LETTER_RETRY = 5.0
 #: Seconds until a relay tries rows again whose connection was lost.
 LOST_RETRY = 1.0
+#: And rows whose queue does not answer.
+UNANSWERED_RETRY = 5.0
 #: Posts that wait for a confirm; above this, rows are left to the relay: the table is the buffer.
 MAX_WAITING = 20_000
 
@@ -106,6 +110,11 @@ class ReactorPublisher:
             f"the broker {host.label} takes no messages for now: {session.alarm}"
             for host, session in self._sessions.items()
             if session.alarm
+        ]
+        problems += [
+            f"the broker {host.label} does not confirm messages to {routing_key}"
+            for host, session in self._sessions.items()
+            for _, routing_key in session.silent
         ]
         return "; ".join(problem for problem in problems if problem) or None
 
@@ -224,12 +233,24 @@ class ReactorPublisher:
         self._note()
 
     def _connector(self, host: VirtualHost) -> Callable[[CarrotProtocol], None]:
+        silent: list[Destination] = []
+
         def connected(protocol: CarrotProtocol) -> None:
             self.protocols[host] = protocol
-            self._sessions[host] = PublishingSession(
-                protocol.connection, self._settled, self._answer_flushers
+            session = self._sessions[host] = PublishingSession(
+                protocol.connection,
+                self._settled,
+                self._answer_flushers,
+                silent,
+                lambda: connect_anew(protocol, session),
             )
+            silent.clear()
             protocol.connection.add_on_close_callback(lambda *_: closed(protocol))
+
+        def connect_anew(protocol: CarrotProtocol, session: PublishingSession) -> None:
+            silent.extend(session.silent)
+            # Not closed in order: the broker does not read that.
+            protocol.abort()
 
         def closed(protocol: CarrotProtocol) -> None:
             if self.protocols.get(host) is protocol:
@@ -254,6 +275,9 @@ class ReactorPublisher:
             callback(error)
         elif error is None:
             self._confirmed.append(post)
+            if post.missing_since is not None and not post.exchange:
+                missing = post.routing_key, post.missing_since, self._using
+                self._write(partial(outbox.queue_was_missing, *missing))
         else:
             self._errors[post.message_id] = error
         if not self._note_due:
@@ -268,9 +292,12 @@ class ReactorPublisher:
         if self._errors:
             errors, self._errors = self._errors, {}
             self._tell_refused(errors)
-            self._writer.call(lambda: self._note_errors(errors)).addErrback(
-                lambda f: _log.warn("Publish errors could not be noted: {e}", e=f.value)
-            )
+            self._write(partial(self._note_errors, errors))
+
+    def _write(self, note: Callable[[], None]) -> None:
+        self._writer.call(note).addErrback(
+            lambda f: _log.warn("What became of messages could not be noted: {e}", e=f.value)
+        )
 
     def _tell_refused(self, errors: Mapping[str, str]) -> None:
         reason = next((text for text in errors.values() if isinstance(text, Refused)), None)
@@ -284,10 +311,16 @@ class ReactorPublisher:
 
     def _note_errors(self, errors: Mapping[str, str]) -> None:
         """On the writer's thread. What was lost is sent again soon, what was refused later."""
-        refused = {key: text for key, text in errors.items() if isinstance(text, Refused)}
-        lost = {key: text for key, text in errors.items() if key not in refused}
+        refused: dict[str, str] = {}
+        unanswered: dict[str, str] = {}
+        lost: dict[str, str] = {}
+        for key, text in errors.items():
+            kinds = {Refused: refused, Unanswered: unanswered}
+            kinds.get(type(text), lost)[key] = text
         if refused:
             outbox.note_refused(refused, self._using)
+        if unanswered:
+            outbox.note_errors(unanswered, self._using, UNANSWERED_RETRY)
         if lost:
             outbox.note_errors(lost, self._using, LOST_RETRY)
 

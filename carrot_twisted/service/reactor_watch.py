@@ -18,6 +18,8 @@ from typing import Any
 from twisted.internet.task import LoopingCall
 from txaio.tx import make_logger
 
+from carrot_twisted.outage import Outage
+
 _log = make_logger()
 
 #: Seconds of silence that are reported.
@@ -38,6 +40,7 @@ class ReactorWatch:
         self._path = path
         self._descriptor: int | None = None
         self._last = 0.0
+        self._unwritable = Outage(reactor.seconds)
         self._sign = LoopingCall(self._sign_of_life)
         self._sign.clock = reactor
 
@@ -66,8 +69,15 @@ class ReactorWatch:
             )
         try:
             faulthandler.dump_traceback_later(INTERVAL + SILENCE, file=self._log_file())
-        except (OSError, ValueError) as error:
-            _log.warn("Stacks of a silent reactor could not be written: {error}", error=error)
+        except (OSError, ValueError, RuntimeError) as error:
+            # It starts a thread each time: a RuntimeError where there is none left.
+            told = self._unwritable.failed(str(error))
+            if told is not None:
+                _log.warn("Stacks of a silent reactor could not be written: {error}", error=told)
+        else:
+            after = self._unwritable.over()
+            if after:
+                _log.info("Stacks of a silent reactor could be written{after}", after=after)
 
     def _log_file(self) -> int:
         """Descriptor of what is the log at this moment: twistd renames a file that is full."""

@@ -14,11 +14,13 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import LoopingCall
 from txaio.tx import make_logger
 
-from carrot_twisted import failpoints, outbox, outcomes, records
-from carrot_twisted.service.trouble import Complaints
+from carrot_twisted import failpoints, outbox, records
+from carrot_twisted.service.chore import Chore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from twisted.python.failure import Failure
 
     from carrot_twisted.conf import QueueSettings
     from carrot_twisted.records import Claimant
@@ -39,8 +41,6 @@ REAP_INTERVAL = 3.0
 RING_INTERVAL = 30.0
 #: Seconds that a confirmed row may wait although its queue is empty.
 QUIET = 60.0
-#: Characters that are told of an error's text.
-MAX_REASON = 200
 
 
 class Relay:
@@ -71,7 +71,7 @@ class Relay:
         self._claimant = claimant
         self._using = using
         self._reactor = reactor
-        self._complaints = Complaints()
+        self._chores: dict[str, Chore] = {}
         #: Rows taken since that was told, and when it may be told again.
         self._taken = 0
         self._tell_at = 0.0
@@ -103,20 +103,13 @@ class Relay:
 
     def _guarded(self, what: str, work: Callable[[], Any]) -> Deferred[None]:
         """A LoopingCall ends at its first failure; this one goes on (Twisted ticket 1396)."""
+        chore = self._chores.setdefault(what, Chore(f"The relay {what}", self._reactor.seconds))
 
-        def failed(failure: Any) -> None:
-            if not (self._goes_on and self._complaints.is_due(what, self._reactor.seconds())):
-                return
-            if outcomes.is_conflict(failure.value):
-                error = outcomes.exception_text(failure.value, MAX_REASON)
-                _log.warn("The relay {what}, others were in its way: {e}", what=what, e=error)
-            else:
-                _log.failure("The relay {what}, met an error and goes on", failure, what=what)
+        def failed(failure: Failure) -> None:
+            if self._goes_on:
+                chore.failed(failure)
 
-        def succeeded(_: object) -> None:
-            self._complaints.over(what)
-
-        return Deferred.fromCoroutine(work()).addCallbacks(succeeded, failed)
+        return Deferred.fromCoroutine(work()).addCallbacks(lambda _: chore.succeeded(), failed)
 
     @property
     def _goes_on(self) -> bool:

@@ -213,7 +213,7 @@ class Scenario:
         back = time.monotonic()
         done = finished([*running, *waiting])
         assert time.monotonic() - back < SECONDS_TO_RETURN
-        assert self.service.log.count("The database is back after") == number
+        assert self.service.log.count("The database is back") == number
         assert {row.status for row in done} == {MessageLog.COMPLETED}
         # What ran on was not run again; what needed the database was; what waited ran once.
         assert [row.attempts for row in done] == [1, 1, 2, *[1] * len(names)]
@@ -307,7 +307,7 @@ def test_a_row_or_a_table_that_somebody_has_locked_holds_up_nothing_else(
         late = publish_message(tasks.effect, "late")
         # The service's statements fail one after another; what is running is none of them.
         cursor.execute(f"LOCK TABLE {TABLE}, {Worker._meta.db_table} IN EXCLUSIVE MODE")
-        service.wait_for("No heartbeat")
+        service.wait_for("The worker renews its lease: others were in its way")
     (done,) = finished([late])
     assert done.attempts == 1
     assert Counter(ledger()) == Counter(["held", "late", *(str(n) for n in range(20))])

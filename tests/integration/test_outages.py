@@ -31,6 +31,7 @@ def test_a_broker_killed_under_load_loses_nothing_and_runs_nothing_twice(
     private_broker: RabbitMQ, start_service: StartService, ledger: Ledger
 ) -> None:
     service = start_service(CARROT_BROKER_URL=private_broker.url)
+    private_broker.sync()
     rows = publish_many(
         [create_message(tasks.effect, task_args=[str(n), 0.02]) for n in range(300)]
     )

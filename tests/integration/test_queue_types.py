@@ -14,7 +14,8 @@ import pytest
 from django.db.models.functions import Now
 
 from carrot_twisted import conf, publisher, topology
-from carrot_twisted.models import MessageLog
+from carrot_twisted.message_log import due_in
+from carrot_twisted.models import MessageLog, Worker
 from carrot_twisted.utilities import create_message, publish_many, publish_message
 from devtools.servers import RabbitMQ, temporary_folder
 from tests.conftest import Broker, root_of_rabbitmq
@@ -160,6 +161,70 @@ def test_a_message_too_large_for_the_broker_is_refused_alone(
     assert "larger than the broker permits, 100000 bytes" in refused.publish_error
     assert all(row.confirmed_at for row in done.values())
     assert {row.publish_error for row in done.values()} == {""}
+
+
+@pytest.mark.once
+def test_a_queue_that_does_not_answer_stops_no_other_and_loses_nothing(
+    quorum: None, start_service: StartService, private_broker: RabbitMQ, ledger: Ledger
+) -> None:
+    """A quorum queue has no leader while most of its nodes are away."""
+    service = start_service(
+        CARROT_BROKER_URL=private_broker.url,
+        CARROT_TEST_QUEUE_TYPE="quorum",
+        CARROT_TEST_SILENCE="2",
+    )
+    service.wait_for("Consuming queue default")
+    private_broker.ctl("eval", "sys:suspend(carrot_default).")
+    try:
+        late = unsent("default", 200)
+        silent = "does not confirm messages to default"
+        told = MessageLog.objects.filter(publish_error__contains=silent)
+        wait_until(lambda: told.count() == 200)
+        wait_until(
+            lambda: any(silent in text for w in Worker.objects.all() for text in problems(w))
+        )
+        finished(unsent("other", 20), 20)
+        assert ledger() == ["other"] * 20
+    finally:
+        private_broker.ctl("eval", "sys:resume(carrot_default).")
+    done = finished(late, 30)
+    assert {(row.status, row.attempts) for row in done} == {(MessageLog.COMPLETED, 1)}
+    assert ledger().count("default") == 200
+    assert f"The broker {silent}" in service.log
+    assert "The broker confirms messages to default again" in service.log
+    assert service.stop() == 0
+
+
+def problems(worker: Worker) -> list[str]:
+    """What a worker says is wrong."""
+    found: list[str] = worker.state.get("problems", [])
+    return found
+
+
+def unsent(queue: str, count: int) -> list[MessageLog]:
+    """Rows that only a relay can send: their publishers died after the commit."""
+    rows = [create_message(tasks.effect, task_args=[queue], queue=queue).row for _ in range(count)]
+    MessageLog.objects.bulk_create(rows)
+    MessageLog.objects.filter(pk__in=[row.pk for row in rows]).update(relay_at=due_in(0))
+    return rows
+
+
+@pytest.mark.once
+def test_who_finds_a_deleted_queue_sends_again_what_it_has_lost(
+    served: None, start_service: StartService, broker: Broker, ledger: Ledger
+) -> None:
+    """A publisher declares it before any service is there to see that it was gone."""
+    rows = publish_many(create_message(tasks.effect, task_args=[str(n)]) for n in range(20))
+    assert publisher.flush(10)
+    broker.channel.queue_delete("default")
+    rows.append(publish_message(tasks.effect, "last"))
+    assert publisher.flush(10)
+    wait_until(lambda: MessageLog.objects.unsent().count() == 20)
+    service = start_service("--queue=default")
+    done = finished(rows)
+    assert {(row.status, row.attempts) for row in done} == {(MessageLog.COMPLETED, 1)}
+    assert len(ledger()) == 21
+    assert service.stop() == 0
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from pika.exceptions import (
     StreamLostError,
 )
 from pika.frame import Method
+from twisted.internet.task import Clock
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -77,6 +78,7 @@ class FakeConnection:
         self.params = pika.ConnectionParameters("broker.example", 5672)
         self.is_open = True
         self.channels: list[FakeChannel] = []
+        self.clock = Clock()
         self._events: deque[Callable[[], None]] = deque()
         self._on_blocked: list[Callable[..., None]] = []
         self._on_unblocked: list[Callable[..., None]] = []
@@ -95,15 +97,19 @@ class FakeConnection:
         self.soon(lambda: on_open_callback(channel), channel)
         return channel
 
-    def _adapter_call_later(self, delay: float, callback: Callable[[], None]) -> None:
-        self._events.append(callback)
+    def _adapter_call_later(self, delay: float, callback: Callable[[], None]) -> Any:
+        return self.clock.callLater(delay, callback)
+
+    def _adapter_remove_timeout(self, timeout_id: Any) -> None:
+        timeout_id.cancel()
 
     def soon(self, event: Callable[[], None], channel: FakeChannel) -> None:
         """Something that the broker does later, unless the channel is closed by then."""
         self._events.append(lambda: event() if channel.is_open else None)
 
-    def run(self) -> None:
-        """Let the broker answer, and answer the answers."""
+    def run(self, seconds: float = 0.0) -> None:
+        """Let the broker answer, and answer the answers; before that, some time may pass."""
+        self.clock.advance(seconds)
         while self._events:
             self._events.popleft()()
 

@@ -285,6 +285,9 @@ def test_notices_arrive_as_systemd_reads_them(
         notifier = Notifier()
         notifier.tell(READY="1", STATUS="Works")
         assert systemd.recv(100) == b"READY=1\nSTATUS=Works"
+        # A file's name may be no text.
+        assert notifier.tell(STATUS="no file \udcff")
+        assert systemd.recv(100) == b"STATUS=no file \\udcff"
     # A program that a task starts does not speak for the service.
     assert "NOTIFY_SOCKET" not in os.environ
     notifier.tell(STOPPING="1")  # nobody listens any more: no error

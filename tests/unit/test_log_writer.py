@@ -88,6 +88,15 @@ class Desk:
             )
         )
 
+    def listen(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """Keep the lines of its log."""
+        lines: list[str] = []
+        for level in ("info", "warn", "error"):
+            monkeypatch.setattr(
+                log_writer._log, level, lambda text, **values: lines.append(text.format(**values))
+            )
+        return lines
+
     def work(self) -> None:
         """Let the writer do all that was submitted, then the reactor."""
         self.writer._inbox.put(None)
@@ -120,7 +129,7 @@ def status(pk: UUID) -> str:
 class Failing:
     """Stands before a function and raises what it is told to, call by call."""
 
-    def __init__(self, function: Callable[..., Any], *errors: Exception | None) -> None:
+    def __init__(self, function: Callable[..., Any], *errors: BaseException | None) -> None:
         self.function = function
         self.errors = list(errors)
         self.calls = 0
@@ -308,13 +317,13 @@ class TestOutage:
         assert desk.writer.problem is None
 
     def test_an_outage_that_lasts_is_told_ever_more_rarely(
-        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+        self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Ten minutes, with an attempt each second."""
         clock = Clock()
         monkeypatch.setattr(time, "monotonic", clock.seconds)
-        lines: list[str] = []
-        monkeypatch.setattr(log_writer._log, "error", lambda *text, **_: lines.append(text[0]))
+        desk = Desk()
+        lines = desk.listen(monkeypatch)
 
         def call() -> None:
             clock.advance(0.5)
@@ -322,16 +331,39 @@ class TestOutage:
 
         for _ in range(600):
             desk.writer.call(call).addErrback(lambda _: None)
+        desk.writer.call(int)
         desk.work()
-        assert desk.told == ["away: connection refused"]
-        assert 4 <= len(lines) <= 8
+        assert desk.told == ["away: connection refused", "back"]
+        begin, *reminders, end = lines
+        assert begin == "The database is away, nothing new is started: connection refused"
+        assert len(reminders) == 3
+        assert reminders[0].startswith("The database is still away: connection refused (for 60 s")
+        assert end == "The database is back, again after 599.0 s"
+
+    def test_one_that_comes_and_goes_each_moment_is_not_told_each_time(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A full disk refuses what is written, and answers what is asked."""
+        clock = Clock()
+        monkeypatch.setattr(time, "monotonic", clock.seconds)
+        desk = Desk()
+        lines = desk.listen(monkeypatch)
+        for _ in range(600):
+            desk.writer.call(Failing(int, AWAY, AWAY)).addErrback(lambda _: None)
+            desk.writer.call(lambda: clock.advance(1.0))
+        desk.work()
+        assert desk.told == ["away: connection refused", "back"] * 600
+        assert len(lines) == 2 * 4
 
 
 class TestLocks:
     """Another transaction in the way is no outage: nothing pauses for it."""
 
-    def test_a_call_that_met_one_fails_alone(self, desk: Desk) -> None:
+    def test_a_call_that_met_one_fails_alone(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         failures: list[Any] = []
+        lines = desk.listen(monkeypatch)
         desk.writer.call(Failing(int, *[LOCKED] * 2)).addErrback(
             lambda failure: failures.append(failure.value)
         )
@@ -342,6 +374,10 @@ class TestLocks:
         desk.writer.call(int)
         desk.work()
         assert desk.writer.problem is None
+        assert lines == [
+            "The database does not take everything: lock timeout",
+            "The database takes everything, again after 0.0 s",
+        ]
 
     def test_a_batch_that_met_one_is_repeated(
         self, desk: Desk, monkeypatch: pytest.MonkeyPatch
@@ -453,15 +489,19 @@ class TestRefusal:
 class TestBroken:
     """An error that is no database's is ours: the process ends, and others run its tasks."""
 
-    def test_it_is_told_in_the_reactor(self, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(records, "finish", Failing(records.finish, KeyError("our mistake")))
+    @pytest.mark.parametrize("kind", [KeyError, SystemExit])
+    def test_it_is_told_in_the_reactor(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
+    ) -> None:
+        monkeypatch.setattr(records, "finish", Failing(records.finish, kind("our mistake")))
         pk = running()
         desk.finish(pk)
         desk.writer._inbox.put(None)
         desk.writer._loop()
         assert desk.told == []
         desk.reactor.run()
-        assert desk.told == ["broken: 'our mistake'"]
+        (told,) = desk.told
+        assert "our mistake" in told
         assert status(pk) == "IN_PROGRESS"
 
     def test_what_comes_later_is_written_all_the_same(
@@ -487,19 +527,22 @@ class TestCalls:
         desk.reactor.run()
         assert results == [0]
 
-    def test_a_call_that_fails_is_rolled_back_and_others_go_on(self, desk: Desk) -> None:
+    @pytest.mark.parametrize("error", [KeyError("no"), SystemExit(1)])
+    def test_a_call_that_fails_is_rolled_back_and_others_go_on(
+        self, desk: Desk, error: BaseException
+    ) -> None:
         pk, waiting = running(), published()
         failures: list[Any] = []
 
         def call() -> None:
             published(pk=uuid4())
-            raise KeyError("no")
+            raise error
 
         desk.writer.call(call).addErrback(lambda failure: failures.append(failure.type))
         desk.finish(pk)
         desk.claim(waiting)
         desk.work()
-        assert failures == [KeyError]
+        assert failures == [type(error)]
         assert MessageLog.objects.count() == 2
         assert status(pk) == "COMPLETED"
         assert isinstance(desk.answers[waiting], Claimed)

@@ -40,10 +40,10 @@ def test_a_failure_is_told_once_and_its_end_with_how_long_it_lasted(
     assert broker.failed("refused") == "refused"
     clock.now += 10
     assert broker.failed("refused") is None
-    assert broker.reason == "refused"
+    assert (broker.reason, broker.seconds) == ("refused", 10.0)
     clock.now += 2.5
     assert broker.over() == ", again after 12.5 s"
-    assert broker.reason is None
+    assert (broker.reason, broker.seconds) == (None, 0.0)
     assert broker.over() == ""
 
 

@@ -246,3 +246,17 @@ def test_a_text_of_somebody_elses_takes_one_line_of_the_log(text: str, shown: st
 
 def test_a_long_text_of_somebody_elses_is_cut() -> None:
     assert outcomes.one_line("x" * 1000, 5) == "xxxxx"
+
+
+def test_an_error_is_told_in_one_line() -> None:
+    error = utils.OperationalError("connection failed\n\tIs the server\n running? \x1b[31m")
+    line = "connection failed Is the server running? \\x1b[31m"
+    assert outcomes.exception_line(error, 500) == line
+    assert outcomes.exception_line(error, 10) == "connection… (cut: 38 of 48 characters)"
+    assert outcomes.exception_line(KeyError(), 500) == "KeyError"
+
+
+def test_of_a_conflict_only_what_is_the_same_each_time() -> None:
+    error = utils.OperationalError("deadlock detected\nDETAIL:  Process 7 waits")
+    error.__cause__ = driver_error("DeadlockDetected", sqlstate="40P01")
+    assert outcomes.exception_line(error, 500) == "deadlock detected"

@@ -11,7 +11,7 @@ import pika
 import pytest
 from twisted.internet.defer import Deferred
 
-from carrot_twisted import outbox
+from carrot_twisted import outbox, publishing
 from carrot_twisted.models import MessageLog
 from carrot_twisted.service import posting
 from carrot_twisted.service.delivery import Delivery, Settler
@@ -51,7 +51,11 @@ class Line(FakeConnection):
         super().__init__()
         self.broker.queues.update({name: {} for name in queues})
         self.connection = self
+        self.aborted = False
         self._on_close: list[Callable[..., None]] = []
+
+    def abort(self) -> None:
+        self.aborted = True
 
     def add_on_close_callback(self, callback: Callable[..., None]) -> None:
         self._on_close.append(callback)
@@ -141,7 +145,7 @@ class TestRows:
         line.run()
         for tag in (1, 3):
             line.channels[0].confirm(tag, nack=True)
-        line.run()
+        line.run(publishing.NACK_RETRY)
         for tag in (4, 5):
             line.channels[0].confirm(tag, nack=True)
             desk.clock.advance(0)
@@ -149,6 +153,55 @@ class TestRows:
             call()
         refused = "the broker refused it (basic.nack)"
         assert noted == [({key: refused}, "default") for key in ids([logs[0], logs[2]])]
+
+    def test_what_a_silent_queue_gets_is_tried_again_soon_and_is_a_problem(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        noted: list[Any] = []
+        monkeypatch.setattr(outbox, "note_errors", lambda *args: noted.append(args))
+        line, (log,) = desk.connect("default"), rows(1)
+        line.broker.confirms_at_once = False
+        desk.publisher.publish_rows([log])
+        line.run()
+        for _ in range(2):
+            line.run(publishing.SILENCE)
+        desk.clock.advance(0)
+        desk.writer.calls.pop()()
+        ((errors, using, delay),) = noted
+        assert (list(errors), using, delay) == (ids([log]), "default", posting.UNANSWERED_RETRY)
+        assert desk.publisher.problem is not None
+        assert "does not confirm messages to default" in desk.publisher.problem
+        assert line.aborted
+        line.lose()
+        assert "does not confirm" not in str(desk.publisher.problem)
+        line = desk.connect("default")
+        assert "does not confirm messages to default" in str(desk.publisher.problem)
+        desk.publisher.publish_rows([log])
+        line.run()
+        assert "does not confirm" not in str(desk.publisher.problem)
+
+    def test_a_queue_that_was_not_there_has_lost_what_waited_in_it(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        rung: list[Any] = []
+
+        def ring_again(*args: Any) -> int:
+            rung.append(args)
+            return 0
+
+        monkeypatch.setattr(outbox, "ring_again", ring_again)
+        line = desk.connect()
+        desk.publisher.publish_rows(rows(2))
+        line.run()
+        desk.clock.advance(0)
+        desk.publisher.publish_rows(rows(1))
+        line.run()
+        desk.clock.advance(0)
+        for call in desk.writer.calls:
+            call()
+        ((queue, quiet, using),) = rung
+        assert (queue, using) == ("default", "default")
+        assert 0 <= quiet < 5
 
     def test_who_flushes_waits_for_all_that_was_taken_over(self, desk: Desk) -> None:
         line, done = desk.connect("default"), threading.Event()
@@ -282,7 +335,7 @@ class TestDeadLetters:
         desk.dead_letter(desk.delivery(1))
         line.run()
         line.channels[0].confirm(1, nack=True)
-        line.run()
+        line.run(publishing.NACK_RETRY)
         line.channels[0].confirm(2, nack=True)
         assert desk.channel.frames == []
         line.broker.confirms_at_once = True

@@ -159,7 +159,7 @@ def test_a_nack_is_told_and_the_others_are_confirmed(slow: Desk) -> None:
     slow.channel.confirm(2, nack=True)
     slow.channel.confirm(3, multiple=True)
     assert slow.confirmed == ["m0", "m2"]
-    slow.connection.run()
+    slow.connection.run(publishing.NACK_RETRY)
     slow.channel.confirm(4, nack=True)
     assert slow.errors == {"m1": "the broker refused it (basic.nack)"}
     assert not slow.session.busy
@@ -172,7 +172,7 @@ def test_a_nacked_post_is_sent_once_more_and_may_arrive(slow: Desk) -> None:
     slow.channel.confirm(1, nack=True)
     assert slow.settled == []
     assert slow.session.busy
-    slow.connection.run()
+    slow.connection.run(publishing.NACK_RETRY)
     slow.channel.confirm(2)
     assert slow.confirmed == ["m0"]
 
@@ -457,6 +457,109 @@ class TestBounds:
         desk.session.publish([post("large", body=bytes(1000)), post("small")])
         desk.connection.run()
         assert desk.confirmed == ["large", "small"]
+
+
+class TestSilence:
+    """A queue that confirms nothing, such as a quorum queue without a leader."""
+
+    @pytest.fixture
+    def silent(self) -> Desk:
+        """Two messages to "deaf" are given up, the second one with tag 2."""
+        desk = Desk(["default", "deaf"])
+        desk.broker.confirms_at_once = False
+        desk.session.publish(posts(2, key="deaf"))
+        desk.connection.run()
+        desk.connection.run(publishing.SILENCE)
+        assert desk.settled == []
+        desk.connection.run(publishing.SILENCE)
+        return desk
+
+    def test_what_is_not_confirmed_for_long_is_given_up(self, silent: Desk) -> None:
+        text = "the broker does not confirm messages to deaf: has its queue a leader?"
+        assert silent.errors == {"m0": text, "m1": text}
+        assert not silent.session.busy
+        assert silent.session.silent == [("", "deaf")]
+
+    def test_it_is_told_once_to_who_can_connect_anew(self) -> None:
+        calls: list[str] = []
+        connection = FakeConnection()
+        connection.broker.queues["deaf"] = {}
+        connection.broker.confirms_at_once = False
+        session = PublishingSession(
+            connection, lambda *_: None, lambda: None, (), lambda: calls.append("silence")
+        )
+        connection.run()
+        session.publish(posts(2, key="deaf"))
+        for _ in range(5):
+            connection.run(publishing.SILENCE)
+            session.publish(posts(1, key="deaf"))
+        assert calls == ["silence"]
+
+    def test_the_next_connection_knows_it_and_tries_one(self) -> None:
+        settled: list[str | None] = []
+        connection = FakeConnection()
+        connection.broker.queues["deaf"] = {}
+        session = PublishingSession(
+            connection, lambda _, error: settled.append(error), lambda: None, [("", "deaf")]
+        )
+        session.publish(posts(3, key="deaf"))
+        connection.run()
+        assert connection.broker.ids == ["m0"]
+        assert settled.count(None) == 1
+        assert session.silent == []
+
+    def test_others_do_not_wait_for_it(self, silent: Desk) -> None:
+        silent.session.publish([*posts(publishing.WINDOW + 10, key="deaf"), post("other")])
+        silent.connection.run()
+        assert [one.message_id for one in silent.channel.published] == ["m0", "m1", "m0", "other"]
+        silent.channel.confirm(4)
+        assert silent.confirmed == ["other"]
+        assert silent.session.silent == [("", "deaf")]
+
+    @pytest.mark.parametrize(("tag", "multiple"), [(2, False), (2, True), (3, False), (3, True)])
+    def test_any_confirm_from_there_ends_it(self, silent: Desk, tag: int, multiple: bool) -> None:
+        if tag == 3:
+            silent.session.publish([post("probe", key="deaf")])
+            silent.connection.run()
+        silent.channel.confirm(tag, multiple=multiple)
+        assert silent.session.silent == []
+        silent.session.publish([post("a", key="deaf"), post("b", key="deaf")])
+        silent.connection.run()
+        assert silent.broker.ids[-2:] == ["a", "b"]
+
+    def test_it_is_told_once_and_when_it_is_over(
+        self, silent: Desk, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for _ in range(5):
+            silent.session.publish([post(key="deaf")])
+            silent.connection.run(publishing.SILENCE)
+        silent.channel.confirm(7, multiple=True)
+        assert len(silent.settled) == 7
+        told = [one.getMessage() for one in caplog.get_records("setup") + caplog.records]
+        assert [text.partition(".")[0] for text in told] == [
+            "The broker does not confirm messages to deaf",
+            "The broker confirms messages to deaf again",
+        ]
+
+    def test_after_a_channels_close_it_is_forgotten(self, silent: Desk) -> None:
+        silent.channel.refuse(541, "INTERNAL_ERROR")
+        assert silent.session.silent == []
+
+    def test_an_alarm_is_no_silence(self, slow: Desk) -> None:
+        slow.session.publish(posts(1))
+        slow.connection.run()
+        slow.connection.block()
+        for _ in range(5):
+            slow.connection.run(publishing.SILENCE)
+        assert slow.settled == []
+        slow.connection.unblock()
+        slow.channel.confirm(1)
+        assert slow.confirmed == ["m0"]
+
+    def test_with_the_connection_the_looks_end(self, slow: Desk) -> None:
+        assert slow.connection.clock.getDelayedCalls()
+        slow.connection.lose()
+        assert not slow.connection.clock.getDelayedCalls()
 
 
 class TestBlocked:

@@ -124,13 +124,36 @@ def test_without_a_file_they_go_to_standard_output(
     assert capfd.readouterr().out == "stacks\n"
 
 
+def test_a_lack_of_threads_is_told_and_stops_nothing(
+    alarm: Alarm,
+    logged: list[str],
+    clock: Clock,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none_left(timeout: float, file: int) -> None:
+        raise RuntimeError("unable to start watchdog thread")
+
+    watch = ReactorWatch(str(tmp_path / "log"), clock)
+    with monkeypatch.context() as patch:
+        patch.setattr(faulthandler, "dump_traceback_later", none_left)
+        watch.start()
+    assert (alarm.armed, logged) == (0, ["warn"])
+    clock.advance(INTERVAL)
+    assert (alarm.armed, logged) == (1, ["warn", "info"])
+    watch.stop()
+
+
 def test_a_file_that_may_not_be_opened_is_told_and_stops_nothing(
     alarm: Alarm, logged: list[str], clock: Clock, tmp_path: Path
 ) -> None:
     watch = ReactorWatch(str(tmp_path / "no" / "log"), clock)
     watch.start()
     assert (alarm.armed, logged) == (0, ["warn"])
+    clock.pump([INTERVAL] * 300)
+    # Ten minutes: told again after one, three and seven.
+    assert logged == ["warn"] * 4
     (tmp_path / "no").mkdir()
     clock.advance(INTERVAL)
-    assert alarm.armed == 1
+    assert (alarm.armed, logged[4:]) == (1, ["info"])
     watch.stop()

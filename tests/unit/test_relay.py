@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 from django.db import OperationalError
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 
 from carrot_twisted import conf
 from carrot_twisted.records import Claimant
 from carrot_twisted.scheduler import ScheduledTaskManager
-from carrot_twisted.service import relay as module
+from carrot_twisted.service import chore
 from carrot_twisted.service.relay import Relay
 from tests.unit.test_outcomes import driver_error
 
@@ -26,13 +26,15 @@ class Writer:
 
     away = False
 
-    def __init__(self, answer: Exception | None = None) -> None:
+    def __init__(self, answer: Exception | float | None = None) -> None:
         self.calls = 0
-        self._answer = answer
+        self.answer = answer
 
     def call(self, function: Any) -> Deferred[Any]:
         self.calls += 1
-        return Deferred() if self._answer is None else fail(self._answer)
+        if self.answer is None:
+            return Deferred()
+        return fail(self.answer) if isinstance(self.answer, Exception) else succeed(self.answer)
 
 
 class Publisher:
@@ -68,21 +70,57 @@ def test_a_database_that_says_nothing_is_asked_once_by_each_loop() -> None:
     assert writer.calls == 3
 
 
-@pytest.mark.parametrize("state", ["55P03", "57014", "42P01"])
-def test_failures_that_go_on_are_told_ever_more_rarely(
-    state: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def tell(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """What is logged of failures: how, and who speaks."""
+    told: list[tuple[str, str]] = []
+    for level in ("info", "warn", "failure"):
+
+        def keep(_: str, level: str = level, **values: Any) -> None:
+            told.append((level, values["name"]))
+
+        monkeypatch.setattr(chore._log, level, keep)
+    return told
+
+
+def failing(state: str) -> Writer:
     error = OperationalError("the reason")
     error.__cause__ = driver_error("Error", "the reason", sqlstate=state)
-    told: list[str] = []
-    for level in ("warn", "failure"):
-        monkeypatch.setattr(module._log, level, lambda text, *_, **__: told.append(text))
-    clock, writer = Clock(), Writer(error)
+    return Writer(error)
+
+
+STATES = [("55P03", "warn"), ("40P01", "warn"), ("57014", "warn"), ("42P01", "failure")]
+
+
+@pytest.mark.parametrize(("state", "level"), STATES)
+def test_failures_of_the_relay_that_go_on_are_told_ever_more_rarely(
+    state: str, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a traceback where nobody foresaw them."""
+    told = tell(monkeypatch)
+    clock, writer = Clock(), failing(state)
     start(writer, clock)
     clock.pump([0.5] * 2 * TEN_MINUTES)
     assert writer.calls > TEN_MINUTES
-    # Two loops.
-    assert 2 * 3 <= len(told) <= 2 * 8
+    loops = ["The relay looks at the outbox", "The relay looks for dead workers"]
+    assert sorted(told) == sorted([(level, loop) for loop in loops] * 4)
+
+
+@pytest.mark.parametrize(("state", "level"), STATES)
+def test_nor_does_the_scheduler_fill_the_log(
+    state: str, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = tell(monkeypatch)
+    clock, writer = Clock(), failing(state)
+    scheduler = ScheduledTaskManager(database=writer, using="default", reactor=clock)
+    scheduler.start()
+    clock.pump([0.5] * 2 * TEN_MINUTES)
+    assert writer.calls > TEN_MINUTES
+    does = ["The scheduler prepares its schedules", "The scheduler looks for due schedules"]
+    assert sorted(told) == sorted([(level, it) for it in does] * 4)
+    told.clear()
+    writer.answer = 0.5
+    clock.pump([0.5] * 2 * 60)
+    assert sorted(told) == sorted(("info", it) for it in does)
 
 
 def test_nothing_is_asked_while_the_database_is_away() -> None:

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine's own loops: they outlive errors, and a lease is renewed only when it is committed.
+
+The writer's loop runs in the test's own thread, as in ``test_log_writer``.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from django.db import transaction
+
+from carrot_twisted import conf
+from carrot_twisted.models import Worker
+from carrot_twisted.service import chore
+from carrot_twisted.service.engine import CUSTODY_INTERVAL, Engine, ServiceOptions
+from tests.unit.test_log_writer import Reactor
+
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+class Running:
+    """An engine of which the tests start single loops."""
+
+    def __init__(self) -> None:
+        self.reactor = Reactor()
+        self.told: list[Any] = []
+        self.engine = Engine(
+            conf.current(),
+            ServiceOptions(queues=("default",)),
+            self.reactor,
+            on_fatal=self.told.append,
+            on_crash=self.told.append,
+            on_recycle=self.told.append,
+        )
+        self.lease = conf.current().lease
+
+    def work(self) -> None:
+        """Let the writer do all that was submitted, then the reactor."""
+        writer = self.engine._writer
+        writer._inbox.put(None)
+        writer._loop()
+        self.reactor.run()
+
+    def beat(self) -> None:
+        self.engine._beat()
+        self.work()
+
+
+@pytest.fixture
+def running() -> Running:
+    return Running()
+
+
+@pytest.fixture
+def failures(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Whose failures are logged."""
+    found: list[str] = []
+    monkeypatch.setattr(chore._log, "failure", lambda _, **values: found.append(values["name"]))
+    return found
+
+
+def test_an_error_does_not_end_the_look_after_long_tasks(
+    running: Running, failures: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker would close the channel of a task that nobody takes into custody."""
+    calls = []
+
+    def fail(deadline: float) -> None:
+        calls.append(deadline)
+        raise RuntimeError
+
+    monkeypatch.setattr(running.engine._dispatchers[0], "take_custody", fail)
+    running.engine._custody.start(CUSTODY_INTERVAL, now=False)
+    running.reactor.pump([CUSTODY_INTERVAL] * 3)
+    assert len(calls) == 3
+    assert failures == ["The worker looks after long tasks"]
+
+
+def test_nor_the_heartbeats(
+    running: Running, failures: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(running.engine, "_state", lambda: 1 / 0)
+        running.engine._heartbeat.start(1.0)
+        running.reactor.pump([1.0] * 3)
+    assert failures == ["The worker renews its lease"]
+    running.reactor.advance(1.0)
+    running.work()
+    assert Worker.objects.get().name == running.engine.worker.name
+
+
+def test_what_the_database_would_refuse_does_not_cost_the_lease(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = f"no file /tmp/\udcff\x00 {'x' * 10_000}"
+    monkeypatch.setattr(Engine, "problems", [problem])
+    running.beat()
+    (text,) = Worker.objects.get().state["problems"]
+    assert text.startswith("no file /tmp/\\udcff\\x00 xxx")
+    assert len(text) < 1000
+
+
+def test_a_lease_that_was_not_committed_is_renewed_with_the_next_claim(running: Running) -> None:
+    running.beat()
+    running.reactor.advance(running.lease)
+
+    def renews(rollback: bool) -> bool:
+        """Whether a claim renews the lease."""
+        Worker.objects.update(heartbeat_at=LONG_AGO)
+        with transaction.atomic():
+            running.engine._claimant()
+            transaction.set_rollback(rollback)
+        return Worker.objects.get().heartbeat_at > LONG_AGO
+
+    assert [renews(True), renews(False), renews(False)] == [False, True, False]
