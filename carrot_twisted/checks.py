@@ -2,7 +2,7 @@
 """What ``manage.py check`` says about the ``CARROT`` setting; the service asks the same at start.
 
 Errors of the setting itself (E001 to E006, E013) come from ``conf``; here stands what needs the
-project's code (E007 to E009, E014, E015, W003 to W005), its other settings (E010, E012, W001, W002)
+project's code (E007 to E009, E014, E015, W003, W004), its other settings (E010, E012, W001, W002)
 or files (E011).
 """
 
@@ -110,14 +110,6 @@ def _handlers(value: conf.CarrotSettings) -> Iterator[CheckMessage]:
             )
     for problem in handlers.problems(value):
         yield Error(problem, hint="See docs/handlers.md.", id="carrot_twisted.E015")
-    if handlers.registered() and "x-queue-mode" in value.handlers.archive_arguments:
-        yield Warning(
-            "The archives of message handlers are declared with x-queue-mode, which RabbitMQ "
-            "ignores from 3.12 on, and refuses from 4.3 on.",
-            hint="Take it out of archive_queue_args (EVENT_CONSUMER_ARCHIVE_QUEUE_ARGS). Archives "
-            "that exist are used as they are.",
-            id="carrot_twisted.W005",
-        )
     for one in handlers.registered():
         exchange = value.handlers.exchanges.get(one.exchange)
         kind = "direct" if exchange is None else exchange.type

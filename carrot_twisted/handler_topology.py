@@ -26,6 +26,7 @@ from carrot_twisted.topology import (
     DELIVERY_LIMIT,
     Step,
     look_for_exchange,
+    look_for_queue,
     queue_step,
 )
 
@@ -87,6 +88,9 @@ class Layout:
     def archive_steps(self) -> tuple[Step, ...]:
         """The declaration of the archive."""
         arguments = {**self._kind(DEAD_DELIVERY_LIMIT), **self.archive_arguments}
+        if self._is_quorum:
+            # The original's: lazy. RabbitMQ refuses it here.
+            arguments.pop("x-queue-mode", None)
         return (queue_step(self.archive, True, arguments),)
 
     def work_steps(self) -> tuple[Step, ...]:
@@ -118,11 +122,18 @@ class Layout:
     def steps(self, milliseconds: Iterable[int]) -> tuple[Step, ...]:
         """All declarations, those that others lead to last.
 
+        What copies go to is looked for, too: RabbitMQ refuses arguments that it does not like by
+        the code that tells of a queue with other arguments.
+
         Args:
             milliseconds: delays that are known beforehand.
         """
-        retries = (step for one in milliseconds for step in self.retry_steps(one))
-        return (*self.archive_steps, *retries, *self.work_steps())
+        targets = [
+            *self.archive_steps,
+            *(step for one in milliseconds for step in self.retry_steps(one)),
+        ]
+        looked_for = (look_for_queue(step.arguments["queue"]) for step in targets)
+        return (*targets, *looked_for, *self.work_steps())
 
     @property
     def _is_quorum(self) -> bool:

@@ -307,6 +307,16 @@ def test_retry_and_archive_queues_that_are_deleted_are_made_again(
     wait_until(lambda: broker.depth(archive("fail"), 0) == 1)
 
 
+def test_an_archive_that_cannot_be_made_is_told_and_nothing_is_taken(
+    start: StartService, broker: Broker
+) -> None:
+    """RabbitMQ gives the same code as for a queue that is there with other arguments."""
+    arguments = {"x-overflow": "no such thing"}
+    service = start("fail", wait=False, handlers={"archive_queue_args": arguments})
+    service.wait_for("Queue handled.fail is not consumed: queue 'handled.fail.archived' could not")
+    assert service.stop() == 0
+
+
 def test_the_databases_trouble_costs_no_retry(
     start: StartService, broker: Broker, ledger: Ledger
 ) -> None:
@@ -392,6 +402,7 @@ def test_a_broker_that_is_killed_costs_no_message(
 ) -> None:
     service = start("wait", "fail", CARROT_BROKER_URL=private_broker.url)
     before = Broker(private_broker.url)
+    before.channel.confirm_delivery()
     for name in ("wait", "fail"):
         for number in range(3):
             send(before, name, number, delivery_mode=2, message_id=str(number))

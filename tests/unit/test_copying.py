@@ -121,8 +121,11 @@ def test_the_properties_of_a_copy_fit_into_a_frame(queue: Any) -> None:
 class TestLayout:
     def test_a_classic_queue_has_the_originals_layout_but_for_the_retries(self) -> None:
         layout = Layout(name="mail", archive_arguments={"x-message-ttl": 5})
+        steps = layout.steps([200])
         declared = {
-            step.arguments["queue"]: step.arguments["arguments"] for step in layout.steps([200])
+            step.arguments["queue"]: step.arguments["arguments"]
+            for step in steps
+            if "passive" not in step.arguments
         }
         classic = {"x-queue-type": "classic"}
         assert declared == {
@@ -135,11 +138,19 @@ class TestLayout:
             },
             "mail": classic,
         }
-        assert all(step.arguments["durable"] for step in layout.steps([200]))
+        assert all(step.arguments.get("durable", True) for step in steps)
+        # Those that copies go to are there before the first message is taken.
+        assert [step.arguments["queue"] for step in steps] == [
+            *("mail.archived", "mail.retry.200ms"),
+            *("mail.archived", "mail.retry.200ms"),
+            "mail",
+        ]
 
     def test_all_queues_of_a_quorum_queue_are_quorum_queues_and_drop_nothing(self) -> None:
-        layout = Layout(name="mail", arguments={"x-queue-type": "quorum"})
-        archive, retry, work = layout.steps([200])
+        lazy = {"x-message-ttl": 5, "x-queue-mode": "lazy"}
+        layout = Layout(name="mail", arguments={"x-queue-type": "quorum"}, archive_arguments=lazy)
+        archive, retry, _, _, work = layout.steps([200])
+        assert "x-queue-mode" not in archive.arguments["arguments"]
         assert all(step.is_quorum_queue for step in (archive, retry, work))
         arguments = work.arguments["arguments"]
         assert arguments["x-dead-letter-routing-key"] == "mail.archived"

@@ -240,15 +240,6 @@ def test_wildcards_without_a_topic_exchange_are_warned_of() -> None:
     assert "'shop.*'" in warning
 
 
-def test_archives_that_newer_brokers_refuse_are_warned_of(settings: Any) -> None:
-    arguments = {"x-message-ttl": 5, "x-queue-mode": "lazy"}
-    settings.CARROT = {"handlers": {"archive_queue_args": arguments}}
-    assert told() == []
-    message_handler("one")(handle)
-    (warning,) = told()
-    assert warning.startswith("carrot_twisted.W005")
-
-
 class TestDiscovery:
     @pytest.fixture
     def module(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Any) -> Path:
