@@ -73,6 +73,8 @@ class Job:
     failure: Failure | None = None
     took: float = 0.0
     """Seconds that its handler has kept a thread."""
+    done: bool = False
+    """It has come to its end here, and was acknowledged if its channel was open."""
 
 
 class MessageDispatcher:
@@ -101,6 +103,8 @@ class MessageDispatcher:
         self._copying: dict[Job, None] = {}
         #: Those whose copy it did not take, with the timers of the next try.
         self._uncopied: dict[Job, Any] = {}
+        #: Those whose channel was lost, by the message's id: the broker delivers them again.
+        self._orphans: dict[str, list[Job]] = {}
         #: What the threads have done and the reactor does not know yet.
         self._ended: list[Job] = []
         self._lock = threading.Lock()
@@ -159,14 +163,19 @@ class MessageDispatcher:
         self._pump()
 
     def _adopt(self, delivery: Delivery) -> bool:
-        """Take over a message whose channel was lost while its handler runs.
+        """Take over a message whose channel was lost while its handler ran.
 
-        Of messages that nothing distinguishes, each running one takes over one: so none is lost,
-        whichever of them this is.
+        Only where messages have an id: of others nobody knows whether it is this one.
         """
-        for job in (*self._jobs, *self._resting):
-            if not job.delivery.settler.is_open and copying.is_same(job.delivery, delivery):
+        orphans = self._orphans.get(delivery.properties.message_id or "", [])
+        for job in orphans:
+            under_way = job in self._jobs or job in self._resting
+            if (under_way or job.done) and copying.is_same(job.delivery, delivery):
+                orphans.remove(job)
                 job.delivery = delivery
+                if job.done:
+                    delivery.ack()
+                    delivery.settler.flush()
                 return True
         return False
 
@@ -204,8 +213,18 @@ class MessageDispatcher:
         self._pump()
 
     def forget_closed(self) -> None:
-        """Drop waiting deliveries of a channel that is closed: the broker has them again."""
+        """Drop what waits of a channel that is closed: the broker has it again."""
         self._waiting = deque(d for d in self._waiting if d.settler.is_open)
+        for job in self._pool.recall():
+            if job.delivery.settler.is_open:
+                self._pool.put(job)
+            else:
+                self._give_back(job)
+        self._orphans = {}
+        for job in (*self._jobs, *self._resting):
+            key = job.delivery.properties.message_id
+            if key and not job.delivery.settler.is_open:
+                self._orphans.setdefault(key, []).append(job)
 
     def return_surplus(self, keep: int) -> None:
         """Give back waiting messages beyond ``keep``, the newest first."""
@@ -282,8 +301,7 @@ class MessageDispatcher:
         """Do what was decided about a message. The caller flushes the settler."""
         match decision.action:
             case Action.ACK:
-                del self._jobs[job]
-                job.delivery.ack()
+                self._end(job)
             case Action.WAIT:
                 self._rest(job, decision.delay)
             case Action.RETRY | Action.ARCHIVE:
@@ -347,10 +365,15 @@ class MessageDispatcher:
         if after:
             _log.info("Copies of failed messages are taken{after}", after=after)
         if job in self._jobs:
-            del self._jobs[job]
-            job.delivery.ack()
+            self._end(job)
             job.delivery.settler.flush()
             self._go_on()
+
+    def _end(self, job: Job) -> None:
+        """Acknowledge. The caller flushes the settler."""
+        del self._jobs[job]
+        job.done = True
+        job.delivery.ack()
 
     def _go_on(self) -> None:
         self._pump()
