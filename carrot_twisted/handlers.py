@@ -38,6 +38,7 @@ from carrot_twisted.exceptions import (
 from carrot_twisted.handler_settings import DEFAULT_EXCHANGE
 from carrot_twisted.handler_topology import MAX_QUEUE_BYTES, Layout
 from carrot_twisted.kinds import MAX_NAME_BYTES, is_arguments
+from carrot_twisted.limits import limit_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -161,6 +162,8 @@ class HandlerQueue(QueueSettings):
     """Its name, for people."""
     call: Callable[[Message], Any]
     accept: frozenset[str]
+    time_limit: float | None
+    """Seconds that one call may run."""
     policy: Policy
     layout: Layout
     delays: tuple[int, ...]
@@ -361,9 +364,7 @@ def _asks_for_message(
     handler: Callable[..., Any], parameters: Iterable[inspect.Parameter]
 ) -> set[str]:
     """Names of the arguments that are annotated as Message, by itself or by its name."""
-    function: Any = handler
-    while isinstance(function, functools.partial):
-        function = function.func
+    function = _unwrapped(handler)
     if not inspect.isroutine(function):
         # A class is called by making an object of it.
         is_class = isinstance(function, type)
@@ -388,11 +389,16 @@ def _is_message(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, Message)
 
 
+def _unwrapped(handler: Any) -> Any:
+    """What a partial calls in the end."""
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    return handler
+
+
 def name_of(handler: Callable[..., Any]) -> str:
     """A name for people: ``app.handlers.function``; also of what has none of its own."""
-    function: Any = handler
-    while isinstance(function, functools.partial):
-        function = function.func
+    function = _unwrapped(handler)
     named = function if hasattr(function, "__qualname__") else type(function)
     return f"{named.__module__}.{named.__qualname__}"
 
@@ -514,6 +520,7 @@ def _queue(
         handler=one.name,
         call=one.call,
         accept=settings.handlers.accept,
+        time_limit=limit_of(_unwrapped(one.handler), settings.time_limit),
         policy=policy,
         delays=retry.own_steps(policy),
         layout=Layout(

@@ -26,14 +26,16 @@ from typing import TYPE_CHECKING, Any
 
 from txaio.tx import make_logger
 
-from carrot_twisted import failpoints, handling, outcomes, retry
+from carrot_twisted import failpoints, handling, outcomes, retry, task_logging
 from carrot_twisted.handlers import Message
+from carrot_twisted.interruption import Abandoned, TimedCall
 from carrot_twisted.outage import Outage
 from carrot_twisted.retry import Action
 from carrot_twisted.service import copying
 from carrot_twisted.service.dispatcher import STUCK, ThreadReport
 from carrot_twisted.service.pool import WorkerPool
 from carrot_twisted.service.prefetch import Pace
+from carrot_twisted.service.time_keeper import TimeKeeper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -93,6 +95,7 @@ class MessageDispatcher:
         self._send = send
         self._reactor = reactor
         self._host = socket.gethostname()
+        self._keeper = TimeKeeper(reactor, self._give_up)
         self._pool: WorkerPool[Job] = WorkerPool(queue.name, concurrency, self._work, reactor)
         self._waiting: deque[Delivery] = deque()
         #: Given to the threads, or being copied.
@@ -241,8 +244,13 @@ class MessageDispatcher:
             return
         began = time.monotonic()
         try:
-            job.failure = handling.handle(lambda: self._queue.call(self._message(job.delivery)))
+            job.failure = handling.handle(
+                lambda: self._queue.call(self._message(job.delivery)), self._timed(job)
+            )
             failpoints.reached("handled_before_settle")
+        except Abandoned:
+            # Its end was told when the thread was given up.
+            return
         except BaseException:
             # Out of memory, perhaps. The message must not hang on this job for ever.
             _log.failure("A worker thread met an error outside of its handler")
@@ -254,6 +262,31 @@ class MessageDispatcher:
             self._ended.append(job)
         if wake:
             self._reactor.callFromThread(self._settle_ended)
+
+    def _timed(self, job: Job) -> TimedCall | None:
+        seconds = self._queue.time_limit
+        if seconds is None:
+            return None
+        return TimedCall(job, seconds, task_logging.Transcript(0), self._keeper)
+
+    def _give_up(self, call: TimedCall) -> None:
+        """A handler does not end at its limit: another thread takes the place of its own."""
+        job: Job = call.run
+        failure = handling.give_up(call)
+        name = self._pool.replace(call.ident, lambda: None)
+        _log.error(
+            "Thread {name} is stuck in handler {handler}, {seconds:g} s over its limit. The "
+            "message has failed, and another thread takes its place",
+            name=name,
+            handler=self._queue.handler,
+            seconds=time.monotonic() - call.began - call.seconds,
+        )
+        job.failure = failure
+        job.took = time.monotonic() - call.began
+        with self._lock:
+            self._ended.append(job)
+        self._settle_ended()
+        self.on_stuck()
 
     def _message(self, delivery: Delivery) -> Message:
         exchange, routing_key = copying.origin_of(delivery)
@@ -463,6 +496,7 @@ class MessageDispatcher:
 
     def stop_threads(self) -> None:
         """Let the threads end that are free."""
+        self._keeper.stop()
         self._pool.stop()
 
     def _give_back_all(self) -> None:

@@ -29,7 +29,7 @@ Ledger = Callable[[], list[str]]
 
 NAMES = (
     *("ok", "coroutine", "object", "partial", "whole", "fail", "leave", "refuse", "wait"),
-    *("spoiled", "count", "crowd", "delayed", "quorum", "shop"),
+    *("spoiled", "slow", "count", "crowd", "delayed", "quorum", "shop"),
 )
 SETTINGS = {
     "backoff_func": "tests.project.handlers.backoff",
@@ -325,6 +325,22 @@ def test_the_databases_trouble_costs_no_retry(
     wait_until(lambda: len(ledger()) == 3)
     wait_until(lambda: broker.depth(queue("spoiled")) == 0)
     assert broker.depth(archive("spoiled")) == 0
+
+
+def test_a_handler_that_takes_too_long_has_failed_and_holds_up_nobody(
+    start: StartService, broker: Broker, ledger: Ledger
+) -> None:
+    service = start("slow", handlers={"max_retries": 0})
+    for content in ("loop", "stuck", "next"):
+        send(broker, "slow", content)
+    wait_until(lambda: ledger() == ["slow next"])
+    wait_until(lambda: broker.depth(archive("slow")) == 2)
+    reasons = [broker.get(archive("slow"))[0].headers["x-carrot-exception"] for _ in range(2)]
+    assert reasons[0] == "TimeLimitExceeded: time limit of 0.3 s exceeded"
+    assert "the thread is stuck in slow" in reasons[1]
+    assert "is stuck in handler tests.project.handlers.slow" in service.log
+    assert service.stop() == 0
+    assert broker.depth(queue("slow")) == 0
 
 
 def test_handlers_have_threads_of_their_own(

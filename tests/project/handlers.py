@@ -14,6 +14,7 @@ from django.db import connection
 from django.db.utils import OperationalError
 
 from carrot_twisted.handlers import Message, PermanentFailure, message_handler
+from carrot_twisted.limits import time_limit
 from carrot_twisted.models import MessageLog
 from tests.project.tasks import ledger
 
@@ -93,6 +94,18 @@ def spoiled(body: Any) -> None:
             cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
 
 
+@time_limit(0.3)
+def slow(body: Any) -> None:
+    """Take too long, in Python or where Python has no say."""
+    if body == "loop":
+        end = time.monotonic() + 30
+        while time.monotonic() < end:
+            time.sleep(0.01)
+    if body == "stuck":
+        time.sleep(30)
+    ledger(f"slow {body}")
+
+
 def count(body: Any) -> None:
     """Ask the database."""
     ledger(f"count {body} {MessageLog.objects.filter(task='no such task').count()}")
@@ -135,6 +148,7 @@ if "CARROT_TEST_HANDLERS" in os.environ:
         "refuse": refuse,
         "wait": wait,
         "spoiled": spoiled,
+        "slow": functools.partial(slow),
         "count": count,
         "crowd": crowd,
         "delayed": delayed,
