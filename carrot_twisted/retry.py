@@ -126,7 +126,8 @@ def backoff_of(policy: Policy, retries: int) -> float:
     """Seconds until the next retry; the default's where the project's function makes no sense."""
     try:
         delay = float(policy.backoff(retries))
-    except Exception:
+    except BaseException:
+        # Nothing that a project's function does may cost the message, or the service.
         delay = math.nan
     return default_backoff(retries) if math.isnan(delay) else max(0.0, delay)
 

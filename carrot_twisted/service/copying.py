@@ -104,7 +104,7 @@ def copy_of(
         (USER_HEADER, properties.user_id),
         (EXPIRATION_HEADER, properties.expiration),
     ):
-        if value is not None:
+        if value is not None and posting.can_be_sent(headers={header: value}):
             headers[header] = value
     if decision.action is Action.RETRY:
         milliseconds = retry.step_of(decision.delay, queue.delays)
@@ -128,12 +128,12 @@ def copy_of(
 
 
 def _properties(original: pika.BasicProperties, headers: dict[str, Any]) -> pika.BasicProperties:
-    properties = pika.BasicProperties(
-        **{name: getattr(original, name) for name in COPIED},
-        cluster_id=original.cluster_id,
-        headers=headers,
-        delivery_mode=wire.PERSISTENT,
-    )
+    kept = {
+        name: value
+        for name in (*COPIED, "cluster_id")
+        if (value := getattr(original, name)) is not None and posting.can_be_sent(**{name: value})
+    }
+    properties = pika.BasicProperties(**kept, headers=headers, delivery_mode=wire.PERSISTENT)
     for name in OPTIONAL:
         if sum(map(len, properties.encode())) <= MAX_PROPERTIES:
             break

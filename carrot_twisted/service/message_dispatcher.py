@@ -22,8 +22,10 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import pika
 from txaio.tx import make_logger
 
 from carrot_twisted import failpoints, handling, outcomes, retry, task_logging
@@ -73,6 +75,8 @@ class Job:
     waits: int = 0
     """How often it was kept because of the database."""
     failure: Failure | None = None
+    decision: Decision | None = None
+    """What is to be done now that its handler has ended."""
     took: float = 0.0
     """Seconds that its handler has kept a thread."""
     done: bool = False
@@ -218,7 +222,7 @@ class MessageDispatcher:
     def forget_closed(self) -> None:
         """Drop what waits of a channel that is closed: the broker has it again."""
         self._waiting = deque(d for d in self._waiting if d.settler.is_open)
-        for job in self._pool.recall():
+        for job in [] if self._stopping else self._pool.recall():
             if job.delivery.settler.is_open:
                 self._pool.put(job)
             else:
@@ -248,6 +252,7 @@ class MessageDispatcher:
                 lambda: self._queue.call(self._message(job.delivery)), self._timed(job)
             )
             failpoints.reached("handled_before_settle")
+            self._decide(job, time.monotonic() - began)
         except Abandoned:
             # Its end was told when the thread was given up.
             return
@@ -255,8 +260,16 @@ class MessageDispatcher:
             # Out of memory, perhaps. The message must not hang on this job for ever.
             _log.failure("A worker thread met an error outside of its handler")
             self._reactor.callFromThread(self._rest, job, outcomes.release_delay(job.waits + 1))
-            return
-        job.took = time.monotonic() - began
+
+    def _decide(self, job: Job, took: float) -> None:
+        """On a worker thread, for the project's backoff function is asked."""
+        job.took = took
+        job.decision = retry.decide(
+            job.failure,
+            retries=self._queue.policy.retries(job.delivery.properties.headers),
+            waits=job.waits,
+            policy=self._queue.policy,
+        )
         with self._lock:
             wake = not self._ended
             self._ended.append(job)
@@ -271,9 +284,7 @@ class MessageDispatcher:
 
     def _give_up(self, call: TimedCall) -> None:
         """A handler does not end at its limit: another thread takes the place of its own."""
-        job: Job = call.run
-        failure = handling.give_up(call)
-        name = self._pool.replace(call.ident, lambda: None)
+        name = self._pool.replace(call.ident, partial(self._end_stuck, call))
         _log.error(
             "Thread {name} is stuck in handler {handler}, {seconds:g} s over its limit. The "
             "message has failed, and another thread takes its place",
@@ -281,24 +292,28 @@ class MessageDispatcher:
             handler=self._queue.handler,
             seconds=time.monotonic() - call.began - call.seconds,
         )
-        job.failure = failure
-        job.took = time.monotonic() - call.began
-        with self._lock:
-            self._ended.append(job)
-        self._settle_ended()
         self.on_stuck()
+
+    def _end_stuck(self, call: TimedCall) -> None:
+        """On the new thread: bring the stuck call to its end."""
+        job: Job = call.run
+        job.failure = handling.give_up(call)
+        self._decide(job, time.monotonic() - call.began)
 
     def _message(self, delivery: Delivery) -> Message:
         exchange, routing_key = copying.origin_of(delivery)
+        # Of its own: what a handler changes in them must not get into a copy.
+        headers = dict(delivery.properties.headers or {})
+        properties = pika.BasicProperties(**vars(delivery.properties) | {"headers": headers})
         return Message(
             body=delivery.body,
             routing_key=routing_key,
             exchange=exchange,
             queue=self._queue.name,
-            headers=delivery.properties.headers or {},
-            properties=delivery.properties,
+            headers=headers,
+            properties=properties,
             redelivered=delivery.redelivered,
-            retries=self._queue.policy.retries(delivery.properties.headers),
+            retries=self._queue.policy.retries(headers),
             accept=self._queue.accept,
         )
 
@@ -312,15 +327,16 @@ class MessageDispatcher:
         if not ended:
             return
         for job in ended:
-            decision = retry.decide(
-                job.failure,
-                retries=self._queue.policy.retries(job.delivery.properties.headers),
-                waits=job.waits,
-                policy=self._queue.policy,
-            )
+            decision = job.decision
+            assert decision is not None
             self.finished += decision.action is not Action.WAIT
             self._tell(job, decision)
-            self._settle(job, decision)
+            try:
+                self._settle(job, decision)
+            except Exception:
+                # Its neighbours must not pay for it.
+                _log.failure("What was decided about a message could not be done")
+                self._rest(job, outcomes.release_delay(job.waits + 1))
         for settler in {job.delivery.settler for job in ended}:
             settler.flush()
         count = len(ended)

@@ -340,7 +340,7 @@ def kept_headers(properties: pika.BasicProperties) -> dict[str, Any]:
     return {
         key: value
         for key, value in (properties.headers or {}).items()
-        if not _is_routing(key) and _can_be_sent(key, value)
+        if not _is_routing(key) and can_be_sent(headers={key: value})
     }
 
 
@@ -349,10 +349,10 @@ def _is_routing(key: str | bytes) -> bool:
     return isinstance(key, str) and (key in _COPIES or key.startswith(_HISTORY))
 
 
-def _can_be_sent(key: str, value: Any) -> bool:
-    """pika reads some values, such as very large floats, that it cannot write."""
+def can_be_sent(**properties: Any) -> bool:
+    """Whether pika can write these: it reads some values, such as very large floats, only."""
     try:
-        pika.BasicProperties(headers={key: value}).encode()
+        pika.BasicProperties(**properties).encode()
     except Exception:
         return False
     return True

@@ -72,6 +72,16 @@ def test_what_the_broker_would_act_upon_becomes_headers(queue: Any) -> None:
     assert "CC" not in headers
 
 
+def test_what_pika_reads_and_cannot_write_is_left_out(queue: Any) -> None:
+    original = delivery(headers={"fine": 1}, reply_to=object(), type="type")
+    original.properties.headers["impossible"] = object()
+    properties = copy(queue, original).properties
+    assert (properties.type, properties.reply_to) == ("type", None)
+    assert properties.headers["fine"] == 1
+    assert "impossible" not in properties.headers
+    assert properties.encode()
+
+
 def test_the_first_failure_stays_the_last_one_is_new(queue: Any) -> None:
     first = copy(queue, delivery())
     again = copy(queue, delivery("", "mail", headers=first.properties.headers), now="later")

@@ -14,6 +14,7 @@ from django.db.utils import OperationalError
 
 from carrot_twisted import conf, handlers
 from carrot_twisted.exceptions import PermanentFailure
+from carrot_twisted.service import copying
 from carrot_twisted.service.delivery import Delivery, Settler
 from carrot_twisted.service.message_dispatcher import COPY_RETRY, LAST_COPIES, MessageDispatcher
 from tests.unit.test_delivery import Channel
@@ -216,6 +217,41 @@ def test_a_handler_that_meets_the_outage_gives_its_message_back(desk: Desk) -> N
     desk.dispatcher.pause()
     desk.turn()
     assert desk.channel.requeued == {1}
+
+
+def test_what_cannot_be_done_about_one_message_holds_up_no_other(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ValueError("no copy")
+
+    desk.errors[b"bad"] = ValueError("no")
+    with monkeypatch.context() as patch:
+        patch.setattr(copying, "copy_of", refuse)
+        desk.deliver(b"bad")
+        desk.deliver(b"good")
+        desk.work()
+    assert desk.channel.acked == {2}
+    desk.turn(1)
+    desk.work()
+    assert desk.answer() == ["mail.retry.200ms"]
+    assert desk.channel.acked == {1, 2}
+
+
+def test_what_a_handler_does_to_its_message_changes_no_copy(desk: Desk) -> None:
+    def spoil(message: handlers.Message) -> None:
+        message.properties.headers.clear()
+        message.properties.message_id = "other"
+        raise ValueError("no")
+
+    handlers._registry.clear()
+    handlers.message_handler("mail")(spoil)
+    desk.dispatcher._queue = handlers.queues(conf.current())[0]
+    desk.deliver(message_id="one", headers={"a": 1, "x-retry-count": 1})
+    desk.work()
+    ((post, _),) = desk.sent
+    assert post.properties.message_id == "one"
+    assert (post.properties.headers["a"], post.properties.headers["x-retry-count"]) == (1, 2)
 
 
 class TestStop:

@@ -82,7 +82,11 @@ def _raises(retries: int) -> float:
     raise ValueError
 
 
-@pytest.mark.parametrize("backoff", [_raises, lambda _: None, lambda _: float("nan")])
+def _leaves(retries: int) -> float:
+    raise SystemExit
+
+
+@pytest.mark.parametrize("backoff", [_raises, _leaves, lambda _: None, lambda _: float("nan")])
 def test_a_backoff_function_that_makes_no_sense_is_replaced(backoff: Callable[..., Any]) -> None:
     policy = Policy(max_retries=4, header="x", backoff=backoff)
     assert [retry.backoff_of(policy, n) for n in range(4)] == [0.2, 1, 60, 1800]
