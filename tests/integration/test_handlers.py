@@ -424,11 +424,11 @@ def test_a_broker_that_is_killed_costs_no_message(
             send(before, name, number, delivery_mode=2, message_id=str(number))
     wait_until(lambda: "begin 0" in ledger())
     wait_until(lambda: before.depth(archive("fail")) == 3)
+    assert before.depth(queue("fail")) == 0
     before.connection.close()
     private_broker.kill()
     private_broker.start()
-    log = service.log
-    wait_until(lambda: service.log[len(log) :].count("Consuming queue handled") == 2, 60)
+    wait_until(lambda: service.log.count("Consuming queue handled") == 2 * 2, 60)
     (tmp_path / "ledger.go").touch()
     wait_until(lambda: {"end 0", "end 1", "end 2"} <= set(ledger()))
     # The one that was being handled is not handled a second time.
@@ -437,5 +437,7 @@ def test_a_broker_that_is_killed_costs_no_message(
     assert service.stop() == 0
     after = Broker(private_broker.url)
     assert after.depth(queue("wait")) == 0
-    assert after.depth(archive("fail")) == 3
+    # A broker that is killed may forget acknowledgements: then it brings messages again.
+    kept = [after.get(archive("fail"))[1] for _ in range(after.depth(archive("fail")))]
+    assert set(kept) == {b"0", b"1", b"2"}
     after.connection.close()
