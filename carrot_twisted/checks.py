@@ -105,7 +105,8 @@ def _handlers(value: conf.CarrotSettings) -> Iterator[CheckMessage]:
             yield Error(
                 f"Module {name!r} with message handlers cannot be imported: "
                 f"{type(error).__name__}: {error}",
-                hint="Mend the module. If it is not about messages, give it another name.",
+                hint="Mend the module. If it is somebody else's, and not about messages: set "
+                "CARROT['handlers']['autodiscover'] to False, and name your own in 'modules'.",
                 id="carrot_twisted.E014",
             )
     for problem in handlers.problems(value):

@@ -57,7 +57,9 @@ DEFAULT_EXCHANGE = "default"
 DEFAULTS: dict[str, Any] = {
     # Broker of all handlers, URL or dict; None: default_broker.
     "host": None,
-    # Further modules with handlers. Those named "handlers" of the installed apps are found.
+    # Import the modules named "handlers" of the installed apps.
+    "autodiscover": True,
+    # Further modules with handlers.
     "modules": [],
     # Messages of one queue that are handled at once, each in a thread of its own.
     "concurrency": 1,
@@ -126,6 +128,7 @@ class HandlerSettings:
     """``CARROT["handlers"]``, checked and completed."""
 
     host: VirtualHost
+    autodiscover: bool
     modules: tuple[str, ...]
     concurrency: int
     accept: frozenset[str]
@@ -234,6 +237,7 @@ def read(
             if got["host"] is None
             else reader.broker(got["host"], f"{where}['host']")
         ),
+        autodiscover=checked("autodiscover", "True or False", is_bool),
         modules=tuple(checked("modules", "a list of module names", _is_texts)),
         concurrency=number("concurrency", 1),
         accept=frozenset(

@@ -411,21 +411,14 @@ def registered() -> Sequence[Registration]:
 
 def modules() -> Iterator[str]:
     """Names of the modules to import: of the apps, and of the settings."""
-    for app in apps.get_app_configs():
+    settings = conf.handlers()
+    for app in apps.get_app_configs() if settings.autodiscover else ():
         name = f"{app.name}.{MODULE}"
-        if name != __name__ and module_has_submodule(app.module or import_module(app.name), MODULE):
+        # Django's own are about requests, this one is not about messages of anybody's.
+        others = app.name.startswith("django.") or name == __name__
+        if not others and module_has_submodule(app.module or import_module(app.name), MODULE):
             yield name
-    yield from conf.handlers().modules
-
-
-def discover() -> None:
-    """Import all modules with handlers.
-
-    Raises:
-        Exception: whatever one of them raises.
-    """
-    for name in modules():
-        import_module(name)
+    yield from settings.modules
 
 
 def queues(settings: CarrotSettings) -> list[HandlerQueue]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pika
 import pytest
+from django.test import override_settings
 
 from carrot_twisted import checks, conf, handlers
 from carrot_twisted.exceptions import CarrotConfigException
@@ -257,6 +258,14 @@ class TestDiscovery:
         assert list(handlers.modules()) == ["tests.project.handlers", "probe_handlers"]
         assert told() == []
         assert list(layout()) == ["probe"]
+
+    def test_those_of_apps_can_be_left_alone(self, module: Path, settings: Any) -> None:
+        settings.CARROT = {"handlers": {"autodiscover": False, "modules": ["probe_handlers"]}}
+        assert list(handlers.modules()) == ["probe_handlers"]
+
+    @override_settings(INSTALLED_APPS=["django.contrib.staticfiles", "carrot_twisted"])
+    def test_djangos_own_are_not_about_messages(self) -> None:
+        assert list(handlers.modules()) == []
 
     def test_one_that_cannot_be_imported_is_told(self, module: Path) -> None:
         module.write_text("raise SystemExit(3)")
