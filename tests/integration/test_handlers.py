@@ -29,7 +29,7 @@ Ledger = Callable[[], list[str]]
 
 NAMES = (
     *("ok", "coroutine", "object", "partial", "whole", "fail", "leave", "refuse", "wait"),
-    *("spoiled", "slow", "count", "crowd", "delayed", "quorum", "shop"),
+    *("spoiled", "mixed", "slow", "count", "crowd", "delayed", "quorum", "shop"),
 )
 SETTINGS = {
     "backoff_func": "tests.project.handlers.backoff",
@@ -219,6 +219,32 @@ def test_kill_9_repeats_a_message_and_loses_none(
     start("refuse")
     wait_until(lambda: broker.depth(archive("refuse")) == POINTS[point] + 1)
     wait_until(lambda: broker.depth(queue("refuse")) == 0)
+
+
+def test_kill_9_in_the_middle_of_600_messages_loses_none(
+    start: StartService, broker: Broker, ledger: Ledger
+) -> None:
+    numbers = range(600)
+    broker.channel.queue_declare(
+        queue("mixed"), durable=True, arguments={"x-queue-type": "classic"}
+    )
+    for number in numbers:
+        send(broker, "mixed", number, message_id=str(number))
+    service = start("mixed", handlers={"concurrency": 2})
+    for killed_after in (100, 250, 400):
+        wait_until(lambda after=killed_after: len(ledger()) >= after)  # type: ignore[misc]
+        service.kill()
+        service = start("mixed", handlers={"concurrency": 2})
+    bad = {number for number in numbers if number % 50 == 7}
+    good = {f"mixed {number}" for number in numbers} - {f"mixed {number}" for number in bad}
+    wait_until(lambda: set(ledger()) == good)
+    wait_until(lambda: broker.depth(archive("mixed")) >= len(bad))
+    assert service.stop() == 0
+    assert broker.depth(queue("mixed")) == 0
+    kept = {broker.get(archive("mixed"))[1] for _ in range(broker.depth(archive("mixed")))}
+    assert kept == {str(number).encode() for number in bad}
+    # What two threads had in hand, each time, and had not acknowledged.
+    assert len(ledger()) - len(good) <= 3 * 50
 
 
 def test_retries_of_many_delays_do_not_wait_behind_each_other(

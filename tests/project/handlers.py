@@ -94,6 +94,17 @@ def spoiled(body: Any) -> None:
             cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
 
 
+def mixed(message: Message) -> None:
+    """Fail on some messages at first, on others for good."""
+    number = message.content
+    time.sleep(0.002)
+    if number % 50 == 7:
+        raise PermanentFailure("seven")
+    if number % 11 == 3 and not message.retries:
+        raise ValueError("again")
+    ledger(f"mixed {number}")
+
+
 @time_limit(0.3)
 def slow(body: Any) -> None:
     """Take too long, in Python or where Python has no say."""
@@ -148,6 +159,7 @@ if "CARROT_TEST_HANDLERS" in os.environ:
         "refuse": refuse,
         "wait": wait,
         "spoiled": spoiled,
+        "mixed": mixed,
         "slow": functools.partial(slow),
         "count": count,
         "crowd": crowd,
