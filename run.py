@@ -89,9 +89,10 @@ def run_tests(arguments: Sequence[str], log: Path) -> int:
     first: Parts = {
         **{name: (command, variables) for name, command in LINTERS.items()},
         "unit tests": ([*pytest, "tests/unit"], variables),
-        "tests on SQLite": ([*pytest, *SERVED_TESTS], sqlite),
+        "tests on PostgreSQL": ([*pytest, "-m", "not once", *SERVED_TESTS], postgres),
     }
-    second: Parts = {"tests on PostgreSQL": ([*pytest, "-m", "not once", *SERVED_TESTS], postgres)}
+    # What does not depend on the database is tested here: this takes as long as all the rest.
+    second: Parts = {"tests on SQLite": ([*pytest, *SERVED_TESTS], sqlite)}
     if BROKER in os.environ:
         # Both would use the same queues.
         return run_lanes({**first, **second})

@@ -71,6 +71,9 @@ class Outage:
         self._reminder = min(LAST_REMINDER, self._reminder * 2)
         self._next = now + self._reminder
         self._news = True
+        if self._count == 1:
+            # So soon after a return that it goes on with what was told.
+            return reason
         return f"{reason} (for {self.seconds:.0f} s now, {self._count} times)"
 
     def over(self) -> str | None:

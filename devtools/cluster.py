@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 from devtools.port_mapper import PortMapper
 from devtools.rabbitmq import RabbitMQ
+from devtools.server import Startable, write_private
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import TracebackType
-    from typing import Self
 
 # Nodes trust who knows the cookie; clients find the same user on each node.
 SHARED_FILES = (".erlang.cookie", "password")
@@ -21,7 +20,7 @@ SHARED_FILES = (".erlang.cookie", "password")
 FORMATION = "cluster_formation.peer_discovery_backend = classic_config\n"
 
 
-class Cluster:
+class Cluster(Startable):
     """Nodes with a common user and virtual host; each can be killed and started on its own.
 
     Args:
@@ -69,6 +68,10 @@ class Cluster:
         with ThreadPoolExecutor(len(self.nodes)) as pool:
             list(pool.map(RabbitMQ.start, self.nodes))
 
+    def stop(self) -> None:
+        """As ``kill``: a clean end of one after the other takes long, and nobody needs it."""
+        self.kill()
+
     def kill(self) -> None:
         """kill -9 of all nodes."""
         for node in self.nodes:
@@ -82,27 +85,8 @@ class Cluster:
         names = dict(line.split("\t") for line in lines)
         return next(node for node in self.nodes if node.node == names[queue])
 
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.kill()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.kill()
-
     def _share_secrets(self) -> None:
         for name in SHARED_FILES:
             secret = secrets.token_hex(16)
             for node in self.nodes:
-                node.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                file = node.folder / name
-                file.touch(mode=0o600)
-                file.write_text(secret)
+                write_private(node.folder / name, secret)

@@ -9,12 +9,13 @@ import secrets
 import shutil
 import signal
 import subprocess
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from devtools.process import Process, ServerError
-from devtools.server import Server, clean_environment
+from devtools.process import Process, ServerError, children_of
+from devtools.server import Server, clean_environment, write_private
 
 PROGRAMS = ("postgres", "initdb", "psql", "pg_isready")
 CREATE_DATABASE = """\
@@ -47,6 +48,10 @@ class PostgreSQL(Server):
     label = "PostgreSQL"
     name = "carrot"  # of the user and of the database
 
+    def __init__(self, folder: Path, *, port: int | None = None) -> None:
+        super().__init__(folder, port=port)
+        self._frozen: list[int] = []
+
     @property
     def url(self) -> str:
         return f"postgres://{self.name}:{self._password}@127.0.0.1:{self.port}/{self.name}"
@@ -65,7 +70,26 @@ class PostgreSQL(Server):
 
     def stop(self, mode: Literal["smart", "fast", "immediate"] = "fast") -> None:
         """End the server as `pg_ctl stop` does; its data stay."""
+        self.resume()  # frozen sessions would not end
         self._stop_with(STOP_SIGNALS[mode])
+
+    def pause(self) -> None:
+        """Freeze the server, which takes no connection then, and its sessions, processes too."""
+        super().pause()
+        if self.pid is not None:
+            self._frozen = children_of(self.pid)
+            self._send_to_frozen(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let the server and its sessions go on."""
+        self._send_to_frozen(signal.SIGCONT)
+        self._frozen = []
+        super().resume()
+
+    def _send_to_frozen(self, number: signal.Signals) -> None:
+        for pid in self._frozen:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     @cached_property
     def _programs(self) -> Path:
@@ -83,8 +107,7 @@ class PostgreSQL(Server):
         file = self.folder / "password"
         if not file.exists():
             self._own_folder()
-            file.touch(mode=0o600)
-            file.write_text(secrets.token_hex(16))
+            write_private(file, secrets.token_hex(16))
             self._hand_over(file)
         return file.read_text()
 

@@ -30,6 +30,11 @@ def tail(log: Path, lines: int = 25) -> str:
         return "".join(f"    {line.rstrip()}\n" for line in deque(stream, lines)).rstrip("\n")
 
 
+def children_of(pid: int) -> list[int]:
+    """The process ids of a process's children."""
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 class Process:
     """One run of a server. `end_signal` is what ends it when its starter is gone."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from devtools.port_mapper import PortMapper
 from devtools.ports import answers, free_port
 from devtools.process import Process, ServerError
-from devtools.server import Server, clean_environment
+from devtools.server import Server, clean_environment, write_private
 
 # Debian's /usr/sbin/rabbitmq-server insists on the user rabbitmq and its folders: the real script
 # comes first.
@@ -163,9 +163,7 @@ class RabbitMQ(Server):
         """The password of the first run in this folder: the node keeps it in its database."""
         file = self.folder / "password"
         if not file.exists():
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            file.touch(mode=0o600)
-            file.write_text(secrets.token_hex(16))
+            write_private(file, secrets.token_hex(16))
         return file.read_text()
 
     @cached_property
@@ -200,11 +198,8 @@ class RabbitMQ(Server):
 
     def _launch(self) -> Process:
         command = self.command(str(self._scripts / "rabbitmq-server"))
-        configuration = self.folder / "rabbitmq.conf"
-        configuration.touch(mode=0o600)
-        configuration.write_text(
-            CONFIGURATION.format(name=self.name, password=self.password) + self._configuration
-        )
+        own = CONFIGURATION.format(name=self.name, password=self.password)
+        write_private(self.folder / "rabbitmq.conf", own + self._configuration)
         (self.folder / "enabled_plugins").write_text("[].\n")
         if not self._shares_mapper:
             self._port_mapper.start(

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from abc import ABC, abstractmethod
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -14,16 +15,48 @@ from devtools.ports import free_port
 from devtools.process import Process, ServerError, tail
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
     from typing import Self
 
 
-class Server(ABC):
+class Startable(ABC):
+    """What is started and stopped; as a context manager it is running inside the block."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Start it and return when clients can connect."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End it; its data stay."""
+
+    @abstractmethod
+    def kill(self) -> None:
+        """kill -9 of all its processes."""
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+class Server(Startable):
     """A server of our own on 127.0.0.1, with all its files in one folder.
 
     The same object may be started and stopped any number of times and keeps its port and its
-    data; so does a new object on the folder of an earlier one, also of one that crashed. As a
-    context manager it is running inside the block.
+    data; so does a new object on the folder of an earlier one, also of one that crashed.
     """
 
     label: ClassVar[str]
@@ -91,29 +124,25 @@ class Server(ABC):
         if self._process:
             self._process.send(signal.SIGCONT)
 
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Paused inside the block."""
+        self.pause()
+        try:
+            yield
+        finally:
+            self.resume()
+
     def _stop_with(self, number: signal.Signals) -> None:
         if self._process:
             self._process.stop(number, self.seconds_to_stop)
 
-    @abstractmethod
-    def stop(self) -> None:
-        """End the server cleanly; its data stay."""
 
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.kill()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
+def write_private(file: Path, text: str) -> None:
+    """Write what only the owner may read; its folder is made, too."""
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    file.touch(mode=0o600)
+    file.write_text(text)
 
 
 def clean_environment(home: Path) -> dict[str, str]:

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -27,12 +29,20 @@ from carrot_twisted import publisher
 from carrot_twisted.models import MessageLog, Worker
 from carrot_twisted.virtual_host import VirtualHost
 from devtools.rabbitmq import version_of
+from devtools.server import Startable
 from devtools.servers import PostgreSQL, RabbitMQ, ServerError, temporary_folder
 from tests.nursery import Nursery
-from tests.processes import REPOSITORY, ServiceProcess, python_for_others, secrets_of, spawn
+from tests.processes import (
+    REPOSITORY,
+    ServiceProcess,
+    python_for_others,
+    run_to_end,
+    secrets_of,
+)
 from tests.settings import CARROT, QUEUE_TYPE, database
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable, Collection, Iterator
 
     from tests.processes import Launch
@@ -85,23 +95,28 @@ def missing(error: object) -> NoReturn:
     pytest.skip(str(error))
 
 
-ServerType = TypeVar("ServerType", RabbitMQ, PostgreSQL)
+ServerType = TypeVar("ServerType", bound=Startable)
 
 
-def _running(server: ServerType) -> Iterator[ServerType]:
-    try:
-        server.start()
-    except ServerError as error:
-        missing(error)
-    yield server
-    server.stop()
+@contextmanager
+def running(server: ServerType) -> Iterator[ServerType]:
+    """A server that runs inside the block; one that cannot is missing."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(server)
+        except ServerError as error:
+            missing(error)
+        yield server
 
 
 @pytest.fixture(scope="session")
 def private_broker() -> Iterator[RabbitMQ]:
     """A RabbitMQ that the test may stop, kill and freeze."""
-    with temporary_folder() as folder:
-        yield from _running(RabbitMQ(folder / "rabbitmq", root=root_of_rabbitmq()))
+    with (
+        temporary_folder() as folder,
+        running(RabbitMQ(folder / "rabbitmq", root=root_of_rabbitmq())) as server,
+    ):
+        yield server
 
 
 @pytest.fixture(scope="session")
@@ -114,8 +129,8 @@ def broker_url(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgreSQL]:
     """A PostgreSQL that the test may stop."""
-    with temporary_folder() as folder:
-        yield from _running(PostgreSQL(folder / "postgres"))
+    with temporary_folder() as folder, running(PostgreSQL(folder / "postgres")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
@@ -165,9 +180,9 @@ def nursery() -> Iterator[Nursery]:
 
 
 @pytest.fixture
-def launch() -> Launch:
-    """How services are started; modules that start very many override it."""
-    return spawn
+def launch(nursery: Nursery) -> Launch:
+    """How services are started; modules that look at the process itself override it."""
+    return nursery.start
 
 
 @pytest.fixture
@@ -184,8 +199,7 @@ def start_service(
             tmp_path / f"service-{len(running)}",
             options,
             {
-                "CARROT_BROKER_URL": broker_url,
-                "CARROT_DATABASE_URL": current_database_url(),
+                **same_servers(broker_url),
                 "CARROT_TEST_LEDGER": str(tmp_path / "ledger"),
                 **environment,
             },
@@ -220,6 +234,25 @@ def current_database_url() -> str:
     return (
         f"postgres://{given['USER']}:{given['PASSWORD']}@{given['HOST']}:{given['PORT']}"
         f"/{given['NAME']}"
+    )
+
+
+def same_servers(broker_url: str) -> dict[str, str]:
+    """The environment of another process with this broker, and the tests' own database."""
+    return {"CARROT_BROKER_URL": broker_url, "CARROT_DATABASE_URL": current_database_url()}
+
+
+def run_python(
+    program: str, broker_url: str, *arguments: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run Python code in the tests' project, with the same servers; see ``run_to_end``."""
+    return run_to_end(
+        [sys.executable, "-c", program, *arguments],
+        {
+            "DJANGO_SETTINGS_MODULE": "tests.settings",
+            **same_servers(broker_url),
+            **environment,
+        },
     )
 
 

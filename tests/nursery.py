@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Services that start fast: forked from a process that has imported what they will import.
+"""Services and commands that start fast: forked from a process that has imported what they import.
 
-For tests that start very many of them; half a second each is saved. Nothing of this package and no
-reactor is imported beforehand: what a service does first with those is part of the test.
+Half a second each is saved. Nothing of this package and no reactor is imported beforehand: what a
+service does first with those is part of the test.
 
 The process answers each request, a line of JSON, with a pid, and writes the exit status of each
 child into the file that its request names. It ends, with all its children, at the end of its input.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -51,6 +52,8 @@ class Nursery:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.nursery"],
             cwd=REPOSITORY,
+            # What its children print is seen at once; they have no say in that any more.
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -58,10 +61,22 @@ class Nursery:
 
     def start(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> Running:
         """Run ``twistd`` with these arguments."""
-        status = log.with_name("status")
+        return self._fork(["twistd", *command], REPOSITORY, environment, log)
+
+    def run_script(
+        self, script: Path, arguments: Sequence[str], environment: Mapping[str, str], log: Path
+    ) -> Running:
+        """Run a Python file, in its folder."""
+        return self._fork([str(script), *arguments], script.parent, environment, log)
+
+    def _fork(
+        self, command: Sequence[str], folder: Path, environment: Mapping[str, str], log: Path
+    ) -> Running:
+        status = log.with_suffix(".status")
         status.unlink(missing_ok=True)
         request = {
-            "command": ["twistd", *command],
+            "command": command,
+            "folder": str(folder),
             "environment": {**os.environ, **environment},
             "log": str(log),
             "status": str(status),
@@ -150,7 +165,7 @@ def _note_ended(children: dict[int, Path]) -> None:
 
 
 def become(request: Mapping[str, Any]) -> None:
-    """In the child: be a ``twistd`` like any other."""
+    """In the child: be a ``twistd``, or another program, like any other."""
     nothing = os.open(os.devnull, os.O_RDONLY)
     log = os.open(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     for descriptor, place in ((nothing, 0), (log, 1), (log, 2)):
@@ -159,10 +174,17 @@ def become(request: Mapping[str, Any]) -> None:
     os.close(log)
     os.environ.clear()
     os.environ.update(request["environment"])
+    # As at the start of an interpreter.
+    sys.path[1:1] = [one for one in os.environ.get("PYTHONPATH", "").split(os.pathsep) if one]
     sys.argv[:] = request["command"]
-    from twisted.scripts.twistd import run
+    os.chdir(request["folder"])
+    if sys.argv[0] == "twistd":
+        from twisted.scripts.twistd import run
 
-    run()
+        run()
+    else:
+        sys.path[0] = request["folder"]
+        runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -12,7 +13,7 @@ import sys
 import sysconfig
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote
 
 if TYPE_CHECKING:
@@ -34,6 +35,20 @@ def python_for_others() -> Path | None:
         if path.exists() and all(place.stat().st_mode & stat.S_IXOTH for place in path.parents):
             return path
     return None
+
+
+def carrot(**settings: Any) -> dict[str, str]:
+    """The environment of a service with these in its ``settings.CARROT``: once for all of them."""
+    return {"CARROT_TEST_SETTINGS": json.dumps(settings)}
+
+
+def constants(values: Mapping[str, Any]) -> dict[str, str]:
+    """The environment of a service with other constants, where a test would wait for nothing else.
+
+    Args:
+        values: by their path in the package, for example "service.relay.INTERVAL".
+    """
+    return {"CARROT_TEST_CONSTANTS": json.dumps(values)}
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 30.0, what: str = "") -> None:
@@ -77,18 +92,52 @@ class Running(Protocol):
 
 
 def spawn(
-    command: Sequence[str], environment: Mapping[str, str], log: Path, cwd: Path = REPOSITORY
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    log: Path,
+    *,
+    cwd: Path = REPOSITORY,
+    inside: Sequence[str] = (),
 ) -> Running:
-    """Start ``twistd`` with these arguments, and this process's environment with those."""
+    """Start ``twistd`` with these arguments, and this process's environment with those.
+
+    Args:
+        command: the arguments.
+        environment: further variables.
+        log: takes what it prints.
+        cwd: to run in.
+        inside: beginning of the command line, of a program that runs the rest.
+    """
     with log.open("ab") as stream:
         return subprocess.Popen(
-            [str(TWISTD), *command],
+            [*inside, str(TWISTD), *command],
             cwd=cwd,
             env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,
         )
+
+
+def run_to_end(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    cwd: Path = REPOSITORY,
+    seconds: float = 60.0,
+) -> subprocess.CompletedProcess[str]:
+    """Run a program, with this process's environment and that; all it prints is in ``stdout``."""
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
 
 
 class ServiceProcess:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tests' Django project. CARROT_TEST_QUEUE_TYPE chooses the type of its queues."""
+"""The tests' Django project. CARROT_TEST_QUEUE_TYPE chooses the type of its queues.
+
+CARROT_TEST_SETTINGS, as JSON, is merged into CARROT; ``tests.processes.carrot`` makes it.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,11 @@ import os
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from carrot_twisted import processes, publishing
+from carrot_twisted import processes
 
 if "CARROT_TEST_ELSEWHERE" in os.environ:
     # As if each process were on a machine of its own: only leases tell who lives.
     processes.machine = lambda: ""  # type: ignore[assignment]
-
-if "CARROT_TEST_SILENCE" in os.environ:
-    publishing.SILENCE = float(os.environ["CARROT_TEST_SILENCE"])
 
 SECRET_KEY = "tests only"
 SECRET_KEY_FALLBACKS = os.environ.get("CARROT_TEST_FALLBACK", "").split()
@@ -60,7 +60,6 @@ _options = os.environ.get("CARROT_TEST_BROKER")
 QUEUE_TYPE = os.environ.get("CARROT_TEST_QUEUE_TYPE", "classic")
 CARROT = {
     "default_broker": {"url": _broker, **json.loads(_options)} if _options else _broker,
-    "signing": json.loads(os.environ.get("CARROT_TEST_SIGNING", "false")),
     "queues": [
         {
             "name": "default",
@@ -74,10 +73,5 @@ CARROT = {
         {"name": "other", "concurrency": 1, "queue_arguments": {"x-queue-type": QUEUE_TYPE}},
     ],
     "task_modules": ["tests.project.tasks", "tests.project.misbehaving"],
-    "time_limit": float(os.environ["CARROT_TEST_TIME_LIMIT"])
-    if "CARROT_TEST_TIME_LIMIT" in os.environ
-    else None,
-    "lease": float(os.environ.get("CARROT_TEST_LEASE", "10")),
-    "ack_deadline": float(os.environ.get("CARROT_TEST_ACK_DEADLINE", "600")),
     **json.loads(os.environ.get("CARROT_TEST_SETTINGS", "{}")),
 }

@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.chaos.schedule import KINDS
-from tests.processes import REPOSITORY
+from tests.processes import run_to_end
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,16 +21,7 @@ SECONDS = 240
 
 def chaos(*arguments: str) -> tuple[int, str]:
     """A chaos run in a process of its own: exit status, and what it says."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.chaos", *arguments],
-        cwd=REPOSITORY,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
+    done = run_to_end([sys.executable, "-m", "tests.chaos", *arguments], {}, seconds=SECONDS)
     return done.returncode, done.stdout
 
 

@@ -20,13 +20,14 @@ from carrot_twisted.models import MessageLog, Worker
 from carrot_twisted.utilities import create_message, publish_many, publish_message
 from devtools.ports import free_port
 from tests.conftest import Broker, current_database_url
-from tests.processes import REPOSITORY, TWISTD, ServiceProcess, wait_until
+from tests.processes import REPOSITORY, TWISTD, ServiceProcess, constants, run_to_end, wait_until
 from tests.project import tasks
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from devtools.servers import PostgreSQL, RabbitMQ
+    from tests.processes import Launch
 
 StartService = Callable[..., ServiceProcess]
 Ledger = Callable[[], list[str]]
@@ -52,16 +53,8 @@ def fragile(private_broker: RabbitMQ) -> Iterator[RabbitMQ]:
 
 def twistd(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a ``twistd`` that ends by itself, or becomes a daemon."""
-    return subprocess.run(
-        [str(TWISTD), *arguments],
-        cwd=REPOSITORY,
-        env={**os.environ, "DJANGO_SETTINGS_MODULE": "", **environment},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=30,
-        check=False,
+    return run_to_end(
+        [str(TWISTD), *arguments], {"DJANGO_SETTINGS_MODULE": "", **environment}, seconds=30
     )
 
 
@@ -140,7 +133,9 @@ MISTAKES = {
 
 @pytest.mark.once
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_configuration_mistake_ends_the_service_at_once(tmp_path: Path, mistake: str) -> None:
+def test_a_configuration_mistake_ends_the_service_at_once(
+    tmp_path: Path, launch: Launch, mistake: str
+) -> None:
     settings, remedies = MISTAKES[mistake]
     environment = write_project(
         tmp_path,
@@ -148,7 +143,7 @@ def test_a_configuration_mistake_ends_the_service_at_once(tmp_path: Path, mistak
         broken_tasks="1 / 0",
         leaving_tasks="raise SystemExit(0)",
     )
-    service = ServiceProcess(tmp_path / "service", (), environment, settings="mistaken")
+    service = ServiceProcess(tmp_path / "service", (), environment, "mistaken", launch=launch)
     try:
         status = ends_soon(service)
     finally:
@@ -172,10 +167,10 @@ def test_a_configuration_mistake_ends_the_service_at_once(tmp_path: Path, mistak
     ids=["settings", "queue", "tables"],
 )
 def test_so_does_what_is_missing(
-    tmp_path: Path, options: tuple[str, ...], settings: str, remedies: list[str]
+    tmp_path: Path, launch: Launch, options: tuple[str, ...], settings: str, remedies: list[str]
 ) -> None:
     environment = {"CARROT_DATABASE_URL": f"sqlite://{tmp_path / 'empty.sqlite3'}"}
-    service = ServiceProcess(tmp_path / "service", options, environment, settings=settings)
+    service = ServiceProcess(tmp_path / "service", options, environment, settings, launch=launch)
     try:
         status = ends_soon(service)
     finally:
@@ -382,7 +377,7 @@ def test_a_signal_ends_a_service_whose_database_is_stuck(start_service: StartSer
 def test_a_task_that_does_not_end_holds_up_a_stop_only_so_long(
     start_service: StartService, ledger: Ledger, tmp_path: Path, how: str
 ) -> None:
-    service = start_service(f"--shutdown-timeout={2 if how == 'timeout' else 60}")
+    service = start_service(f"--shutdown-timeout={1 if how == 'timeout' else 60}")
     file = tmp_path / "file"
     row = publish_message(tasks.wait_for_file, str(file), 300)
     wait_for_status(row, MessageLog.IN_PROGRESS)
@@ -393,7 +388,7 @@ def test_a_task_that_does_not_end_holds_up_a_stop_only_so_long(
         service.signal()
     assert ends_soon(service) == 0
     if how == "timeout":
-        assert time.monotonic() - start >= 2
+        assert time.monotonic() - start >= 1
     assert "1 tasks did not end in time" in service.log
     assert "the database was in" not in service.log
     assert "Traceback" not in service.log
@@ -427,6 +422,7 @@ def test_threads_that_tasks_leave_behind_do_not_hold_up_the_end(
             "    await sync_to_async(time.sleep, thread_sensitive=False)(60)\n"
         ),
     )
+    environment |= constants({"tap.LAST_MOMENT": 0.5})
     monkeypatch.syspath_prepend(str(tmp_path))
     service = start_service("--shutdown-timeout=1", **environment)
     left = publish_message("stubborn.leave_a_thread")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import socket
@@ -20,12 +21,14 @@ from carrot_twisted.processes import start_of
 from carrot_twisted.service.pid_file import PidFile
 from carrot_twisted.utilities import publish_message
 from devtools.ports import free_port
-from tests.conftest import Broker, current_database_url
+from tests.conftest import Broker, same_servers
 from tests.processes import REPOSITORY, TWISTD, wait_until
 from tests.project import tasks
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.nursery import Nursery
 
 Ledger = Callable[[], list[str]]
 
@@ -38,8 +41,10 @@ SOON = 8.0
 class Manage:
     """Runs commands of ``manage.py`` in a project; knows the daemons that they start."""
 
-    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+    def __init__(self, folder: Path, environment: dict[str, str], nursery: Nursery) -> None:
         self.folder = folder
+        self._nursery = nursery
+        self._outputs = (folder / f"output-{number}" for number in itertools.count())
         self.environment = {**os.environ, "PYTHONUNBUFFERED": "1", **environment}
         (folder / "manage.py").write_text(
             "import sys\nfrom django.core.management import execute_from_command_line\n"
@@ -48,7 +53,7 @@ class Manage:
         self.processes: list[subprocess.Popen[str]] = []
 
     def begin(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        """Start a command."""
+        """Start a command, as a shell does."""
         process = subprocess.Popen(
             [sys.executable, str(self.folder / "manage.py"), *arguments],
             cwd=self.folder,
@@ -63,9 +68,14 @@ class Manage:
 
     def __call__(self, *arguments: str, **environment: str) -> tuple[int, str]:
         """Run a command; its exit status, and all that it printed."""
-        process = self.begin(*arguments, **environment)
-        output, _ = process.communicate(timeout=45)
-        return process.returncode, output
+        script, output = self.folder / "manage.py", next(self._outputs)
+        child = self._nursery.run_script(
+            script, arguments, {**self.environment, **environment}, output
+        )
+        try:
+            return child.wait(45), output.read_text()
+        finally:
+            child.kill()
 
     def daemon(self, mode: str, *options: str, name: str = "pid", **env: str) -> tuple[int, str]:
         """Run ``carrot_daemon``, with files in the project's folder."""
@@ -96,16 +106,16 @@ class Manage:
 
 
 @pytest.fixture
-def manage(served: None, broker_url: str, tmp_path: Path) -> Iterator[Manage]:
+def manage(served: None, broker_url: str, tmp_path: Path, nursery: Nursery) -> Iterator[Manage]:
     runner = Manage(
         tmp_path,
         {
             "DJANGO_SETTINGS_MODULE": "tests.settings",
-            "CARROT_BROKER_URL": broker_url,
-            "CARROT_DATABASE_URL": current_database_url(),
+            **same_servers(broker_url),
             "CARROT_TEST_LEDGER": str(tmp_path / "ledger"),
             "PYTHONPATH": str(REPOSITORY),
         },
+        nursery,
     )
     yield runner
     runner.end()
@@ -473,9 +483,12 @@ def test_a_file_that_a_task_makes_has_the_mode_that_it_has_in_the_foreground(
 ) -> None:
     before = os.umask(0o022)
     try:
-        assert manage.daemon("start")[0] == 0
+        start = manage.begin("carrot_daemon", "start", "--pidfile=pid", "--logfile=pid.log")
     finally:
         os.umask(before)
+    # The daemon does not keep the terminal's pipe open.
+    start.communicate(timeout=45)
+    assert start.returncode == 0
     row = publish_message(tasks.effect, "a line")
     wait_for_status(row, MessageLog.COMPLETED)
     assert (manage.folder / "ledger").stat().st_mode & 0o777 == 0o777 & ~0o022

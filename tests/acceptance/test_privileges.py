@@ -13,10 +13,22 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.processes import REPOSITORY, TWISTD, ServiceProcess, python_for_others, wait_until
+from tests.processes import (
+    REPOSITORY,
+    TWISTD,
+    ServiceProcess,
+    python_for_others,
+    run_to_end,
+    spawn,
+    wait_until,
+)
+
+if TYPE_CHECKING:
+    from tests.processes import Launch
 
 pytestmark = pytest.mark.once
 
@@ -32,6 +44,12 @@ SETTINGS = """
 from tests.settings import *
 CARROT = {**CARROT, "task_modules": ["told"]}
 """
+
+
+@pytest.fixture
+def launch() -> Launch:
+    """Processes as an administrator starts them."""
+    return spawn
 
 
 def owner(path: Path) -> str:
@@ -53,7 +71,6 @@ def place() -> Iterator[Path]:
 
 def environment(folder: Path, broker_url: str) -> dict[str, str]:
     return {
-        **os.environ,
         "PYTHONPATH": f"{REPOSITORY}:{sysconfig.get_path('purelib')}",
         "PYTHONDONTWRITEBYTECODE": "1",
         "DJANGO_SETTINGS_MODULE": "mine",
@@ -72,7 +89,7 @@ def make_tables(folder: Path) -> None:
     subprocess.run(
         [str(python_for_others()), "-c", program],
         cwd=folder,
-        env=environment(folder, ""),
+        env={**os.environ, **environment(folder, "")},
         user=user.pw_uid,
         group=user.pw_gid,
         extra_groups=[],
@@ -82,7 +99,7 @@ def make_tables(folder: Path) -> None:
 
 def twistd(folder: Path, broker_url: str, *options: str) -> subprocess.CompletedProcess[str]:
     """Start the service as a daemon, for that user."""
-    return subprocess.run(
+    return run_to_end(
         [
             str(python_for_others()),
             str(TWISTD),
@@ -92,14 +109,8 @@ def twistd(folder: Path, broker_url: str, *options: str) -> subprocess.Completed
             *options,
             "carrot",
         ],
+        environment(folder, broker_url),
         cwd=folder,
-        env=environment(folder, broker_url),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=60,
-        check=False,
     )
 
 

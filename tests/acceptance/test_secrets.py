@@ -6,10 +6,7 @@ Beside these tests, every test that starts a service fails if its log, or a row,
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -21,13 +18,14 @@ import pytest
 from carrot_twisted.models import MessageLog, Worker
 from carrot_twisted.utilities import publish_message
 from devtools.ports import free_port
-from tests.conftest import current_database_url, rows_show
+from tests.conftest import rows_show, run_python
 from tests.integration.test_service import run
-from tests.processes import REPOSITORY, ServiceProcess, secrets_of, wait_until
+from tests.processes import ServiceProcess, secrets_of, spawn, wait_until
 from tests.project import tasks
 
 if TYPE_CHECKING:
     from devtools.servers import RabbitMQ
+    from tests.processes import Launch
 
 pytestmark = pytest.mark.once
 
@@ -35,6 +33,12 @@ StartService = Callable[..., ServiceProcess]
 #: The beginning is looked for: pieces would be a secret, too.
 SECRET = "s3cr3t"
 PASSWORD = f"{SECRET}/:@%{SECRET}"
+
+
+@pytest.fixture
+def launch() -> Launch:
+    """The process's own command line is looked at."""
+    return spawn
 
 
 @pytest.fixture(scope="module")
@@ -131,20 +135,4 @@ def test_no_mistake_in_the_settings_shows_the_password(
 
 def program(text: str, url: str) -> str:
     """Run Python in the tests' project; what it prints. Its argument is "check"."""
-    done = subprocess.run(
-        [sys.executable, "-c", text, "check"],
-        cwd=REPOSITORY,
-        env={
-            **os.environ,
-            "DJANGO_SETTINGS_MODULE": "tests.settings",
-            "CARROT_BROKER_URL": url,
-            "CARROT_DATABASE_URL": current_database_url(),
-        },
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    return done.stdout
+    return run_python(text, url, "check").stdout

@@ -14,7 +14,7 @@ import pytest
 from django.core.management import call_command
 
 from carrot_twisted.utilities import publish_message
-from tests.processes import ServiceProcess, wait_until
+from tests.processes import ServiceProcess, carrot, wait_until
 from tests.project import tasks
 
 if TYPE_CHECKING:
@@ -52,7 +52,10 @@ def test_it_tells_what_runs_what_is_wrong_and_when_all_is_well_again(
                     told.append(systemd.recv(4096).decode())
             return any(text in one for one in told[since:])
 
-        service = start_service(CARROT_BROKER_URL=private_broker.url, NOTIFY_SOCKET=address)
+        # It tells its state with each heartbeat.
+        service = start_service(
+            CARROT_BROKER_URL=private_broker.url, NOTIFY_SOCKET=address, **carrot(lease=4)
+        )
         wait_until(lambda: hears("READY=1"))
         wait_until(lambda: hears("STATUS=Consuming from all queues"))
         wait_until(lambda: state()[1] == 0, what="no problems")

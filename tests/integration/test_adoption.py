@@ -11,7 +11,7 @@ from carrot_twisted.models import MessageLog
 from carrot_twisted.utilities import publish_message
 from tests.integration.test_service import run
 from tests.integration.test_takeover import messages
-from tests.processes import wait_until
+from tests.processes import carrot, wait_until
 from tests.project import tasks
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def test_a_task_whose_connection_was_lost_while_it_ran_is_executed_once(
     ledger: Ledger,
     tmp_path: Path,
 ) -> None:
-    custody = {"CARROT_TEST_ACK_DEADLINE": "0.4"} if how == "in custody" else {}
+    custody = carrot(ack_deadline=0.4) if how == "in custody" else {}
     service = start_service(CARROT_TEST_CONCURRENCY="2", **custody)
     row = publish_message(tasks.wait_for_file, str(tmp_path / "file"), 120)
     running = MessageLog.objects.filter(status=MessageLog.IN_PROGRESS)

@@ -16,8 +16,8 @@ from carrot_twisted.models import MessageLog
 from carrot_twisted.publisher import ThreadPublisher
 from carrot_twisted.utilities import publish_message
 from devtools.cluster import Cluster
-from devtools.servers import RabbitMQ, ServerError, temporary_folder
-from tests.conftest import missing, root_of_rabbitmq
+from devtools.servers import RabbitMQ, temporary_folder
+from tests.conftest import root_of_rabbitmq, running
 from tests.integration.test_service import Ledger, StartService, finished
 from tests.processes import ServiceProcess, wait_until
 from tests.project import tasks
@@ -37,15 +37,8 @@ LONGEST_GAP = 20.0
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """Three nodes."""
-    with temporary_folder() as folder:
-        cluster = Cluster(folder, root=root_of_rabbitmq())
-        try:
-            cluster.start()
-        except ServerError as error:
-            cluster.kill()
-            missing(error)
+    with temporary_folder() as folder, running(Cluster(folder, root=root_of_rabbitmq())) as cluster:
         yield cluster
-        cluster.kill()
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,16 @@ from carrot_twisted.service.subscription import Subscription
 from carrot_twisted.virtual_host import VirtualHost
 from devtools.ports import free_port
 from tests.conftest import Broker
-from tests.reactor import contents, in_reactor, left_clean, pause, reactor, soon, until
+from tests.reactor import (
+    contents,
+    hasten_heartbeats,
+    in_reactor,
+    left_clean,
+    pause,
+    reactor,
+    soon,
+    until,
+)
 from tests.settings import CARROT
 
 if TYPE_CHECKING:
@@ -520,21 +529,20 @@ async def test_a_peer_that_falls_silent_is_given_up_although_data_wait_to_be_sen
     connect: Connect,
     log: Log,
     settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    grace = hasten_heartbeats(monkeypatch)
     settings.CARROT = {**CARROT, "heartbeat": HEARTBEAT}
     link = connect(private_broker.url)
     protocol = await link.up()
     channel = await protocol.channel()
-    private_broker.pause()
-    try:
+    with private_broker.frozen():
         for _ in range(16):
             channel.raw.basic_publish("", "no such queue", b"x" * 1024 * 1024)
         await pause(0.5)
         assert protocol.transport in reactor.getWriters()
-        limit = 2 * (HEARTBEAT + 5) + protocol_module.FAREWELL + 1
+        limit = 2 * (HEARTBEAT + grace) + protocol_module.FAREWELL + 1
         await until(lambda: "Lost the connection" in log.text, limit)
-    finally:
-        private_broker.resume()
     await link.up(2)
     assert "heartbeat" in log.text.partition("Lost the connection")[2].lower()
 

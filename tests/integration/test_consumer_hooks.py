@@ -4,9 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import uuid
 from collections import Counter
 from collections.abc import Callable
@@ -17,8 +14,8 @@ import pytest
 from carrot_twisted import publisher
 from carrot_twisted.models import MessageLog
 from carrot_twisted.utilities import create_message, publish_many, publish_message
-from tests.conftest import current_database_url
-from tests.processes import REPOSITORY, ServiceProcess, wait_until
+from tests.conftest import run_python
+from tests.processes import ServiceProcess, wait_until
 from tests.project import tasks
 from tests.project.consumers import ORDERS
 
@@ -265,20 +262,8 @@ def test_a_consumer_set_consumes_in_any_program(
         publish_message(tasks.effect, "two", queue="other"),
     ]
     assert publisher.flush(10)
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
-        cwd=REPOSITORY,
-        env={
-            **os.environ,
-            "DJANGO_SETTINGS_MODULE": "tests.settings",
-            "CARROT_BROKER_URL": broker_url,
-            "CARROT_DATABASE_URL": current_database_url(),
-        },
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_python(SCRIPT, broker_url)
+    assert done.returncode == 0, done.stdout
     assert done.stdout.splitlines()[-2:] == [
         "default-set consumes already; stop_consuming ends that.",
         "done",

@@ -7,16 +7,13 @@ alone, and look at its rows all the while.
 
 from __future__ import annotations
 
-import os
 import resource
-import signal
 import sqlite3
 import threading
 import time
 from collections import Counter
-from contextlib import closing, contextmanager
+from contextlib import closing
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -28,11 +25,12 @@ from carrot_twisted.models import MessageLog, Worker
 from carrot_twisted.records import Claimant
 from carrot_twisted.utilities import create_message, publish_many, publish_message
 from tests.integration.test_service import finished
-from tests.processes import wait_until
+from tests.processes import carrot, wait_until
 from tests.project import tasks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from devtools.servers import PostgreSQL
     from tests.processes import ServiceProcess
@@ -385,22 +383,6 @@ def test_a_commit_whose_answer_is_lost_is_repeated_without_harm(
     assert "had been taken over" not in service.log
 
 
-@contextmanager
-def frozen(server: PostgreSQL) -> Iterator[None]:
-    """Every process of the server is stopped: no error, no answer."""
-    assert server.pid is not None
-    server.pause()
-    children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
-    try:
-        for pid in children:
-            os.kill(int(pid), signal.SIGSTOP)
-        yield
-    finally:
-        for pid in children:
-            os.kill(int(pid), signal.SIGCONT)
-        server.resume()
-
-
 @pytest.mark.only("postgres")
 def test_a_database_that_freezes_for_longer_than_a_lease_makes_nobody_look_dead(
     limited: Limited, start_service: StartService, ledger: Ledger, tmp_path: Path
@@ -409,7 +391,7 @@ def test_a_database_that_freezes_for_longer_than_a_lease_makes_nobody_look_dead(
     lease = 2.0
     where = {
         "CARROT_DATABASE_URL": limited.url,
-        "CARROT_TEST_LEASE": str(lease),
+        **carrot(lease=lease),
         "CARROT_TEST_ELSEWHERE": "yes",
     }
     services = [start_service(**where), start_service(**where)]
@@ -421,7 +403,7 @@ def test_a_database_that_freezes_for_longer_than_a_lease_makes_nobody_look_dead(
     with pytest.raises(AssertionError):
         wait_until(lambda: False, lease + 1)
     connections.close_all()
-    with frozen(limited.server), pytest.raises(AssertionError):
+    with limited.server.frozen(), pytest.raises(AssertionError):
         wait_until(lambda: False, lease + 1)
     rows += [publish_message(tasks.effect, str(n)) for n in range(20)]
     wait_until(lambda: len(ledger()) == 20)

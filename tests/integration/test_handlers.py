@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from devtools.servers import PostgreSQL, RabbitMQ
-    from tests.nursery import Nursery
-    from tests.processes import Launch
 
 StartService = Callable[..., ServiceProcess]
 Ledger = Callable[[], list[str]]
@@ -43,12 +41,6 @@ DELAYS = (100, 300, *range(150, 701, 50))
 
 #: Failpoints of handlers, and the copies in the archive when a service is killed there.
 POINTS = {"handled_before_settle": 0, "copy_before_ack": 1}
-
-
-@pytest.fixture
-def launch(nursery: Nursery) -> Launch:
-    """There are many services here."""
-    return nursery.start
 
 
 def queue(name: str) -> str:

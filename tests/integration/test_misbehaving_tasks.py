@@ -13,7 +13,7 @@ import pytest
 from carrot_twisted.models import MessageLog, Worker
 from carrot_twisted.utilities import create_message, publish_many, publish_message
 from tests.integration.test_service import finished, run
-from tests.processes import wait_until
+from tests.processes import carrot, constants, wait_until
 from tests.project import misbehaving, tasks
 
 if TYPE_CHECKING:
@@ -35,6 +35,13 @@ def effects(count: int, pause: float = 0.0) -> list[MessageLog]:
     )
 
 
+def stuck_after(seconds: float) -> dict[str, str]:
+    """The environment of a service that gives up threads so soon."""
+    return constants(
+        {"service.time_keeper.STUCK_AFTER": seconds, "service.time_keeper.REPEAT": seconds / 4}
+    )
+
+
 def numbers(ledger: Ledger) -> Counter[str]:
     return Counter(line for line in ledger() if line.isdigit())
 
@@ -53,7 +60,11 @@ def each_once(count: int) -> Counter[str]:
 def test_a_task_that_runs_too_long_fails_and_leaves_its_thread_to_the_next(
     start_service: StartService, ledger: Ledger
 ) -> None:
-    service = start_service("--concurrency=2", CARROT_TEST_TIME_LIMIT="0.4")
+    service = start_service(
+        "--concurrency=2",
+        **carrot(time_limit=0.4),
+        **constants({"service.time_keeper.REPEAT": 0.2, "tap.LAST_MOMENT": 0.5}),
+    )
     threads = worker_threads()
     cases = [
         misbehaving.loop,
@@ -96,7 +107,7 @@ def test_a_stuck_thread_is_replaced_and_what_it_does_in_the_end_counts_no_more(
     start_service: StartService, ledger: Ledger, tmp_path: Path
 ) -> None:
     os.mkfifo(tmp_path / "pipe")
-    service = start_service("--queue=default", "--concurrency=2", CARROT_TEST_STUCK_AFTER="0.4")
+    service = start_service("--queue=default", "--concurrency=2", **stuck_after(0.4))
     lock = publish_message(misbehaving.wait_for_lock)
     pipe = publish_message(misbehaving.read_pipe, str(tmp_path / "pipe"))
     for row, place in zip(finished([lock, pipe]), ("wait_for_lock", "open"), strict=True):
@@ -130,7 +141,7 @@ def test_a_stuck_thread_is_replaced_and_what_it_does_in_the_end_counts_no_more(
 def test_with_too_many_stuck_threads_a_fresh_process_takes_over(
     start_service: StartService, ledger: Ledger
 ) -> None:
-    service = start_service(CARROT_TEST_STUCK_AFTER="0.3", CARROT_TEST_CONCURRENCY="5")
+    service = start_service(CARROT_TEST_CONCURRENCY="5", **stuck_after(0.3))
     rows = [publish_message(misbehaving.wait_for_lock) for _ in range(5)]
     service.wait_for("5 of its threads are stuck")
     rest = effects(20)
@@ -227,7 +238,9 @@ def test_a_task_that_stops_the_interpreter_delays_the_others_and_is_reported(
     start_service: StartService, broker_url: str, ledger: Ledger
 ) -> None:
     port = urlsplit(broker_url).port
-    service = start_service(CARROT_TEST_SILENCE="0.5")
+    service = start_service(
+        **constants({"service.reactor_watch.SILENCE": 0.5, "service.reactor_watch.INTERVAL": 0.5})
+    )
     rows = effects(50, 0.01)
     hog = publish_message(misbehaving.hold_gil, 2500, port)
     service.wait_for("The reactor was silent for")

@@ -20,7 +20,7 @@ from carrot_twisted.utilities import create_message, publish_many, publish_messa
 from devtools.servers import RabbitMQ, temporary_folder
 from tests.conftest import Broker, root_of_rabbitmq
 from tests.integration.test_service import Ledger, StartService, finished, run
-from tests.processes import wait_until
+from tests.processes import constants, wait_until
 from tests.project import tasks
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def test_a_queue_that_does_not_answer_stops_no_other_and_loses_nothing(
     service = start_service(
         CARROT_BROKER_URL=private_broker.url,
         CARROT_TEST_QUEUE_TYPE="quorum",
-        CARROT_TEST_SILENCE="2",
+        **constants({"publishing.SILENCE": 2}),
     )
     service.wait_for("Consuming queue default")
     private_broker.ctl("eval", "sys:suspend(carrot_default).")

@@ -19,7 +19,7 @@ from django.utils import timezone
 from carrot_twisted import publisher
 from carrot_twisted.models import MessageLog, Worker
 from carrot_twisted.utilities import create_message, publish_many, publish_message
-from tests.processes import ServiceProcess, wait_until
+from tests.processes import ServiceProcess, constants, wait_until
 from tests.project import tasks
 
 if TYPE_CHECKING:
@@ -149,18 +149,20 @@ def test_a_rolled_back_transaction_publishes_nothing(
 
 
 @pytest.mark.defect(5)
-def test_a_task_whose_transaction_commits_seven_seconds_later_runs_then(
+def test_a_task_whose_transaction_commits_seconds_later_runs_then(
     start_service: StartService, broker: Broker, ledger: Ledger
 ) -> None:
     service = start_service()
     with transaction.atomic():
         late = publish_message(tasks.effect, "late")
         with pytest.raises(AssertionError):
-            wait_until(ledger, 7.0)
+            # It is sent after the commit, so a longer time would tell no more.
+            wait_until(ledger, 1.0)
     assert run(late).status == MessageLog.COMPLETED
     assert ledger() == ["late"]
 
-    # A django-carrot publisher sends before it commits: the row may come seconds later.
+    # A django-carrot publisher sends before it commits: the row may come seconds later. The service
+    # looks for it again and again, soon after this time, too.
     row = create_message(tasks.effect, task_args=["later"]).row
     broker.send(
         "default",
@@ -170,7 +172,7 @@ def test_a_task_whose_transaction_commits_seven_seconds_later_runs_then(
         type="django-carrot message",
     )
     with pytest.raises(AssertionError):
-        wait_until(lambda: len(ledger()) > 1, 7.0)
+        wait_until(lambda: len(ledger()) > 1, 6.0)
     # In between, others are not held up.
     quick = publish_message(tasks.effect, "quick")
     assert run(quick).queue_wait < timedelta(seconds=2)  # type: ignore[operator]
@@ -185,7 +187,8 @@ def test_a_task_whose_transaction_commits_seven_seconds_later_runs_then(
 def test_foreign_broken_and_hostile_messages_are_kept_and_hold_up_nobody(
     start_service: StartService, broker: Broker, tmp_path: Path
 ) -> None:
-    service = start_service()
+    # Their rows might yet be committed: that is waited for, and not the matter here.
+    service = start_service(**constants({"service.dispatcher.MISSING_DELAYS": [0.1, 0.3]}))
     marker = tmp_path / "marker"
     foreign: dict[str, tuple[bytes, dict[str, Any]]] = {
         "no properties": (b"hello", {}),

@@ -11,33 +11,34 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
 from carrot_twisted.models import MessageLog, Worker
 from carrot_twisted.utilities import publish_message
+from devtools.process import children_of
 from tests.conftest import missing
 from tests.integration.test_service import run
-from tests.processes import REPOSITORY, TWISTD, ServiceProcess, wait_until
+from tests.processes import ServiceProcess, carrot, constants, spawn, wait_until
 from tests.project import tasks
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
+    from pathlib import Path
 
     from devtools.servers import RabbitMQ
     from tests.conftest import Broker
-    from tests.processes import Launch, Running
+    from tests.processes import Launch
 
 StartService = Callable[..., ServiceProcess]
 Ledger = Callable[[], list[str]]
 
-#: Seconds.
-LEASE = {"CARROT_TEST_LEASE": "2"}
+#: Seconds. The reaper looks often, too.
+QUICK = {**carrot(lease=2), **constants({"service.relay.REAP_INTERVAL": 0.5})}
 IN_PROGRESS = MessageLog.objects.filter(status=MessageLog.IN_PROGRESS)
 
 
@@ -45,22 +46,6 @@ IN_PROGRESS = MessageLog.objects.filter(status=MessageLog.IN_PROGRESS)
 def broker_url(private_broker: RabbitMQ) -> str:
     """Some of these tests cut connections."""
     return private_broker.url
-
-
-def elsewhere(command: Sequence[str], environment: Mapping[str, str], log: Path) -> Running:
-    """Start ``twistd`` on another machine, as far as it and others can see."""
-    with log.open("ab") as stream:
-        return subprocess.Popen(
-            [
-                *("unshare", "--pid", "--fork", "--kill-child", "--mount-proc"),
-                *(sys.executable, str(TWISTD), *command),
-            ],
-            cwd=REPOSITORY,
-            env={**os.environ, **environment},
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-        )
 
 
 @pytest.fixture(scope="module")
@@ -75,13 +60,13 @@ def namespaces() -> None:
 @pytest.fixture
 def launch(namespaces: None) -> Launch:
     """Every service is on a machine of its own."""
-    return elsewhere
+    return partial(spawn, inside=["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"])
 
 
 def inner_pid(service: ServiceProcess) -> int:
     """Of the service itself, as seen from here; the process that was started is ``unshare``."""
-    pid = service.process.pid
-    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
+    (pid,) = children_of(service.process.pid)
+    return pid
 
 
 def messages(broker: RabbitMQ) -> int:
@@ -106,7 +91,7 @@ def holder(log: MessageLog, services: Sequence[ServiceProcess]) -> list[ServiceP
 def test_another_machine_takes_over_when_the_lease_has_ended(
     start_service: StartService, broker: Broker, ledger: Ledger, tmp_path: Path
 ) -> None:
-    services = [start_service(**LEASE), start_service(**LEASE)]
+    services = [start_service(**QUICK), start_service(**QUICK)]
     row = publish_message(tasks.wait_for_file, str(tmp_path / "file"), 60)
     first, second = holder(row, services)
     worker = row_of(row).worker
@@ -127,7 +112,7 @@ def test_another_machine_takes_over_when_the_lease_has_ended(
 def test_a_worker_that_stood_still_beyond_its_lease_writes_nothing_and_works_on(
     start_service: StartService, broker: Broker, ledger: Ledger, tmp_path: Path
 ) -> None:
-    services = [start_service(**LEASE), start_service(**LEASE)]
+    services = [start_service(**QUICK), start_service(**QUICK)]
     row = publish_message(tasks.wait_for_file, str(tmp_path / "file"), 60)
     first, second = holder(row, services)
     worker = row_of(row).worker
@@ -163,11 +148,11 @@ def test_a_row_in_custody_is_rung_again_when_its_worker_dies_later(
     tmp_path: Path,
 ) -> None:
     """A second message of the row is acknowledged by another machine while the first runs."""
-    first = start_service("--no-scheduler", CARROT_TEST_ACK_DEADLINE="0.4", **LEASE)
+    first = start_service("--no-scheduler", **{**QUICK, **carrot(lease=2, ack_deadline=0.4)})
     row = publish_message(tasks.wait_for_file, str(tmp_path / "file"), 60)
     wait_until(IN_PROGRESS.exists)
     worker = row_of(row).worker
-    second = start_service("--no-scheduler", **LEASE)
+    second = start_service("--no-scheduler", **QUICK)
     broker.send("default", b"{}", message_id=str(row.pk), headers={"type": row.task})
     # Both messages are gone; nobody but the database knows of the task.
     wait_until(lambda: messages(private_broker) == 0)

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -32,10 +29,10 @@ from carrot_twisted.service.protocol import FAREWELL, CarrotProtocol
 from carrot_twisted.utilities import publish_message
 from carrot_twisted.virtual_host import VirtualHost
 from devtools.ports import free_port
-from devtools.servers import RabbitMQ, ServerError, temporary_folder
-from tests.conftest import current_database_url, missing
-from tests.processes import REPOSITORY, ServiceProcess, wait_until
-from tests.reactor import in_reactor, left_clean, reactor, soon, until
+from devtools.servers import RabbitMQ, temporary_folder
+from tests.conftest import run_python, running
+from tests.processes import ServiceProcess, wait_until
+from tests.reactor import hasten_heartbeats, in_reactor, left_clean, reactor, soon, until
 from tests.settings import CARROT
 
 if TYPE_CHECKING:
@@ -132,15 +129,13 @@ def tls_broker(folder: Path) -> Iterator[RabbitMQ]:
     """A broker with TLS only, which this process and its children trust."""
     port = free_port()
     configuration = CONFIGURATION.format(port=port, folder=folder)
-    with temporary_folder() as place, pytest.MonkeyPatch.context() as patch:
-        server = RabbitMQ(place / "rabbitmq", port=port, configuration=configuration)
-        try:
-            server.start()
-        except ServerError as error:
-            missing(error)
+    with (
+        temporary_folder() as place,
+        running(RabbitMQ(place / "rabbitmq", port=port, configuration=configuration)) as server,
+        pytest.MonkeyPatch.context() as patch,
+    ):
         patch.setenv("SSL_CERT_FILE", str(folder / "trusted.pem"))
         yield server
-        server.stop()
 
 
 @pytest.fixture(scope="module")
@@ -151,24 +146,10 @@ def broker_url(tls_broker: RabbitMQ) -> str:
 
 def publish(url: str, **environment: str) -> str:
     """Publish a task from a process that is no service; returns what it wrote to the terminal."""
-    done = subprocess.run(
-        [sys.executable, "-c", PUBLISH],
-        cwd=REPOSITORY,
-        env={
-            **os.environ,
-            "CARROT_BROKER_URL": url,
-            "CARROT_DATABASE_URL": current_database_url(),
-            "DJANGO_SETTINGS_MODULE": "tests.settings",
-            **environment,
-        },
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert VirtualHost(url).password not in done.stdout + done.stderr
-    return done.stderr
+    done = run_python(PUBLISH, url, **environment)
+    assert done.returncode == 0, done.stdout
+    assert VirtualHost(url).password not in done.stdout
+    return done.stdout
 
 
 @pytest.mark.django_db(transaction=True)
@@ -395,22 +376,18 @@ async def test_a_peer_that_falls_silent_is_given_up_without_tls_farewell(
     tls_broker: RabbitMQ,
     broker_url: str,
     settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    grace = hasten_heartbeats(monkeypatch)
     settings.CARROT = {**CARROT, "heartbeat": HEARTBEAT}
     protocols: list[CarrotProtocol] = []
     connection = BrokerConnection(VirtualHost(broker_url), "testing", protocols.append, reactor)
     connection.start()
     await until(lambda: protocols)
-    tls_broker.pause()
-    try:
-        limit = 2 * (HEARTBEAT + 5) + FAREWELL + 1
+    with tls_broker.frozen():
+        limit = 2 * (HEARTBEAT + grace) + FAREWELL + 1
         await until(lambda: not connection.is_open, limit)
-    finally:
-        tls_broker.resume()
     await until(lambda: connection.is_open)
-    tls_broker.pause()
-    try:
+    with tls_broker.frozen():
         await soon(connection.stop(), FAREWELL + 3)
-    finally:
-        tls_broker.resume()
     assert len(protocols) == 2

@@ -24,18 +24,6 @@ from tests.project.tasks import effect, ledger
 
 logger = logging.getLogger(__name__)
 
-# For the services of these tests: what takes seconds need not. Imported for them only: a process
-# that publishes has no reactor.
-if "CARROT_TEST_STUCK_AFTER" in os.environ:
-    from carrot_twisted.service import time_keeper
-
-    time_keeper.STUCK_AFTER = float(os.environ["CARROT_TEST_STUCK_AFTER"])
-    time_keeper.REPEAT = time_keeper.STUCK_AFTER / 4
-if "CARROT_TEST_SILENCE" in os.environ:
-    from carrot_twisted.service import reactor_watch
-
-    reactor_watch.SILENCE = reactor_watch.INTERVAL = float(os.environ["CARROT_TEST_SILENCE"])
-
 
 @time_limit(0.3)
 def loop() -> None:

@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import time
 from collections import Counter
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +16,7 @@ from carrot_twisted import publisher
 from carrot_twisted.message_log import due_in
 from carrot_twisted.models import MessageLog, ScheduledTask, Worker
 from carrot_twisted.utilities import create_message, publish_many
-from tests.conftest import Broker, current_database_url
+from tests.conftest import Broker, same_servers
 from tests.processes import ServiceProcess, wait_until
 from tests.stops.holding import hold, hold_async
 
@@ -73,7 +71,6 @@ class Arena:
         self.count = count
         self.gate = folder / "gate"
         self._services: list[ServiceProcess] = []
-        self._frozen: list[int] = []
 
     def services(
         self, text: str, *options: str, launch: Launch | None = None, **environment: str
@@ -99,8 +96,7 @@ class Arena:
             self.folder / f"service-{len(self._services)}",
             options,
             {
-                "CARROT_BROKER_URL": self.broker.url,
-                "CARROT_DATABASE_URL": current_database_url(),
+                **same_servers(self.broker.url),
                 "CARROT_TEST_LEDGER": str(self.folder / "ledger"),
                 "CARROT_TEST_GATE": str(self.gate),
                 "CARROT_TEST_CONCURRENCY": str(THREADS),
@@ -139,19 +135,6 @@ class Arena:
     def wait_for_begun(self, count: int) -> None:
         """Wait until so many tasks for each service have begun."""
         wait_until(lambda: self.ledger("begin").total() >= count * self.count, 60)
-
-    def freeze(self, pids: Sequence[int]) -> None:
-        """SIGSTOP these processes of servers."""
-        for pid in pids:
-            self._frozen.append(pid)
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        """SIGCONT what is frozen."""
-        while self._frozen:
-            with suppress(ProcessLookupError):
-                os.kill(self._frozen.pop(), signal.SIGCONT)
 
     def kill_all(self) -> None:
         """kill -9 of what still runs."""

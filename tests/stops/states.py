@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from django.db import connections, transaction
@@ -14,7 +13,7 @@ from django.db import connections, transaction
 from carrot_twisted.models import MessageLog, ScheduledTask
 from carrot_twisted.utilities import create_message, create_scheduled_task, publish_many
 from devtools.ports import free_port
-from tests.processes import REPOSITORY, ServiceProcess, spawn, wait_until
+from tests.processes import REPOSITORY, ServiceProcess, carrot, spawn, wait_until
 from tests.project.tasks import noop
 from tests.stops.arena import DEAD, THREADS, Arena, State
 
@@ -66,9 +65,10 @@ def state(
 @state(
     "started just now",
     once=True,
-    # Before Python has read our code, a signal does what it does to any program.
+    # Before Python has read our code, a signal does what it does to any program: it ends it, or
+    # interrupts Python's own start, which is a fatal error to Python, and status 1.
     traceback=True,
-    statuses=frozenset({0, -1, -2, -15}),
+    statuses=frozenset({0, 1, -1, -2, -15}),
 )
 def started_just_now(arena: Arena) -> Iterator[Sequence[ServiceProcess]]:
     yield arena.services("", launch=spawn)
@@ -154,12 +154,8 @@ def broker_gone(arena: Arena) -> Iterator[Sequence[ServiceProcess]]:
 
 @state("the broker is frozen under tasks", once=True)
 def broker_frozen(arena: Arena) -> Iterator[Sequence[ServiceProcess]]:
-    with _busy(arena, "sleep") as services:
-        arena.broker.pause()
-        try:
-            yield services
-        finally:
-            arena.broker.resume()
+    with _busy(arena, "sleep") as services, arena.broker.frozen():
+        yield services
 
 
 @state("the broker is out of memory", once=True)
@@ -212,12 +208,8 @@ def database_frozen(arena: Arena) -> Iterator[Sequence[ServiceProcess]]:
 
 @state("database and broker are frozen", only="postgres", records_lost=True)
 def both_frozen(arena: Arena) -> Iterator[Sequence[ServiceProcess]]:
-    with _busy(arena, "sleep") as services, _frozen_database(arena):
-        arena.broker.pause()
-        try:
-            yield services
-        finally:
-            arena.broker.resume()
+    with _busy(arena, "sleep") as services, _frozen_database(arena), arena.broker.frozen():
+        yield services
 
 
 @state("somebody holds the rows locked", records_lost=True)
@@ -243,19 +235,8 @@ def _busy(arena: Arena, how: str, each: int = THREADS + 2) -> Iterator[Sequence[
 def _frozen_database(arena: Arena) -> Iterator[None]:
     assert arena.postgres is not None
     connections.close_all()
-    arena.postgres.pause()
-    try:
-        # The server as such takes no connection any more; each session is a process of its own.
-        arena.freeze(children_of(arena.postgres.pid))
+    with arena.postgres.frozen():
         yield
-    finally:
-        arena.thaw()
-        arena.postgres.resume()
-
-
-def children_of(pid: int | None) -> list[int]:
-    """Pids of a process's children."""
-    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def _busy_state(name: str, how: str, **given: Any) -> None:
@@ -322,7 +303,7 @@ def quarantined(arena: Arena) -> Iterator[Sequence[ServiceProcess]]:
 
 @state("messages of running tasks are acknowledged", once=True)
 def in_custody(arena: Arena) -> Iterator[Sequence[ServiceProcess]]:
-    services = arena.services(CONSUMING, CARROT_TEST_ACK_DEADLINE="0.2")
+    services = arena.services(CONSUMING, launch=None, **carrot(ack_deadline=0.2))
     arena.publish("sleep", THREADS)
     arena.wait_for_begun(THREADS)
     yield services

@@ -5,11 +5,17 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 from importlib import import_module
+from inspect import isfunction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from carrot_twisted import conf, records, tap
+from carrot_twisted.limits import limit_of
+from carrot_twisted.service import reactor_watch, recycling, time_keeper
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,6 +60,29 @@ def test_its_links_lead_to_files_that_are_there(page: Path) -> None:
     targets = [target for target in LINK.findall(text) if "://" not in target]
     missing = [t for t in targets if not (page.parent / t.partition("#")[0]).exists()]
     assert not missing
+
+
+def test_the_examples_of_limits_run_and_the_numbers_are_those_of_the_code(tmp_path: Path) -> None:
+    page = TOP / "docs" / "misbehaving-tasks.md"
+    limits: dict[str, float | None] = {}
+    for text in blocks(page, "python"):
+        example = tmp_path / "example.py"
+        example.write_text(text)
+        names = runpy.run_path(str(example))
+        limits |= {n: limit_of(one, None) for n, one in names.items() if isfunction(one)}
+    assert limits == {"build_report": 30, "convert": 600, "time_limit": None}
+    text = " ".join(page.read_text(encoding="utf-8").split())
+    for number in (
+        f"does not end then, within {time_keeper.STUCK_AFTER:g} s",
+        f"It has {time_keeper.STUCK_AFTER:g} s for that",
+        f"hold up its end by no more than {tap.LAST_MOMENT:g} s",
+        f"`max_crashes` ({conf.DEFAULTS['max_crashes']})",
+        f"`lease` ({conf.DEFAULTS['lease']:g} s)",
+        f"After {reactor_watch.SILENCE:g} to {reactor_watch.SILENCE + reactor_watch.INTERVAL:g} s",
+    ):
+        assert number in text
+    assert (time_keeper.REPEAT, recycling.INTERVAL) == (1, 1), "every second"
+    assert (recycling.MAX_STUCK + 1, records.SUSPECT_CRASHES) == (5, 2), "the fifth; two workers"
 
 
 def test_every_page_is_reached_from_the_readme() -> None:

@@ -102,3 +102,16 @@ def test_a_new_outage_after_a_calm_time_is_told_like_the_first(
     assert broker.failed("lost") == "lost"
     clock.now += 3
     assert broker.over() == ", again after 3.0 s"
+
+
+def test_what_comes_and_goes_for_long_is_told_in_its_own_words_now_and_then(
+    broker: Outage, clock: Clock
+) -> None:
+    told = []
+    for _ in range(100):
+        told.append(broker.failed("refused"))
+        clock.now += 0.5
+        broker.over()
+        clock.now += 0.5
+    assert set(told) == {"refused", None}
+    assert told.count("refused") == 2
