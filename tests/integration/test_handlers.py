@@ -14,7 +14,7 @@ from pika import BasicProperties
 from carrot_twisted.utilities import publish_message
 from tests.conftest import Broker
 from tests.integration.test_database_outages import Limited, no_connections
-from tests.processes import ServiceProcess, wait_until
+from tests.processes import ServiceProcess, constants, wait_until
 from tests.project import tasks
 
 if TYPE_CHECKING:
@@ -348,7 +348,8 @@ def test_the_databases_trouble_costs_no_retry(
 def test_a_handler_that_takes_too_long_has_failed_and_holds_up_nobody(
     start: StartService, broker: Broker, ledger: Ledger
 ) -> None:
-    service = start("slow", handlers={"max_retries": 0})
+    soon = constants({"service.time_keeper.STUCK_AFTER": 0.5})
+    service = start("slow", handlers={"max_retries": 0}, **soon)
     for content in ("loop", "stuck", "next"):
         send(broker, "slow", content)
     wait_until(lambda: ledger() == ["slow next"])
@@ -389,7 +390,8 @@ def test_in_a_memory_alarm_what_fails_stays_and_what_succeeds_is_done(
     start: StartService, broker: Broker, private_broker: RabbitMQ, ledger: Ledger, tmp_path: Path
 ) -> None:
     environment = {"CARROT_BROKER_URL": private_broker.url}
-    service = start("wait", handlers={"max_retries": 0, "concurrency": 2}, **environment)
+    soon = constants({"service.message_dispatcher.LAST_COPIES": 0.5})
+    service = start("wait", handlers={"max_retries": 0, "concurrency": 2}, **environment, **soon)
     for content in ("fail", "other", "third"):
         send(broker, "wait", content)
     wait_until(lambda: len(ledger()) == 2)
