@@ -26,7 +26,18 @@ StartService = Callable[..., ServiceProcess]
 Ledger = Callable[[], list[str]]
 
 NAMES = (
-    *("ok", "coroutine", "object", "partial", "whole", "fail", "leave", "refuse", "wait"),
+    *(
+        "ok",
+        "coroutine",
+        "object",
+        "partial",
+        "publish",
+        "whole",
+        "fail",
+        "leave",
+        "refuse",
+        "wait",
+    ),
     *("spoiled", "mixed", "slow", "count", "crowd", "delayed", "quorum", "shop"),
 )
 SETTINGS = {
@@ -108,7 +119,7 @@ def test_every_kind_of_handler_gets_its_messages_beside_the_tasks(
     for name in NAMES:
         service.wait_for(f"Consuming queue handled.{name} ")
     publish_message(tasks.effect, "task")
-    for name in ("ok", "coroutine", "object", "partial"):
+    for name in ("ok", "coroutine", "object", "partial", "publish"):
         send(broker, name, {"n": 1})
     broker.send(queue("ok"), b"a text")
     expected = [
@@ -118,6 +129,7 @@ def test_every_kind_of_handler_gets_its_messages_beside_the_tasks(
         "ok {'n': 1}",
         "partial {'n': 1}",
         "task",
+        "task of {'n': 1}",
     ]
     wait_until(lambda: sorted(ledger()) == expected)
     assert service.stop() == 0

@@ -16,7 +16,8 @@ from django.db.utils import OperationalError
 from carrot_twisted.handlers import Message, PermanentFailure, message_handler
 from carrot_twisted.limits import time_limit
 from carrot_twisted.models import MessageLog
-from tests.project.tasks import ledger
+from carrot_twisted.utilities import publish_message
+from tests.project.tasks import effect, ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +32,11 @@ async def coroutine(body: Any) -> None:
     """The same, with Django's async ORM."""
     count = await MessageLog.objects.filter(task="no such task").acount()
     ledger(f"coroutine {body} {count}")
+
+
+def publish(body: Any) -> None:
+    """Publish a task."""
+    publish_message(effect, f"task of {body}")
 
 
 class Object:
@@ -151,6 +157,7 @@ if "CARROT_TEST_HANDLERS" in os.environ:
     _handlers: dict[str, Callable[..., Any]] = {
         "ok": ok,
         "coroutine": coroutine,
+        "publish": publish,
         "object": Object(),
         "partial": functools.partial(named, "partial"),
         "whole": whole,
