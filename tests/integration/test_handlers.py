@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,7 @@ NAMES = (
         "refuse",
         "wait",
     ),
-    *("spoiled", "mixed", "slow", "count", "crowd", "delayed", "quorum", "shop"),
+    *("spoiled", "mixed", "slow", "count", "crowd", "delayed", "quorum", "shop", "storm"),
 )
 SETTINGS = {
     "backoff_func": "tests.project.handlers.backoff",
@@ -187,6 +188,36 @@ def test_a_retried_message_keeps_what_it_came_with(
     assert broker.depth(queue("shop")) == 0
     assert "tried again in 0.3 s" in service.log
     assert "it goes to handled.shop.archived" in service.log
+
+
+def test_a_handler_of_all_messages_gets_no_copies(
+    start: StartService, broker: Broker, ledger: Ledger
+) -> None:
+    """Also where handlers have given the nameless exchange's place to that exchange."""
+    exchange = {"name": "handled.exchange", "type": "topic"}
+    start("storm", "ok", handlers={"exchanges": {"shop": exchange, "default": exchange}})
+    properties = BasicProperties(content_type=JSON)
+    broker.channel.basic_publish("handled.exchange", "handled.ok", b'"all"', properties)
+    wait_until(lambda: broker.depth(archive("storm")) == 1)
+    assert sorted(line.split()[0] for line in ledger()) == ["fail", "fail", "fail", "ok"]
+    assert broker.depth(archive("storm")) == 1
+
+
+def test_a_long_handler_does_not_cost_the_connection(
+    start: StartService, broker: Broker, ledger: Ledger, tmp_path: Path
+) -> None:
+    """The broker gives up a client that does not answer for two heartbeats."""
+    service = start("wait", "ok", settings={"heartbeat": 1})
+    send(broker, "wait", 1)
+    wait_until(lambda: ledger() == ["begin 1"])
+    time.sleep(3.5)
+    send(broker, "ok", 2)
+    wait_until(lambda: ledger() == ["begin 1", "ok 2"])
+    (tmp_path / "ledger.go").touch()
+    wait_until(lambda: "end 1" in ledger())
+    assert "Lost the connection" not in service.log
+    assert service.stop() == 0
+    assert broker.depth(queue("wait")) == 0
 
 
 def test_what_no_retry_can_help_is_archived_at_once_and_nothing_stops_the_service(

@@ -175,4 +175,5 @@ if "CARROT_TEST_HANDLERS" in os.environ:
     for _name, _handler in _handlers.items():
         message_handler(f"handled.{_name}")(_handler)
     message_handler("handled.quorum", queue_arguments={"x-queue-type": "quorum"})(fail)
+    message_handler("#", queue="handled.storm", exchange="shop")(fail)
     message_handler("shop.#", queue="handled.shop", exchange="shop")(whole)

@@ -21,6 +21,7 @@ from carrot_twisted.handlers import (
     UnreadableBody,
     message_handler,
 )
+from carrot_twisted.service.engine import ServiceOptions, chosen_queues
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -239,6 +240,28 @@ def test_wildcards_without_a_topic_exchange_are_warned_of() -> None:
     (warning,) = told()
     assert warning.startswith("carrot_twisted.W004")
     assert "'shop.*'" in warning
+
+
+class TestChosen:
+    """Which queues a service consumes from."""
+
+    def names(self, *asked: str) -> list[str]:
+        queues = chosen_queues(conf.current(), ServiceOptions(queues=asked))
+        return [queue.name for queue in queues]
+
+    def test_those_of_handlers_come_after_those_of_tasks(self) -> None:
+        message_handler(["one", "two"])(handle)
+        assert self.names() == ["default", "other", "one", "two"]
+        assert self.names("two", "other") == ["other", "two"]
+        with pytest.raises(CarrotConfigException, match="Cannot find queue called three"):
+            self.names("three")
+
+    def test_a_service_may_have_handlers_only(self, settings: Any) -> None:
+        settings.CARROT = {"queues": [{"name": "default", "consumable": False}]}
+        with pytest.raises(CarrotConfigException, match="is consumable"):
+            self.names()
+        message_handler("one")(handle)
+        assert self.names() == ["one"]
 
 
 class TestDiscovery:
