@@ -119,7 +119,7 @@ def execute(
 def give_up(
     call: TimedCall, run: Run, limits: Limits, on_failure: FailureCallback | None
 ) -> Result:
-    """Tell the end of a run whose own thread is stuck in its task. Never raises.
+    """Tell the end of a run whose own thread is stuck in its task.
 
     Args:
         call: the task's, given up.

@@ -24,7 +24,7 @@ from carrot_twisted.models import MessageLog
 from carrot_twisted.signing import Seal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from django.db.models import QuerySet
     from django.db.models.expressions import CombinedExpression
@@ -36,8 +36,11 @@ if TYPE_CHECKING:
 RING_BATCH = 5000
 #: Seconds for which a row is left to the relay that took it.
 LEASE = 30.0
-#: When a row that the broker refuses is tried again, by its age: while it is younger than so many
-#: seconds, after so many.
+#: Seconds until a row is tried again that the broker has refused, for all we know for the first
+#: time: a quorum queue may just be electing its leader.
+REFUSED_RETRY_FIRST = 5.0
+#: When it is tried again after that, by its age: while it is younger than so many seconds, after so
+#: many.
 REFUSED_RETRY = ((60.0, 5.0), (600.0, 30.0), (3600.0, 180.0))
 #: And once it is older.
 REFUSED_RETRY_LAST = 600.0
@@ -106,14 +109,15 @@ def note_errors(errors: Mapping[str, str], using: str, delay: float) -> None:
         using: database alias.
         delay: seconds until a relay tries again.
     """
-    _note(errors, due_in(delay), using)
+    _note(errors, lambda _: due_in(delay), using)
 
 
 def note_refused(errors: Mapping[str, str], using: str) -> None:
     """The broker refused these messages, and why. They stay in the outbox.
 
     It will do so again until somebody mends the cause, so each is tried at growing intervals: see
-    REFUSED_RETRY. How long it has been tried is the age of the row, on the database's clock.
+    REFUSED_RETRY. How long it has been tried is the age of the row, on the database's clock, unless
+    it was not refused before, or for another reason.
 
     Args:
         errors: reason by message id.
@@ -123,10 +127,18 @@ def note_refused(errors: Mapping[str, str], using: str) -> None:
         When(publish_time__gt=Now() - timedelta(seconds=age), then=due_in(delay))
         for age, delay in REFUSED_RETRY
     ]
-    _note(errors, Case(*steps, default=due_in(REFUSED_RETRY_LAST)), using)
+    last = due_in(REFUSED_RETRY_LAST)
+
+    def due(text: str) -> Case:
+        first = When(~Q(publish_error=text), then=due_in(REFUSED_RETRY_FIRST))
+        return Case(first, *steps, default=last)
+
+    _note(errors, due, using)
 
 
-def _note(errors: Mapping[str, str], due: Case | CombinedExpression, using: str) -> None:
+def _note(
+    errors: Mapping[str, str], due: Callable[[str], Case | CombinedExpression], using: str
+) -> None:
     by_text: dict[str, list[str]] = {}
     for message_id, text in errors.items():
         by_text.setdefault(text, []).append(message_id)
@@ -134,7 +146,7 @@ def _note(errors: Mapping[str, str], due: Case | CombinedExpression, using: str)
     for text, message_ids in by_text.items():
         with transaction.atomic(using=using):
             ids = _free(unsent.filter(pk__in=message_ids))
-            unsent.filter(pk__in=ids).update(publish_error=text, relay_at=due)
+            unsent.filter(pk__in=ids).update(publish_error=text, relay_at=due(text))
 
 
 def _free(rows: QuerySet[MessageLog]) -> list[UUID]:
@@ -195,16 +207,18 @@ def ring_again(queue: str, quiet: float, using: str) -> int:
     return _unsend(lost, skip_locked=True)
 
 
-def queue_was_missing(queue: str, since: float, using: str) -> None:
-    """Put the rows back into the outbox whose messages a queue held before it was deleted.
+def queue_was_missing(queue: str, since: float, using: str) -> int:
+    """Put rows back into the outbox whose messages a queue held before it was deleted.
 
     Args:
         queue: its name.
         since: when it was found missing, on the monotonic clock.
         using: database alias.
+
+    Returns:
+        How many rows were put back; RING_BATCH at most: call it again then.
     """
-    while ring_again(queue, time.monotonic() - since, using) == RING_BATCH:
-        pass
+    return ring_again(queue, time.monotonic() - since, using)
 
 
 def queue_lost(queue: str, using: str) -> int:

@@ -256,7 +256,8 @@ class _Note:
             for using, texts in self.errors.items():
                 outbox.note_errors(texts, using, delay=0)
             for missing in self.missing:
-                outbox.queue_was_missing(*missing)
+                while outbox.queue_was_missing(*missing) == outbox.RING_BATCH:
+                    pass
         except Exception as error:
             # The thread goes on. The relay will send them once more, which does no harm.
             _logger.warning("Confirms could not be noted in the database: %s", error)

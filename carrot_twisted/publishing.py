@@ -18,8 +18,9 @@ The life of a post::
         no answer for SILENCE seconds -> settled, outcome unknown; its queue is tried one by one
         channel or connection closes -> settled, outcome unknown
 
-A message larger than the broker permits closes the channel, too. That one is settled, refused; the
-others that were in flight are published once more.
+A message larger than the broker permits closes the channel, too, and so does one to an exchange
+that the user may not write to. That one is settled, refused; the others that were in flight are
+published once more.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ import math
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
@@ -62,8 +64,17 @@ NACK_RETRY = 0.5
 #: Seconds between looks for messages that were sent before the last look and are unconfirmed yet. A
 #: quorum queue without a leader confirms nothing; what is meant for it must not fill the window.
 SILENCE = 15.0
+#: Looks after which a silent queue is forgotten to which nothing is sent any more: others may have
+#: sent what there was, and know better.
+FORGET_LOOKS = 4
 #: What the broker says when it closes the channel over a message that is too large.
 TOO_LARGE = re.compile(r"message size \d+ .*max size (\d+)")
+#: And over an exchange that the user may not write to, or not with this routing key.
+FORBIDDEN = re.compile(r"ACCESS_REFUSED - .*access to (?:topic '.*' in )?exchange '(.*)' in vhost")
+#: Its name for the exchange "".
+DEFAULT_EXCHANGE = "amq.default"
+#: Routing keys that are told by name; a project may have one for each of its customers.
+MAX_NAMED = 5
 
 Settled = Callable[["Post", str | None], None]
 #: Exchange and routing key.
@@ -80,6 +91,16 @@ class Unanswered(str):
     """A reason of ours: the broker says nothing, and probably will not do so for a while."""
 
     __slots__ = ()
+
+
+@dataclass(slots=True, kw_only=True)
+class _Silence:
+    """Of one destination: its messages are not confirmed."""
+
+    tag: float = math.inf
+    """Of the last one sent; infinite before that."""
+    looks: int = 0
+    """How often it was looked at since something was to go there."""
 
 
 class PublishingSession:
@@ -117,17 +138,20 @@ class PublishingSession:
         #: Reasons of returned messages, until their confirms come. Messages may share an id.
         self._returned: dict[tuple[str, str, str], list[str]] = {}
         self._known_exchanges = {""}
-        #: Posts that wait for a declaration, by the identity of its steps or the exchange's name.
-        self._declaring: dict[int | str, list[Post]] = {}
+        #: Posts that wait for a declaration, by the name of its last step.
+        self._declaring: dict[str, list[Post]] = {}
         self._alarm = Outage(time.monotonic)
+        self._closing = Outage(time.monotonic)
         #: Posts that wait for NACK_RETRY to pass.
         self._nacked: list[Post] = []
-        #: The next tag when a queue was declared last, by the identity of its steps.
-        self._declared_at: dict[int, int] = {}
+        #: The next tag when a queue was declared last, by the name of the last step.
+        self._declared_at: dict[str, int] = {}
         #: The next tag at the last look for silence.
         self._looked_at = 1
-        #: Where messages are not confirmed: tag of the last one sent, infinite before that.
-        self._silent: dict[Destination, float] = dict.fromkeys(silent, math.inf)
+        #: Where a confirm has come from since that look.
+        self._answering: set[Destination] = set()
+        #: Where messages are not confirmed.
+        self._silent: dict[Destination, _Silence] = {one: _Silence() for one in silent}
         self._on_silence = on_silence
         connection.add_on_connection_blocked_callback(self._on_blocked)
         connection.add_on_connection_unblocked_callback(self._on_unblocked)
@@ -148,6 +172,11 @@ class PublishingSession:
     def silent(self) -> list[Destination]:
         """Where messages go that the broker does not confirm."""
         return sorted(self._silent)
+
+    def tries(self, destination: Destination) -> bool:
+        """Whether a post to there would be settled at once: the one before it has no answer yet."""
+        silence = self._silent.get(destination)
+        return silence is not None and silence.tag in self._in_flight
 
     def publish(self, posts: Iterable[Post]) -> None:
         """Take over posts; ``settled`` tells of each."""
@@ -180,6 +209,7 @@ class PublishingSession:
     def _on_select_ok(self, _frame: Method[Any]) -> None:
         self._next_tag = self._looked_at = 1
         self._ready = True
+        self._closing.over()
         self._pump()
 
     def _pump(self) -> None:
@@ -215,6 +245,8 @@ class PublishingSession:
                 # Another program may have written the row: a priority of 1000, for example.
                 self._settled(post, Refused(f"it cannot be sent: {type(error).__name__}: {error}"))
                 continue
+            if self._silent and (silence := self._silent.get(_destination(post))):
+                silence.tag = self._next_tag
             self._in_flight[self._next_tag] = post
             self._next_tag += 1
             self._bytes += len(post.body)
@@ -243,12 +275,13 @@ class PublishingSession:
         else:
             tags = [tag]
         if self._silent:
-            self._hear(tag, frame.method.multiple)
+            self._hear(tags, tag, frame.method.multiple)
         for one in tags:
             post = self._in_flight.pop(one, None)
             if post is None:
                 continue
             self._bytes -= len(post.body)
+            self._answering.add((post.exchange, post.routing_key))
             reason = self._reason_of_return(post)
             if not acked and not post.nacked:
                 self._retry_soon(post)
@@ -287,57 +320,75 @@ class PublishingSession:
             self.publish(nacked)
 
     def _look_for_silence(self) -> None:
-        """Give up what was in flight at the last look already: its queue does not answer."""
+        """Give up what was in flight at the last look already, if its queue has not answered since.
+
+        Where it answers, be it slowly, there is just much to do, or a long way to go.
+        """
         if not self._connection.is_open:
             return
         self._look = self._connection._adapter_call_later(SILENCE, self._look_for_silence)
+        fresh: set[Destination] = set()
         # In an alarm nothing is confirmed, whatever its queue is like.
-        known = len(self._silent)
         if self.alarm is None:
+            self._forget_silent()
             for tag in list(takewhile(lambda tag: tag < self._looked_at, self._in_flight)):
+                destination = _destination(self._in_flight[tag])
+                if destination in self._answering:
+                    continue
+                if destination not in self._silent:
+                    fresh.add(destination)
+                self._silent.setdefault(destination, _Silence()).tag = tag
                 post = self._in_flight.pop(tag)
                 self._bytes -= len(post.body)
-                self._fall_silent(post, tag)
                 self._settled(post, _unanswered(post))
+        self._answering.clear()
         self._looked_at = self._next_tag
         self._pump()
         self._tell_if_idle()
-        if len(self._silent) > known:
-            self._on_silence()
-
-    def _fall_silent(self, post: Post, tag: int) -> None:
-        destination = _destination(post)
-        if destination not in self._silent:
+        if fresh:
             _logger.warning(
                 "The broker does not confirm messages to %s. Their rows wait in the outbox, others "
                 "go on. Has its queue a leader?",
-                post.routing_key,
+                named(fresh),
             )
-        self._silent[destination] = tag
+            self._on_silence()
+
+    def _forget_silent(self) -> None:
+        """Nothing is known any more of where nothing is sent."""
+        for destination, silence in list(self._silent.items()):
+            silence.looks += 1
+            if silence.looks > FORGET_LOOKS and silence.tag not in self._in_flight:
+                del self._silent[destination]
 
     def _holds_back(self, post: Post) -> bool:
         """Settle a post to where the last one is not confirmed yet; one at a time tries it."""
         destination = _destination(post)
-        tag = self._silent.get(destination)
-        if tag is None:
+        if destination in self._silent:
+            self._silent[destination].looks = 0
+        if not self.tries(destination):
             return False
-        if tag in self._in_flight:
-            self._settled(post, _unanswered(post))
-            return True
-        self._silent[destination] = self._next_tag
-        return False
+        self._settled(post, _unanswered(post))
+        return True
 
-    def _hear(self, tag: int, multiple: bool) -> None:
-        """A confirm has come, perhaps of what was given up."""
-        for destination, last in list(self._silent.items()):
-            if last == tag or (multiple and last < tag):
+    def _hear(self, tags: Sequence[int], tag: int, multiple: bool) -> None:
+        """A confirm of this tag has come, perhaps of what was given up; ``tags`` was in flight."""
+        answering = {_destination(self._in_flight[one]) for one in tags if one in self._in_flight}
+        heard = {
+            destination
+            for destination, silence in self._silent.items()
+            if destination in answering or silence.tag == tag or (multiple and silence.tag < tag)
+        }
+        if heard:
+            for destination in heard:
                 del self._silent[destination]
-                _logger.warning("The broker confirms messages to %s again.", destination[1])
+            _logger.warning("The broker confirms messages to %s again.", named(heard))
 
     def _declare_for(self, post: Post, tag: int) -> None:
         """The broker knows no queue for this post: declare its topology, publish again."""
         post.declared = True
-        key = id(post.steps)
+        # Not by the steps themselves: posts that were made together share them, and others that go
+        # to the same queue have their own.
+        key = post.steps[-1].name
         waiting = self._declaring.setdefault(key, [])
         waiting.append(post)
         if len(waiting) > 1:
@@ -355,7 +406,12 @@ class PublishingSession:
     def _look_for_exchange(self, post: Post) -> None:
         """Publishing to an exchange that is not there would close the channel for all others."""
         exchange = post.exchange
-        waiting = self._declaring.setdefault(exchange, [])
+        passive = Step(
+            method="exchange_declare",
+            name=f"exchange {exchange!r}",
+            arguments={"exchange": exchange, "passive": True},
+        )
+        waiting = self._declaring.setdefault(passive.name, [])
         waiting.append(post)
         if len(waiting) > 1:
             return
@@ -363,20 +419,15 @@ class PublishingSession:
             step.method == "exchange_declare" and step.arguments["exchange"] == exchange
             for step in post.steps
         )
-        passive = Step(
-            method="exchange_declare",
-            name=f"exchange {exchange!r}",
-            arguments={"exchange": exchange, "passive": True},
-        )
 
         def looked(refusals: list[Refusal]) -> None:
             if not _fatal(refusals):
                 self._known_exchanges.add(exchange)
-            self._on_declared(exchange, refusals)
+            self._on_declared(passive.name, refusals)
 
         declare(self._connection, post.steps if ours else [passive], looked)
 
-    def _on_declared(self, key: int | str, refusals: Sequence[Refusal]) -> None:
+    def _on_declared(self, key: str, refusals: Sequence[Refusal]) -> None:
         posts = self._declaring.pop(key)
         fatal = _fatal(refusals)
         if fatal:
@@ -394,17 +445,18 @@ class PublishingSession:
         self._bytes = 0
         self._known_exchanges = {""}
         self._silent.clear()
+        self._answering.clear()
         self._declared_at.clear()
-        too_large = TOO_LARGE.search(str(reason))
-        if too_large is not None and self._connection.is_open:
-            self._max_body = int(too_large[1])
-            # Those that it is too large for are refused by _pump.
+        if self._connection.is_open and self._knows_culprit(str(reason), in_flight.values()):
             self._pending.extendleft(reversed(in_flight.values()))
             in_flight = {}
+            self._refuse_forbidden(_forbidden_exchange(str(reason)))
         for post in in_flight.values():
             self._settled(post, f"no answer from the broker before the channel closed: {reason}")
         if self._connection.is_open:
-            _logger.warning("The publishing channel was closed: %s", reason)
+            told = self._closing.failed(str(reason))
+            if told is not None:
+                _logger.warning("The publishing channel was closed: %s", told)
             self._open_channel()
         else:
             self._ready = False
@@ -413,6 +465,31 @@ class PublishingSession:
             self._nacked = []
             self.abandon_pending(f"the connection was lost: {reason}")
         self._tell_if_idle()
+
+    def _knows_culprit(self, reason: str, sent: Collection[Post]) -> bool:
+        """Whether it is known which of them have closed the channel: the others go once more."""
+        too_large = TOO_LARGE.search(reason)
+        if too_large is not None:
+            # They are refused by _pump.
+            self._max_body = int(too_large[1])
+            return True
+        exchange = _forbidden_exchange(reason)
+        return exchange is not None and any(post.exchange == exchange for post in sent)
+
+    def _refuse_forbidden(self, exchange: str | None) -> None:
+        """Settle what is to go to an exchange that the user may not write to."""
+        if exchange is None:
+            return
+        reason = Refused(
+            f"the user may not write to exchange {exchange or DEFAULT_EXCHANGE!r}: "
+            "give him the permission (rabbitmqctl set_permissions)"
+        )
+        pending, self._pending = self._pending, deque()
+        for post in pending:
+            if post.exchange == exchange:
+                self._settled(post, reason)
+            else:
+                self._pending.append(post)
 
     def _too_large(self, post: Post) -> Refused:
         return Refused(
@@ -435,6 +512,8 @@ class PublishingSession:
         after = self._alarm.over()
         if after is not None:
             _logger.warning("The broker takes messages%s.", after)
+        # What was sent before the alarm has its time from now on.
+        self._looked_at = 1
         self._pump()
 
     def _tell_if_idle(self) -> None:
@@ -448,6 +527,20 @@ def _blocked(alarm: str) -> str:
 
 def _destination(post: Post) -> Destination:
     return post.exchange, post.routing_key
+
+
+def _forbidden_exchange(reason: str) -> str | None:
+    found = FORBIDDEN.search(reason)
+    if found is None:
+        return None
+    return "" if found[1] == DEFAULT_EXCHANGE else found[1]
+
+
+def named(destinations: Iterable[Destination]) -> str:
+    """The routing keys of destinations, for people: not more of them than they read."""
+    keys = sorted({routing_key for _, routing_key in destinations})
+    more = f" and {len(keys) - MAX_NAMED} more" if len(keys) > MAX_NAMED else ""
+    return ", ".join(keys[:MAX_NAMED]) + more
 
 
 def _unanswered(post: Post) -> Unanswered:

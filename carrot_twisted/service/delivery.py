@@ -8,7 +8,6 @@ its channel's ``Settler``, and is settled once.
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,12 +29,11 @@ class Settler:
 
     def __init__(self, channel: Any) -> None:
         self._channel = channel
-        #: Tags not settled yet, or settled but behind one that is not; ascending.
-        self._outstanding: deque[int] = deque()
+        #: Tags of which the broker has not heard yet; ascending. No others: thousands may be
+        #: settled in a second behind one that waits for minutes.
+        self._outstanding: dict[int, None] = {}
         #: Acknowledged by the caller, not yet sent.
         self._acked: set[int] = set()
-        #: Sent one by one, still in ``_outstanding``.
-        self._sent: set[int] = set()
         #: Not settled by anybody: a project's hook may be there before the service, or after it.
         self._open: set[int] = set()
 
@@ -46,7 +44,7 @@ class Settler:
 
     def delivered(self, tag: int) -> None:
         """A delivery arrived with this tag."""
-        self._outstanding.append(tag)
+        self._outstanding[tag] = None
         self._open.add(tag)
 
     def ack(self, tag: int) -> None:
@@ -76,35 +74,31 @@ class Settler:
     def _nack(self, tag: int, requeue: bool) -> None:
         if tag in self._open:
             self._open.discard(tag)
-            self._sent.add(tag)
+            del self._outstanding[tag]
             if self.is_open:
                 self._channel.basic_nack(tag, requeue=requeue)
 
     def flush(self) -> None:
         """Send what was acknowledged since the last call."""
+        outstanding, acked = self._outstanding, self._acked
         if not self.is_open:
-            self._outstanding.clear()
-            self._acked.clear()
-            self._sent.clear()
+            outstanding.clear()
+            acked.clear()
             self._open.clear()
             return
         mark, run = 0, 0
-        outstanding, acked, sent = self._outstanding, self._acked, self._sent
-        while outstanding:
-            tag = outstanding[0]
-            if tag in acked:
-                acked.discard(tag)
-                mark, run = tag, run + 1
-            elif tag in sent:
-                sent.discard(tag)
-            else:
+        for tag in outstanding:
+            if tag not in acked:
                 break
-            outstanding.popleft()
+            mark, run = tag, run + 1
         if run:
             self._channel.basic_ack(mark, multiple=run > 1)
-        for tag in sorted(acked):
-            self._channel.basic_ack(tag)
-            sent.add(tag)
+        for tag in acked:
+            del outstanding[tag]
+        if run < len(acked):
+            for tag in sorted(acked):
+                if tag > mark:
+                    self._channel.basic_ack(tag)
         acked.clear()
 
 

@@ -426,8 +426,16 @@ class Dispatcher:
         if job is None or job.run is not call.run or job.result is not None:
             # Released at the deadline of a shutdown.
             return
-        hook = self._consumer.failure_hook()
-        self._record(job, execution.give_up(call, job.run, self._limits, hook))
+        try:
+            hook = self._consumer.failure_hook()
+            result = execution.give_up(call, job.run, self._limits, hook)
+        except BaseException:
+            # Nobody else ends this row: its own thread has no say any more.
+            _log.failure("What the stuck task {uuid} was doing could not be told", uuid=job.uuid)
+            result = Result(
+                kind=Kind.FAILED, exception=call.text, started=call.started, ended=time.time()
+            )
+        self._record(job, result)
 
     def _give_back(self, job: Job) -> None:
         """Not begun: the row to the outbox if it is claimed, else the message to the broker."""

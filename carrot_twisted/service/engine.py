@@ -229,7 +229,7 @@ class Engine:
             if isinstance(queue, HandlerQueue)
         ]
         self._dispatchers: list[Working] = [*tasks, *handling]
-        Quarantine(tasks, beside=handling)
+        Quarantine(tasks, reactor, beside=handling)
         self._recycling = Recycling(
             dispatchers=self._dispatchers,
             max_tasks=options.max_tasks,

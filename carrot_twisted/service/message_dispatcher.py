@@ -32,7 +32,7 @@ from carrot_twisted import failpoints, handling, outcomes, retry, task_logging
 from carrot_twisted.handlers import Message
 from carrot_twisted.interruption import Abandoned, TimedCall
 from carrot_twisted.outage import Outage
-from carrot_twisted.retry import Action
+from carrot_twisted.retry import Action, Failure, Fault
 from carrot_twisted.service import copying
 from carrot_twisted.service.dispatcher import STUCK, ThreadReport
 from carrot_twisted.service.pool import WorkerPool
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from carrot_twisted.handlers import HandlerQueue
     from carrot_twisted.outbox import Post
-    from carrot_twisted.retry import Decision, Failure
+    from carrot_twisted.retry import Decision
     from carrot_twisted.service.delivery import Delivery
 
     Send = Callable[[Post, Callable[[str | None], None]], None]
@@ -297,7 +297,12 @@ class MessageDispatcher:
     def _end_stuck(self, call: TimedCall) -> None:
         """On the new thread: bring the stuck call to its end."""
         job: Job = call.run
-        job.failure = handling.give_up(call)
+        try:
+            job.failure = handling.give_up(call)
+        except BaseException:
+            # Nobody else ends this job: its own thread has no say any more.
+            _log.failure("What a stuck handler was doing could not be told")
+            job.failure = Failure(fault=Fault.HANDLER, exception=call.text, traceback="")
         self._decide(job, time.monotonic() - call.began)
 
     def _message(self, delivery: Delivery) -> Message:

@@ -18,13 +18,16 @@ from txaio.tx import make_logger
 from carrot_twisted import conf, failpoints, outbox, outcomes, topology, wire
 from carrot_twisted.outage import Outage
 from carrot_twisted.outbox import Post
-from carrot_twisted.publishing import PublishingSession, Refused, Unanswered
+from carrot_twisted.publishing import PublishingSession, Refused, Unanswered, named
 from carrot_twisted.service.connection import BrokerConnection, close_all
 from carrot_twisted.service.log_writer import Confirmed, LogWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from twisted.internet.defer import Deferred
+
+    from carrot_twisted.conf import QueueSettings
     from carrot_twisted.models import MessageLog
     from carrot_twisted.publishing import Destination
     from carrot_twisted.service.delivery import Delivery
@@ -96,11 +99,23 @@ class ReactorPublisher:
         self._flushers: list[threading.Event] = []
         self._refusals = Outage(reactor.seconds)
         self._dead: Counter[tuple[str, str]] = Counter()
+        #: Of dead-letter queues, by the queues' names: the broker does not take what is for them.
+        self._burials: dict[str, Outage] = {}
 
     def can_publish(self, host: VirtualHost) -> bool:
         """Whether a post to this broker would go out now."""
         session = self._sessions.get(host)
         return session is not None and not session.alarm and len(self._waiting) < MAX_WAITING
+
+    def takes(self, queue: QueueSettings) -> bool:
+        """Whether rows of this queue should be taken from the outbox now.
+
+        Not where one message is being tried that has no answer yet: all others would be settled at
+        once, and all the rows that wait for that queue be taken and put back again and again.
+        """
+        return self.can_publish(queue.host) and not self._sessions[queue.host].tries(
+            ("", queue.name)
+        )
 
     @property
     def problem(self) -> str | None:
@@ -112,9 +127,15 @@ class ReactorPublisher:
             if session.alarm
         ]
         problems += [
-            f"the broker {host.label} does not confirm messages to {routing_key}"
+            f"the broker {host.label} does not confirm messages to {named(session.silent)}"
             for host, session in self._sessions.items()
-            for _, routing_key in session.silent
+            if session.silent
+        ]
+        problems += [
+            f"messages of queue {queue} that cannot run are not taken by "
+            f"{topology.dead_letter_queue(queue)}: {burial.reason}"
+            for queue, burial in self._burials.items()
+            if burial.reason
         ]
         return "; ".join(problem for problem in problems if problem) or None
 
@@ -153,7 +174,10 @@ class ReactorPublisher:
 
     def dead_letter(self, host: VirtualHost, queue: str, delivery: Delivery, reason: str) -> None:
         """Move a delivery to the queue's dead-letter queue; acknowledged when that holds it."""
+        burial = self._burials.setdefault(queue, Outage(self._reactor.seconds))
         if not delivery.settler.is_open:
+            # The broker delivers it anew, here or elsewhere; then it may go better.
+            burial.over()
             return
         properties = delivery.properties
         headers = kept_headers(properties)
@@ -176,10 +200,13 @@ class ReactorPublisher:
         def settled(error: str | None) -> None:
             if error is None:
                 failpoints.reached("dead_letter_before_ack")
+                burial.over()
                 self._tell_dead(queue, reason)
                 delivery.ack()
                 delivery.settler.flush()
             else:
+                if isinstance(error, Refused):
+                    self._tell_unburied(queue, burial, error)
                 self._reactor.callLater(
                     DEAD_LETTER_RETRY, self.dead_letter, host, queue, delivery, reason
                 )
@@ -205,6 +232,17 @@ class ReactorPublisher:
         if not self._dead:
             self._reactor.callLater(1.0, self._log_dead)
         self._dead[queue, outcomes.one_line(reason, MAX_REASON)] += 1
+
+    def _tell_unburied(self, queue: str, burial: Outage, reason: str) -> None:
+        told = burial.failed(reason)
+        if told is not None:
+            _log.error(
+                "Messages of queue {queue} that cannot run are not taken by {dead}: {reason}. They "
+                "stay unacknowledged, which leaves room for fewer others, and are tried again",
+                queue=queue,
+                dead=topology.dead_letter_queue(queue),
+                reason=told,
+            )
 
     def _log_dead(self) -> None:
         dead, self._dead = self._dead, Counter()
@@ -276,8 +314,7 @@ class ReactorPublisher:
         elif error is None:
             self._confirmed.append(post)
             if post.missing_since is not None and not post.exchange:
-                missing = post.routing_key, post.missing_since, self._using
-                self._write(partial(outbox.queue_was_missing, *missing))
+                self._ring(post.routing_key, post.missing_since)
         else:
             self._errors[post.message_id] = error
         if not self._note_due:
@@ -294,10 +331,23 @@ class ReactorPublisher:
             self._tell_refused(errors)
             self._write(partial(self._note_errors, errors))
 
-    def _write(self, note: Callable[[], None]) -> None:
-        self._writer.call(note).addErrback(
-            lambda f: _log.warn("What became of messages could not be noted: {e}", e=f.value)
-        )
+    def _ring(self, queue: str, since: float) -> None:
+        """Ring again for what a queue has lost; batch by batch, for the lease has to be renewed."""
+
+        def again(count: int | None) -> None:
+            if count == outbox.RING_BATCH:
+                self._ring(queue, since)
+
+        ring = partial(outbox.queue_was_missing, queue, since, self._using)
+        self._write(ring).addCallback(again)
+
+    def _write(self, note: Callable[[], Any]) -> Deferred[Any]:
+        """Have the writer do it; fires with what it returns, or None if it cannot be done."""
+
+        def failed(failure: Any) -> None:
+            _log.warn("What became of messages could not be noted: {e}", e=failure.value)
+
+        return self._writer.call(note).addErrback(failed)
 
     def _tell_refused(self, errors: Mapping[str, str]) -> None:
         reason = next((text for text in errors.values() if isinstance(text, Refused)), None)

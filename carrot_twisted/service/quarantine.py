@@ -4,11 +4,14 @@
 A process that dies takes all its tasks with it, and the database cannot tell which of them did
 it. From the second loss on a row is a suspect: the process claims nothing new, lets its running
 tasks end, and then runs one suspect after another.
+
+Where running tasks do not end for long, the others must not wait for a suspect as long as that:
+they go on, and it is tried again later.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,21 +19,33 @@ if TYPE_CHECKING:
     from carrot_twisted.service.dispatcher import Dispatcher
     from carrot_twisted.service.working import Working
 
+#: Seconds that running tasks get to end while nothing new is claimed.
+PATIENCE = 60.0
+#: Seconds for which work goes on as usual when they did not.
+REST = 300.0
+
 
 class Quarantine:
     """Looks after the suspects of all queues of one process.
 
     Args:
         dispatchers: of all queues of tasks.
+        reactor: Twisted's reactor.
         beside: of all other queues, whose work is held up, too.
 
     Each of them tells by ``on_suspect`` when to look again.
     """
 
-    def __init__(self, dispatchers: Sequence[Dispatcher], beside: Sequence[Working] = ()) -> None:
+    def __init__(
+        self, dispatchers: Sequence[Dispatcher], reactor: Any, beside: Sequence[Working] = ()
+    ) -> None:
         self._dispatchers = dispatchers
         self._all: Sequence[Working] = [*dispatchers, *beside]
+        self._reactor = reactor
         self._held = False
+        self._rests = False
+        #: While it waits for running tasks to end.
+        self._patience: Any = None
         for dispatcher in self._all:
             dispatcher.on_suspect = self._look
 
@@ -38,15 +53,42 @@ class Quarantine:
         waiting = next((d for d in self._dispatchers if d.suspects), None)
         if waiting is None and not self._held:
             return
+        running = any(dispatcher.running for dispatcher in self._all)
         if waiting is not None and not self._held:
-            self._held = True
-            for dispatcher in self._all:
-                dispatcher.hold()
-        if any(dispatcher.running for dispatcher in self._all):
+            if running and self._rests:
+                return
+            self._hold()
+        if running:
             return
+        self._stop_waiting()
         if waiting is not None:
             waiting.claim_suspect()
         else:
-            self._held = False
-            for dispatcher in self._all:
-                dispatcher.unhold()
+            self._unhold()
+
+    def _hold(self) -> None:
+        self._held = True
+        self._patience = self._reactor.callLater(PATIENCE, self._rest)
+        for dispatcher in self._all:
+            dispatcher.hold()
+
+    def _unhold(self) -> None:
+        self._held = False
+        for dispatcher in self._all:
+            dispatcher.unhold()
+
+    def _stop_waiting(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _rest(self) -> None:
+        """The running tasks take too long."""
+        self._patience = None
+        self._rests = True
+        self._reactor.callLater(REST, self._end_rest)
+        self._unhold()
+
+    def _end_rest(self) -> None:
+        self._rests = False
+        self._look()

@@ -123,7 +123,7 @@ class Relay:
         count = BATCH
         while count == BATCH and self._goes_on:
             # Asked each time: the last batch may have filled the window, or met a lost connection.
-            queues = [q.name for q in self._queues if self._publisher.can_publish(q.host)]
+            queues = [q.name for q in self._queues if self._publisher.takes(q)]
             if not queues:
                 break
             take = partial(outbox.take_unsent, queues, BATCH, self._using)

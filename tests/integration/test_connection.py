@@ -865,8 +865,9 @@ async def test_consuming_goes_on_after_the_broker_closed_the_channel(
     delivery = watch.taker.last
     assert delivery is not None
     delivery.ack()
-    delivery.settler._acked.add(delivery.tag)
-    delivery.settler.flush()  # a second acknowledgement: 406 PRECONDITION_FAILED
+    delivery.settler.flush()
+    # A second acknowledgement: 406 PRECONDITION_FAILED.
+    delivery.settler._channel.basic_ack(delivery.tag)
     await until(lambda: not watch.subscription.consuming)
     await watch.consuming()
     assert f"Queue {QUEUE} is not consumed: " in log.text

@@ -409,6 +409,41 @@ def test_returns_among_hundreds_in_flight_meet_the_right_rows(
     assert set(delivered_ids(broker, "test.queue")) == by_exchange["test.bound"]
 
 
+@pytest.mark.parametrize("forbidden", ["test.bound", "amq.default"])
+def test_an_exchange_that_the_user_may_not_write_to_holds_up_no_other(
+    served: None,
+    settings: Any,
+    exchanges: None,
+    private_broker: RabbitMQ,
+    broker: Broker,
+    forbidden: str,
+) -> None:
+    """The broker closes the channel over it, and confirms nothing of what was sent with it."""
+    vhost = private_broker.name
+    private_broker.ctl("add_user", "web", "web")
+    private_broker.ctl("set_permissions", "-p", vhost, "web", ".*", f"^(?!{forbidden}$)", ".*")
+    url = f"amqp://web:web@127.0.0.1:{private_broker.port}/{vhost}"
+    settings.CARROT = {**settings.CARROT, "default_broker": url}
+    to_exchange: dict[str, Any] = {"exchange": "test.bound", "routing_key": "a.b"}
+    try:
+        rows = publish_many(
+            create_message(tasks.echo, **(to_exchange if n % 50 == 7 else {})) for n in range(200)
+        )
+        assert publisher.flush(20)
+    finally:
+        private_broker.ctl("delete_user", "web")
+    refused = {row.pk for row in rows if (row.exchange or "amq.default") == forbidden}
+    fine = {row.pk for row in rows} - refused
+    unsent = MessageLog.objects.unsent()
+    assert set(unsent.values_list("pk", flat=True)) == refused
+    told = set(unsent.values_list("publish_error", flat=True))
+    assert {text.partition(": ")[0] for text in told} == {
+        f"the user may not write to exchange '{forbidden}'"
+    }
+    queue = "default" if forbidden == "test.bound" else "test.queue"
+    assert set(delivered_ids(broker, queue)) == fine
+
+
 # Thousands
 
 

@@ -21,14 +21,17 @@ from twisted.internet.task import Clock
 from carrot_twisted import conf, execution
 from carrot_twisted.consumer import Consumer
 from carrot_twisted.execution import Limits
+from carrot_twisted.interruption import TimedCall
 from carrot_twisted.outcomes import Kind, Result, Verdict
 from carrot_twisted.records import Claimed
 from carrot_twisted.service import dispatcher as module
+from carrot_twisted.service import quarantine
 from carrot_twisted.service.delivery import Delivery, SafeChannel, Settler
 from carrot_twisted.service.dispatcher import Dispatcher, Job
 from carrot_twisted.service.hooked_dispatcher import HookedDispatcher
 from carrot_twisted.service.log_writer import Claim, Finish
 from carrot_twisted.service.quarantine import Quarantine
+from carrot_twisted.task_logging import Transcript
 from tests.unit.test_delivery import Channel
 
 if TYPE_CHECKING:
@@ -476,7 +479,7 @@ class TestSuspects:
 
     @pytest.fixture(autouse=True)
     def _quarantine(self, desk: Desk) -> None:
-        Quarantine([desk.dispatcher])
+        Quarantine([desk.dispatcher], desk.clock)
 
     def test_a_suspect_is_claimed_alone_at_once_where_nothing_runs(self, desk: Desk) -> None:
         key = desk.deliver()
@@ -504,6 +507,62 @@ class TestSuspects:
         desk.write()
         assert desk.claims() == [[new]]
         assert desk.channel.acked == {1, 2}
+
+    def test_others_do_not_wait_for_it_as_long_as_a_long_task_runs(self, desk: Desk) -> None:
+        """That may take hours, in every service to which the suspect comes."""
+        desk.dispatcher.pace.seconds = 100.0
+        desk.start()
+        (long,) = desk.jobs()
+        suspect = desk.deliver()
+        desk.turn()
+        desk.answer(every=Verdict.SUSPECT)
+        new = desk.deliver()
+        desk.turn()
+        assert desk.claims() == []
+        desk.turn(quarantine.PATIENCE)
+        assert desk.claims() == [[new]]
+        desk.answer()
+        desk.run()
+        desk.write()
+        newer = desk.deliver()
+        desk.turn()
+        assert desk.claims() == [[newer]]
+        desk.answer(every=Verdict.FINAL)
+        # Once more it is given the time.
+        desk.turn(quarantine.REST)
+        desk.deliver()
+        desk.turn()
+        assert desk.claims() == []
+        desk.dispatcher._work(long)
+        desk.write()
+        assert desk.claims() == [[suspect]]
+        assert desk.channel.requeued == set()
+
+    def test_in_a_rest_it_runs_as_soon_as_nothing_else_does(self, desk: Desk) -> None:
+        desk.start()
+        (long,) = desk.jobs()
+        suspect = desk.deliver()
+        desk.turn()
+        desk.answer(every=Verdict.SUSPECT)
+        desk.turn(quarantine.PATIENCE)
+        desk.dispatcher._work(long)
+        desk.write()
+        assert desk.claims() == [[suspect]]
+        desk.answer()
+        desk.run()
+        desk.turn(2 * quarantine.REST)
+        assert desk.claims() == []
+        desk.write()
+        assert desk.dispatcher.running == 0
+
+    def test_a_suspect_that_runs_long_is_alone_all_the_time(self, desk: Desk) -> None:
+        desk.deliver()
+        desk.turn()
+        desk.answer(every=Verdict.SUSPECT)
+        desk.answer()
+        desk.deliver()
+        desk.turn(10 * quarantine.PATIENCE)
+        assert desk.claims() == []
 
     def test_several_run_one_after_another(self, desk: Desk) -> None:
         keys = [desk.deliver() for _ in range(2)]
@@ -668,6 +727,48 @@ class TestWaitingInVain:
         desk.dispatcher.free_waiting(600)
         assert desk.dispatcher.suspects == 0
         assert desk.channel.requeued == {2}
+
+
+class TestStuckTasks:
+    """Given up at their time limit; another thread tells their end."""
+
+    def stuck(self, desk: Desk) -> tuple[Job, TimedCall]:
+        desk.start()
+        (job,) = desk.jobs()
+        assert job.run is not None
+        return job, TimedCall(job.run, 2.5, Transcript(1000), desk.dispatcher._keeper)
+
+    def test_its_row_says_where_it_is_stuck(self, desk: Desk) -> None:
+        job, call = self.stuck(desk)
+        desk.dispatcher._end_stuck(job, call)
+        (finish,) = desk.write()
+        assert finish.finished.result.kind is Kind.FAILED
+        assert "time limit of 2.5 s exceeded; the thread is stuck in" in str(
+            finish.finished.result.exception
+        )
+        assert desk.channel.acked == {1}
+
+    @pytest.mark.parametrize("error", [RuntimeError, MemoryError, SystemExit])
+    def test_it_ends_also_when_that_cannot_be_told(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+    ) -> None:
+        """Else the row stays IN_PROGRESS as long as this process lives."""
+
+        def give_up(*_: object) -> Result:
+            raise error("no memory left for a traceback")
+
+        told: list[str] = []
+        monkeypatch.setattr(execution, "give_up", give_up)
+        monkeypatch.setattr(module._log, "failure", lambda text, **_: told.append(text))
+        job, call = self.stuck(desk)
+        desk.dispatcher._end_stuck(job, call)
+        (finish,) = desk.write()
+        result = finish.finished.result
+        assert (result.kind, result.exception) == (Kind.FAILED, "time limit of 2.5 s exceeded")
+        assert 0 < result.started <= result.ended
+        assert len(told) == 1
+        assert desk.channel.acked == {1}
+        assert desk.dispatcher.running == 0
 
 
 class TestPause:

@@ -358,7 +358,7 @@ class TestHooksAndSuspects:
     def desk(self, monkeypatch: pytest.MonkeyPatch) -> HookedDesk:
         monkeypatch.setattr(execution, "clean_connections", lambda: None)
         desk = HookedDesk(monkeypatch)
-        Quarantine([desk.dispatcher])
+        Quarantine([desk.dispatcher], desk.clock)
         return desk
 
     def test_a_suspect_is_claimed_alone_and_read_again(self, desk: HookedDesk) -> None:

@@ -17,6 +17,7 @@ from carrot_twisted.exceptions import PermanentFailure
 from carrot_twisted.service import copying
 from carrot_twisted.service.delivery import Delivery, Settler
 from carrot_twisted.service.message_dispatcher import COPY_RETRY, LAST_COPIES, MessageDispatcher
+from carrot_twisted.service.quarantine import Quarantine
 from tests.unit.test_delivery import Channel
 from tests.unit.test_dispatcher import Reactor
 
@@ -414,3 +415,36 @@ def test_while_a_suspect_runs_nothing_begins(desk: Desk) -> None:
     desk.dispatcher.unhold()
     desk.turn(1)
     assert desk.work() == 2
+
+
+class Tasks:
+    """Stands in for the dispatcher of a queue of tasks, one of which has cost workers."""
+
+    suspects = 1
+    running = 0
+    claimed = 0
+    on_suspect: Callable[[], None]
+
+    def hold(self) -> None:
+        """Nothing else is to be claimed."""
+
+    def unhold(self) -> None:
+        """Go on."""
+
+    def claim_suspect(self) -> None:
+        self.claimed += 1
+        self.suspects = 0
+
+
+def test_a_suspect_runs_alone_also_where_messages_are_handled(desk: Desk) -> None:
+    """Else the crash of a handler would be blamed on it."""
+    tasks = Tasks()
+    Quarantine([tasks], desk.clock, beside=[desk.dispatcher])  # type: ignore[list-item]
+    first = desk.deliver()
+    tasks.on_suspect()
+    desk.deliver()
+    assert (tasks.claimed, desk.dispatcher.running) == (0, 1)
+    desk.work()
+    assert (tasks.claimed, desk.channel.acked) == (1, {first})
+    tasks.on_suspect()
+    assert desk.work() == 1

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -181,7 +182,7 @@ class TestErrors:
         ("age", "delay"), [(1, 5), (59, 5), (61, 30), (599, 30), (601, 180), (3700, 600)]
     )
     def test_the_longer_a_row_is_refused_the_rarer_it_is_tried(self, age: int, delay: int) -> None:
-        log = stored(publish_time=Now() - timedelta(seconds=age))
+        log = stored(publish_time=Now() - timedelta(seconds=age), publish_error="unroutable")
         outbox.note_refused({str(log.pk): "unroutable"}, "default")
         assert fields_of(log)["publish_error"] == "unroutable"
         assert taken() == []
@@ -189,6 +190,17 @@ class TestErrors:
         rows.update(relay_at=F("relay_at") - timedelta(seconds=delay - 3))
         assert taken() == []
         rows.update(relay_at=F("relay_at") - timedelta(seconds=4))
+        assert taken() == [log.pk]
+
+    @pytest.mark.parametrize("before", ["", "no connection to the broker"])
+    def test_an_old_row_that_is_refused_for_the_first_time_is_tried_again_soon(
+        self, before: str
+    ) -> None:
+        """The broker is back after an hour, and a quorum queue is still electing its leader."""
+        log = stored(publish_time=Now() - timedelta(seconds=4000), publish_error=before)
+        outbox.note_refused({str(log.pk): "basic.nack"}, "default")
+        assert taken() == []
+        MessageLog.objects.filter(pk=log.pk).update(relay_at=F("relay_at") - timedelta(seconds=6))
         assert taken() == [log.pk]
 
     def test_no_more_than_half_of_its_age_and_ten_minutes_pass_between_attempts(self) -> None:
@@ -285,6 +297,17 @@ class TestRingingAgain:
             self.waiting()
         counts = [outbox.ring_again("default", 60, "default") for _ in range(4)]
         assert counts == [2, 2, 1, 0]
+
+    def test_of_a_queue_that_was_missing_what_was_confirmed_before_is_sent_again(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(outbox, "RING_BATCH", 2)
+        rows = {self.waiting(60).pk for _ in range(3)}
+        self.waiting(0)
+        since = time.monotonic() - 30
+        counts = [outbox.queue_was_missing("default", since, "default") for _ in range(3)]
+        assert counts == [2, 1, 0]
+        assert set(taken()) == rows
 
     def test_of_a_deleted_queue_all_rows_are_sent_again_however_fresh(self) -> None:
         rows = {self.waiting(0).pk, self.waiting(None).pk}

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -11,7 +12,7 @@ import pika
 import pytest
 from twisted.internet.defer import Deferred
 
-from carrot_twisted import outbox, publishing
+from carrot_twisted import conf, outbox, publishing
 from carrot_twisted.models import MessageLog
 from carrot_twisted.service import posting
 from carrot_twisted.service.delivery import Delivery, Settler
@@ -35,13 +36,19 @@ class Writer:
     def __init__(self) -> None:
         self.confirmed: list[str] = []
         self.calls: list[Callable[[], Any]] = []
+        self._results: list[Deferred[Any]] = []
 
     def submit(self, operation: Confirmed) -> None:
         self.confirmed += [post.message_id for post in operation.posts]
 
     def call(self, function: Callable[[], Any]) -> Deferred[Any]:
         self.calls.append(function)
-        return Deferred()
+        self._results.append(Deferred())
+        return self._results[-1]
+
+    def answer(self) -> None:
+        """Do what it was called with first."""
+        self._results.pop(0).callback(self.calls.pop(0)())
 
 
 class Line(FakeConnection):
@@ -180,6 +187,31 @@ class TestRows:
         line.run()
         assert "does not confirm" not in str(desk.publisher.problem)
 
+    def test_of_what_is_for_a_silent_queue_no_more_is_taken_while_one_is_tried(
+        self, desk: Desk
+    ) -> None:
+        """However many rows wait for it, the database is not kept busy with them."""
+        queue, other = (replace(conf.current().queue("default"), name=n) for n in ("deaf", "other"))
+        line = desk.connect("deaf", "other")
+        line.broker.confirms_at_once = False
+        (log,) = rows(1)
+        log.routing_key = "deaf"
+        assert desk.publisher.takes(queue)
+        desk.publisher.publish_rows([log])
+        line.run()
+        for _ in range(2):
+            assert desk.publisher.takes(queue)
+            line.run(publishing.SILENCE)
+        assert desk.publisher.takes(queue)
+        desk.publisher.publish_rows([log])
+        assert (desk.publisher.takes(queue), desk.publisher.takes(other)) == (False, True)
+        line.run()
+        for _ in range(2):
+            line.run(publishing.SILENCE)
+        assert desk.publisher.takes(queue)
+        line.lose()
+        assert not desk.publisher.takes(queue)
+
     def test_a_queue_that_was_not_there_has_lost_what_waited_in_it(
         self, desk: Desk, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -202,6 +234,20 @@ class TestRows:
         ((queue, quiet, using),) = rung
         assert (queue, using) == ("default", "default")
         assert 0 <= quiet < 5
+
+    def test_its_rows_are_put_back_batch_by_batch(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Other work of the writer's, such as the lease, has its turn in between."""
+        counts = [outbox.RING_BATCH, outbox.RING_BATCH, 3]
+        monkeypatch.setattr(outbox, "ring_again", lambda *_: counts.pop(0))
+        line = desk.connect()
+        desk.publisher.publish_rows(rows(1))
+        line.run()
+        for left in (2, 1, 0):
+            desk.writer.answer()
+            assert len(counts) == left
+        assert desk.writer.calls == []
 
     def test_who_flushes_waits_for_all_that_was_taken_over(self, desk: Desk) -> None:
         line, done = desk.connect("default"), threading.Event()
@@ -342,6 +388,31 @@ class TestDeadLetters:
         desk.clock.advance(posting.DEAD_LETTER_RETRY)
         line.run()
         assert desk.channel.acked == {1}
+
+    def test_that_it_is_refused_is_told_once_and_is_a_problem(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It stays unacknowledged: with enough of its like the queue would stand still unseen."""
+        told: list[str] = []
+        monkeypatch.setattr(
+            posting._log, "error", lambda text, **values: told.append(text.format(**values))
+        )
+        line = desk.connect("default.dead")
+        line.broker.max_message_size = 1
+        for tag in range(1, 4):
+            desk.dead_letter(desk.delivery(tag))
+        for _ in range(10):
+            line.run()
+            desk.clock.advance(posting.DEAD_LETTER_RETRY)
+        reason = "the message of 4 bytes is larger than the broker permits"
+        (text,) = told
+        assert text.startswith(
+            f"Messages of queue default that cannot run are not taken by default.dead: {reason}"
+        )
+        assert f"not taken by default.dead: {reason}" in str(desk.publisher.problem)
+        desk.channel.is_open = False
+        desk.clock.advance(posting.DEAD_LETTER_RETRY)
+        assert "not taken" not in str(desk.publisher.problem)
 
     def test_after_the_channels_close_nothing_is_moved(self, desk: Desk) -> None:
         """The broker has the message again, and delivers it anew."""

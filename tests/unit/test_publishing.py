@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pika
@@ -221,6 +221,17 @@ class TestUnroutable:
         assert desk.broker.ids == ["m0"]
         assert desk.broker.queues.keys() == {"default"}
 
+    def test_it_is_declared_once_for_posts_that_were_made_apart(self) -> None:
+        """As each commit makes its own: one channel for each would be too many for a connection."""
+        desk = Desk(queues=())
+        queue = conf.current().queue("default")
+        desk.session.publish(
+            [post(f"m{number}", steps=topology.work_queue(queue)) for number in range(200)]
+        )
+        desk.connection.run()
+        assert sorted(desk.confirmed) == sorted(f"m{n}" for n in range(200))
+        assert desk.broker.declared == ["default", "default"]
+
     def test_it_is_declared_once_for_many_posts_and_order_is_kept(self) -> None:
         desk = Desk(queues=())
         desk.session.publish(posts(200))
@@ -422,6 +433,56 @@ class TestCloses:
         assert slow.confirmed == ["m"]
 
 
+class TestForbidden:
+    """An exchange that the user may not write to: RabbitMQ closes the channel over it."""
+
+    REASON = "ACCESS_REFUSED - access to exchange '{}' in vhost '/' refused for user 'web'"
+
+    def test_others_in_flight_are_sent_once_more_and_it_says_why(self, slow: Desk) -> None:
+        slow.broker.exchanges["secret"] = {}
+        slow.session.publish([post("a"), post("b")])
+        slow.connection.run()
+        slow.session.publish([post("no", exchange="secret"), post("c")])
+        slow.connection.run()
+        slow.broker.confirms_at_once = True
+        slow.channel.refuse(403, self.REASON.format("secret"))
+        slow.connection.run()
+        assert slow.confirmed == ["a", "b", "c"]
+        assert slow.errors == {
+            "no": "the user may not write to exchange 'secret': give him the permission "
+            "(rabbitmqctl set_permissions)"
+        }
+        assert isinstance(slow.errors["no"], publishing.Refused)
+        assert not slow.session.busy
+
+    @pytest.mark.parametrize(
+        "name", ["access to topic 'x' in exchange", "write access to exchange"]
+    )
+    def test_whatever_the_broker_calls_it(self, slow: Desk, name: str) -> None:
+        reason = self.REASON.replace("access to exchange", name).format("amq.default")
+        slow.session.publish(posts(1))
+        slow.connection.run()
+        slow.channel.refuse(403, reason)
+        assert slow.errors["m0"].startswith("the user may not write to exchange 'amq.default'")
+
+    def test_one_that_nothing_was_sent_to_is_not_to_blame(self, slow: Desk) -> None:
+        """Else the same would be sent again and again."""
+        slow.session.publish(posts(1))
+        slow.connection.run()
+        slow.channel.refuse(403, self.REASON.format("other"))
+        assert "no answer from the broker" in slow.errors["m0"]
+
+    def test_a_channel_that_is_closed_again_and_again_is_told_once(
+        self, slow: Desk, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for _ in range(20):
+            slow.session.publish(posts(1))
+            slow.connection.run()
+            slow.channel.refuse(541, "INTERNAL_ERROR")
+            slow.connection.run()
+        assert caplog.text.count("The publishing channel was closed") == 1
+
+
 class TestBounds:
     def test_no_more_than_the_window_is_in_flight(self, slow: Desk) -> None:
         slow.session.publish(posts(publishing.WINDOW + 10))
@@ -541,6 +602,83 @@ class TestSilence:
             "The broker confirms messages to deaf again",
         ]
 
+    def test_a_queue_that_answers_slowly_is_not_silent(self, slow: Desk) -> None:
+        """16 MB in flight take longer than two looks on a slow line."""
+        slow.session.publish(posts(20))
+        slow.connection.run()
+        for tag in range(1, 21):
+            slow.connection.run(publishing.SILENCE / 2)
+            slow.channel.confirm(tag)
+        assert slow.errors == {}
+        assert len(slow.confirmed) == 20
+        assert slow.session.silent == []
+
+    def test_one_that_is_sent_nothing_any_more_is_forgotten(self, silent: Desk) -> None:
+        """Another service may have sent what there was, and had its answer."""
+        for _ in range(publishing.FORGET_LOOKS + 1):
+            assert silent.session.silent == [("", "deaf")]
+            silent.connection.run(publishing.SILENCE)
+        assert silent.session.silent == []
+
+    def test_but_not_while_something_is_to_go_there(self, silent: Desk) -> None:
+        for _ in range(3 * publishing.FORGET_LOOKS):
+            silent.session.publish([post(key="deaf"), post(key="deaf")])
+            silent.connection.run(publishing.SILENCE)
+            assert silent.session.silent == [("", "deaf")]
+
+    def test_a_confirm_of_what_was_sent_after_the_last_look_ends_it(self, slow: Desk) -> None:
+        slow.session.publish([post("early")])
+        slow.connection.run(publishing.SILENCE)
+        slow.session.publish([post("late")])
+        slow.connection.run(publishing.SILENCE)
+        assert list(slow.errors) == ["early"]
+        slow.channel.confirm(2)
+        assert slow.session.silent == []
+
+    def test_what_cannot_be_sent_is_not_taken_for_the_one_that_tries(
+        self, silent: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        unfit = post("unfit", key="deaf")
+        sent = FakeChannel.basic_publish
+
+        def basic_publish(channel: FakeChannel, *args: Any, **kwargs: Any) -> None:
+            if args[3] is unfit.properties:
+                raise ValueError("a priority of 1000")
+            sent(channel, *args, **kwargs)
+
+        monkeypatch.setattr(FakeChannel, "basic_publish", basic_publish)
+        silent.session.publish([unfit, post("other")])
+        silent.connection.run()
+        silent.channel.confirm(3)
+        assert silent.confirmed == ["other"]
+        assert silent.session.silent == [("", "deaf")]
+
+    def test_many_are_told_in_one_line(self, slow: Desk, caplog: pytest.LogCaptureFixture) -> None:
+        """A routing key for each customer, and the broker hangs."""
+        slow.broker.queues |= {f"customer.{n}": {} for n in range(100)}
+        slow.session.publish([post(key=f"customer.{n}") for n in range(100)])
+        slow.connection.run()
+        for _ in range(2):
+            slow.connection.run(publishing.SILENCE)
+        slow.channel.confirm(100, multiple=True)
+        names = "customer.0, customer.1, customer.10, customer.11, customer.12 and 95 more"
+        assert [one.getMessage().partition(" Their")[0] for one in caplog.records] == [
+            f"The broker does not confirm messages to {names}.",
+            f"The broker confirms messages to {names} again.",
+        ]
+
+    def test_after_an_alarm_there_is_time_to_answer(self, slow: Desk) -> None:
+        slow.session.publish(posts(1))
+        slow.connection.run()
+        slow.connection.block()
+        for _ in range(3):
+            slow.connection.run(publishing.SILENCE / 2)
+        slow.connection.unblock()
+        slow.connection.run(publishing.SILENCE / 2)
+        assert slow.settled == []
+        slow.channel.confirm(1)
+        assert slow.confirmed == ["m0"]
+
     def test_after_a_channels_close_it_is_forgotten(self, silent: Desk) -> None:
         silent.channel.refuse(541, "INTERNAL_ERROR")
         assert silent.session.silent == []
@@ -630,7 +768,9 @@ def test_in_a_storm_every_post_is_settled_once_and_confirmed_ones_are_there(
     sent = posts(20)
     waiting = list(sent)
     for _ in range(40):
-        action = rng.choice(["publish", "run", "confirm", "confirm", "close", "block", "unblock"])
+        action = rng.choice(
+            ["publish", "run", "confirm", "confirm", "close", "forbid", "block", "unblock", "wait"]
+        )
         if action == "publish":
             desk.session.publish(waiting[:3])
             del waiting[:3]
@@ -641,10 +781,14 @@ def test_in_a_storm_every_post_is_settled_once_and_confirmed_ones_are_there(
             desk.channel.confirm(tag, multiple=rng.random() < 0.5)
         elif action == "close" and rng.random() < 0.2:
             desk.channel.refuse(541, "INTERNAL_ERROR")
+        elif action == "forbid" and rng.random() < 0.2:
+            desk.channel.refuse(403, TestForbidden.REASON.format("amq.default"))
         elif action == "block":
             desk.connection.block()
         elif action == "unblock":
             desk.connection.unblock()
+        elif action == "wait":
+            desk.connection.run(publishing.SILENCE / 2)
     desk.connection.unblock()
     desk.session.publish(waiting)
     while desk.session.busy:

@@ -42,7 +42,7 @@ class Publisher:
 
     protocols: dict[object, object] = {}  # noqa: RUF012
 
-    def can_publish(self, host: object) -> bool:
+    def takes(self, queue: object) -> bool:
         return True
 
 
@@ -68,6 +68,15 @@ def test_a_database_that_says_nothing_is_asked_once_by_each_loop() -> None:
     clock.pump([0.5] * 2 * TEN_MINUTES)
     # The relay, the reaper and the scheduler.
     assert writer.calls == 3
+
+
+def test_rows_that_cannot_be_sent_now_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Publisher, "takes", lambda _, queue: queue.name != "default")
+    clock, writer = Clock(), Writer()
+    start(writer, clock)
+    clock.pump([0.5] * 20)
+    # The reaper.
+    assert writer.calls == 1
 
 
 def tell(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
