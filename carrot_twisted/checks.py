@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What ``manage.py check`` says about the ``CARROT`` setting; the service asks the same at start.
 
-Errors of the setting itself (E001 to E006) come from ``conf``; here stands what needs the
-project's code (E007 to E009, W003), its other settings (E010, E012, W001, W002) or files (E011).
+Errors of the setting itself (E001 to E006, E013) come from ``conf``; here stands what needs the
+project's code (E007 to E009, E014, E015, W003, W004), its other settings (E010, E012, W001, W002)
+or files (E011).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 
-from carrot_twisted import conf, view_decorators
+from carrot_twisted import conf, handlers, view_decorators
 from carrot_twisted.exceptions import CarrotConfigException
 from carrot_twisted.signing import Seal
 
@@ -39,6 +40,7 @@ def check_carrot(**_: Any) -> list[CheckMessage]:
     return [
         *_task_modules(value),
         *_consumer_classes(value),
+        *_handlers(value),
         *_signing(value),
         *_tls_files(value),
         *_monitor_authentication(value),
@@ -95,6 +97,33 @@ def _no_consumer(factory: Any) -> str:
     return "" if BASE in bases else "is no Consumer"
 
 
+def _handlers(value: conf.CarrotSettings) -> Iterator[CheckMessage]:
+    for name in handlers.modules():
+        try:
+            import_module(name)
+        except (Exception, SystemExit) as error:
+            yield Error(
+                f"Module {name!r} with message handlers cannot be imported: "
+                f"{type(error).__name__}: {error}",
+                hint="Mend the module. If it is somebody else's, and not about messages: set "
+                "CARROT['handlers']['autodiscover'] to False, and name your own in 'modules'.",
+                id="carrot_twisted.E014",
+            )
+    for problem in handlers.problems(value):
+        yield Error(problem, hint="See docs/handlers.md.", id="carrot_twisted.E015")
+    for one in handlers.registered():
+        exchange = value.handlers.exchanges.get(one.exchange)
+        kind = "direct" if exchange is None else exchange.type
+        words = one.routing_key.split(".")
+        if kind == "direct" and not {"*", "#"}.isdisjoint(words):
+            yield Warning(
+                f"Handler {one.name} has the routing key {one.routing_key!r}, and its exchange "
+                f"{one.exchange!r} is a direct one: only messages with just this key come.",
+                hint="Name an exchange of CARROT['handlers']['exchanges'] of type 'topic'.",
+                id="carrot_twisted.W004",
+            )
+
+
 def _signing(value: conf.CarrotSettings) -> Iterator[CheckMessage]:
     if any(queue.signs for queue in value.queues.values()):
         try:
@@ -117,7 +146,10 @@ def _signing(value: conf.CarrotSettings) -> Iterator[CheckMessage]:
 
 
 def _tls_files(value: conf.CarrotSettings) -> Iterator[CheckMessage]:
-    for host in dict.fromkeys(queue.host for queue in value.queues.values()):
+    hosts = [queue.host for queue in value.queues.values()]
+    if handlers.registered():
+        hosts.append(value.handlers.host)
+    for host in dict.fromkeys(hosts):
         if not host.secure:
             continue
         try:

@@ -7,19 +7,35 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 from django.core.signals import setting_changed
 
-from carrot_twisted import DEFAULT_BROKER
+from carrot_twisted import DEFAULT_BROKER, handler_settings
 from carrot_twisted.exceptions import CarrotConfigException
+from carrot_twisted.kinds import (
+    MAX_NAME_BYTES,
+    MAX_PREFETCH,
+    is_arguments,
+    is_bool,
+    is_int,
+    is_list,
+    is_name,
+    is_path,
+    is_prefetch,
+    is_seconds,
+)
 from carrot_twisted.limits import MAX_SECONDS, is_limit
 from carrot_twisted.virtual_host import HEARTBEAT, VirtualHost
+
+if TYPE_CHECKING:
+    from carrot_twisted.handler_settings import HandlerSettings
 
 DEFAULT_QUEUE = "default"
 
@@ -58,6 +74,8 @@ DEFAULTS: dict[str, Any] = {
     # Days that rows are kept after their end, by final state; None: for ever. A state that is not
     # named keeps its default. None instead of the dictionary: nothing is ever deleted.
     "retention": {"COMPLETED": 3, "FAILED": None, "CANCELLED": 3},
+    # Of message handlers, see handler_settings.DEFAULTS and docs/handlers.md.
+    "handlers": {},
 }
 
 QUEUE_DEFAULTS: dict[str, Any] = {
@@ -104,10 +122,6 @@ _SIGNING = "False, True or 'publish'"
 #: Argument of a queue that says its type, and the types that tasks can be taken from.
 TYPE_ARGUMENT = "x-queue-type"
 QUEUE_TYPES = ("classic", "quorum")
-#: The most messages that AMQP lets a consumer hold.
-MAX_PREFETCH = 65_535
-#: AMQP's "short string": the limit of every name on the wire, in bytes.
-MAX_NAME_BYTES = 255
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +192,7 @@ class CarrotSettings:
     """Of queues that say nothing of it."""
     retention: dict[str, timedelta]
     """How long rows are kept after their end, by final state; a state not in it: for ever."""
+    handlers: HandlerSettings
 
     @property
     def registered_modules(self) -> tuple[str, ...]:
@@ -255,8 +270,8 @@ class _Reader:
             self.problem(4, f"{where} is not a dictionary.", "Write {'name': 'default', …}.")
             return None
         self.unknown_keys(value, QUEUE_DEFAULTS, where)
-        name: Any = value.get("name")
-        if not _is_name(name):
+        name = value.get("name")
+        if not is_name(name):
             self.problem(
                 4,
                 f"{where} has no usable name.",
@@ -271,7 +286,7 @@ class _Reader:
             return self.checked(got[key], default, f"{where}: {key!r}", wanted, test)
 
         prefetch = checked(
-            "prefetch", f"'auto' or a whole number from 1 to {MAX_PREFETCH}", _is_prefetch
+            "prefetch", f"'auto' or a whole number from 1 to {MAX_PREFETCH}", is_prefetch
         )
         queue = QueueSettings(
             name=name,
@@ -281,11 +296,11 @@ class _Reader:
                 else self.broker(got["host"], f"{where}: 'host'")
             ),
             concurrency=checked(
-                "concurrency", "a whole number, 1 or more", lambda v: _is_int(v) and v >= 1
+                "concurrency", "a whole number, 1 or more", lambda v: is_int(v) and v >= 1
             ),
-            consumable=checked("consumable", "True or False", _is_bool),
-            durable=checked("durable", "True or False", _is_bool),
-            queue_arguments=dict(checked("queue_arguments", _ARGUMENTS, _is_arguments) or {}),
+            consumable=checked("consumable", "True or False", is_bool),
+            durable=checked("durable", "True or False", is_bool),
+            queue_arguments=dict(checked("queue_arguments", _ARGUMENTS, is_arguments) or {}),
             exchange_arguments=dict(
                 checked(
                     "exchange_arguments",
@@ -295,7 +310,7 @@ class _Reader:
                 )
                 or {}
             ),
-            consumer_class=checked("consumer_class", "a dotted path", _is_path),
+            consumer_class=checked("consumer_class", "a dotted path", is_path),
             prefetch=None if prefetch == "auto" else prefetch,
             signing=(
                 signing if got["signing"] is None else checked("signing", _SIGNING, _is_signing)
@@ -339,7 +354,7 @@ class _Reader:
         default_broker = self.broker(got["default_broker"], "CARROT['default_broker']")
         signing = checked("signing", _SIGNING, _is_signing)
         queues: dict[str, QueueSettings] = {}
-        listed = checked("queues", "a list of dictionaries", _is_list) or [{"name": DEFAULT_QUEUE}]
+        listed = checked("queues", "a list of dictionaries", is_list) or [{"name": DEFAULT_QUEUE}]
         for position, value in enumerate(listed):
             queue = self.queue(value, default_broker, signing, position)
             if queue is not None and queue.name in queues:
@@ -352,17 +367,13 @@ class _Reader:
                 queues[queue.name] = queue
 
         def number(key: str) -> int:
-            return int(checked(key, "a whole number above 0", lambda v: _is_int(v) and v > 0))
+            return int(checked(key, "a whole number above 0", lambda v: is_int(v) and v > 0))
 
         def seconds(key: str) -> float:
-            return float(
-                checked(key, "a number of seconds above 0, 100 years at most", _is_seconds)
-            )
+            return float(checked(key, "a number of seconds above 0, 100 years at most", is_seconds))
 
         def paths(key: str, wanted: str) -> tuple[str, ...]:
-            return tuple(
-                checked(key, wanted, lambda v: _is_list(v) and all(_is_path(m) for m in v))
-            )
+            return tuple(checked(key, wanted, lambda v: is_list(v) and all(is_path(m) for m in v)))
 
         return CarrotSettings(
             default_broker=default_broker,
@@ -377,7 +388,7 @@ class _Reader:
             heartbeat=checked(
                 "heartbeat",
                 f"a whole number of seconds, from 1 to {MAX_HEARTBEAT}",
-                lambda v: _is_int(v) and 1 <= v <= MAX_HEARTBEAT,
+                lambda v: is_int(v) and 1 <= v <= MAX_HEARTBEAT,
             ),
             lease=seconds("lease"),
             time_limit=checked(
@@ -388,7 +399,24 @@ class _Reader:
             ),
             signing=signing,
             retention=self.retention(got["retention"]),
+            handlers=handler_settings.read(
+                self, got["handlers"], self.original_handlers(), default_broker
+            ),
         )
+
+    def original_handlers(self) -> Mapping[str, Any]:
+        """Settings of celery-message-consumer that the project still has."""
+        try:
+            return handler_settings.original(os.environ, settings)
+        except Exception as error:
+            self.problem(
+                13,
+                "The environment's EVENT_CONSUMER_APP_CONFIG cannot be imported: "
+                f"{type(error).__name__}: {error}.",
+                "Name an importable module or object, for example django.conf.settings, or leave "
+                "it out: Django's settings are read anyway.",
+            )
+            return {}
 
     def retention(self, value: Any) -> dict[str, timedelta]:
         if value is None:
@@ -413,58 +441,16 @@ class _Reader:
         return {state: timedelta(days=n) for state, n in days.items() if n is not None}
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_bool(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list | tuple)
-
-
-def _is_name(value: Any) -> bool:
-    # Halves of surrogate pairs are not printable either: they have no bytes.
-    return (
-        isinstance(value, str) and value.isprintable() and 0 < len(value.encode()) <= MAX_NAME_BYTES
-    )
-
-
-def _is_seconds(value: Any) -> bool:
-    return (_is_int(value) or isinstance(value, float)) and 0 < value <= MAX_SECONDS
-
-
 def _is_days(value: Any) -> bool:
-    return value is None or (_is_seconds(value) and value <= MAX_DAYS)
-
-
-def _is_prefetch(value: Any) -> bool:
-    return value == "auto" or (_is_int(value) and 1 <= value <= MAX_PREFETCH)
+    return value is None or (is_seconds(value) and value <= MAX_DAYS)
 
 
 def _is_signing(value: Any) -> bool:
-    return _is_bool(value) or value == "publish"
-
-
-def _is_arguments(value: Any) -> bool:
-    if value is None:
-        return True
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        return False
-    from pika.data import encode_table
-
-    try:
-        encode_table([], value)
-    except Exception:
-        # Declaring would raise on the connection, and take the other queues' consumers with it.
-        return False
-    return True
+    return is_bool(value) or value == "publish"
 
 
 def _is_exchange_arguments(value: Any) -> bool:
-    return _is_arguments(value) and set(value or ()) <= set(EXCHANGE_KEYS)
+    return is_arguments(value) and set(value or ()) <= set(EXCHANGE_KEYS)
 
 
 def _check_broker(value: Mapping[str, Any]) -> None:
@@ -481,10 +467,6 @@ def _shown(value: Any) -> str:
     simple = isinstance(value, bool | int | float | str | None)
     text = repr(value)
     return text if simple and "://" not in text else f"of type {type(value).__name__}"
-
-
-def _is_path(value: Any) -> bool:
-    return isinstance(value, str) and all(part.isidentifier() for part in value.split("."))
 
 
 @cache
@@ -511,8 +493,16 @@ def current() -> CarrotSettings:
     return value
 
 
+def handlers() -> HandlerSettings:
+    """Those of message handlers, also where others have mistakes: for use at import.
+
+    Where these have mistakes, their defaults are given; ``problems`` tells.
+    """
+    return _read()[0].handlers
+
+
 def _forget(*, setting: str, **_: Any) -> None:
-    if setting == "CARROT":
+    if setting == "CARROT" or setting.startswith(handler_settings.namespace(os.environ)):
         _read.cache_clear()
 
 

@@ -38,6 +38,33 @@ class PoisonMessage(CarrotError):
     """
 
 
+class PermanentFailure(CarrotError):
+    """Raise it in a message handler when no retry can help: the message goes to the archive.
+
+    For a body that makes no sense, for example. The name is celery-message-consumer's.
+    """
+
+    @property
+    def message(self) -> str:
+        """What it was raised with."""
+        return str(self.args[0]) if self.args else ""
+
+
+class UnreadableBody(PermanentFailure):
+    """A message's body is not what its content type says, or of a type that is not accepted.
+
+    The message goes to the archive.
+    """
+
+
+class InvalidQueueRegistration(CarrotError):
+    """A message handler was registered with arguments that cannot work. Nothing was registered."""
+
+
+class NoExchange(CarrotError):
+    """A message handler names an exchange that is not in ``CARROT["handlers"]["exchanges"]``."""
+
+
 class TimeLimitExceeded(BaseException):
     """Raised in a task that has run longer than its limit; its row becomes FAILED.
 

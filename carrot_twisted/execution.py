@@ -105,7 +105,7 @@ def execute(
         result = Result(
             kind=kind,
             exception=outcomes.exception_text(error, limits.result),
-            traceback=_traceback(error, limits.result),
+            traceback=traceback_text(error, limits.result),
             log=log,
             started=started,
             ended=ended,
@@ -286,7 +286,8 @@ def from_row(run: Run) -> Call:
     return task, args, kwargs
 
 
-def _traceback(error: BaseException, limit: int) -> str:
+def traceback_text(error: BaseException, limit: int) -> str:
+    """The end of an exception's traceback, as every database takes it."""
     try:
         text = "".join(traceback.format_exception(error))
     except BaseException as again:

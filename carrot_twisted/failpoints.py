@@ -48,6 +48,9 @@ PLACES = {
     "after_finish_before_ack": "the result is committed, the message not acknowledged",
     "custody_taken": "the message of a running task has just been acknowledged",
     "dead_letter_before_ack": "the dead-letter queue has the copy, the original is unacknowledged",
+    # Message handlers.
+    "handled_before_settle": "a handler has ended, which only its thread knows",
+    "copy_before_ack": "a retry queue or archive has the copy, the original is unacknowledged",
     # Looking after what others left.
     "in_take_over": "a dead worker's row is taken over, not committed",
     "in_reap": "rows of dead workers are put back, not committed",

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
     from types import FrameType
 
-    from carrot_twisted.records import Claimed
     from carrot_twisted.task_logging import Transcript
 
 _set_async_exc = ctypes.pythonapi.PyThreadState_SetAsyncExc
@@ -119,18 +118,16 @@ class _Coroutine:
 
 
 class TimedCall:
-    """The call of one task that has a time limit.
+    """The call of one task, or message handler, that has a time limit.
 
     Args:
-        run: of which row.
+        run: of which row, or message; not used here.
         seconds: the limit.
-        transcript: takes what the task logs.
+        transcript: takes what a task logs.
         keeper: told of begin and end; it calls ``interrupt`` and ``abandon``.
     """
 
-    def __init__(
-        self, run: Claimed, seconds: float, transcript: Transcript, keeper: Keeper
-    ) -> None:
+    def __init__(self, run: Any, seconds: float, transcript: Transcript, keeper: Keeper) -> None:
         self.run = run
         self.seconds = seconds
         self.transcript = transcript

@@ -25,6 +25,7 @@ from django.db.models.functions import Coalesce, Now
 
 from carrot_twisted import conf, failpoints, signals, statements, wire
 from carrot_twisted.exceptions import CarrotConfigException, InvalidMessage
+from carrot_twisted.kinds import MAX_NAME_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -303,8 +304,8 @@ class MessageLog(models.Model):
         kwargs_json = wire.exact_json(kwargs, "keyword arguments") if kwargs else wire.NO_KWARGS
         for what, text, limit in (
             ("task path", task, MAX_TASK),
-            ("exchange", exchange, conf.MAX_NAME_BYTES),
-            ("routing key", routing_key, conf.MAX_NAME_BYTES),
+            ("exchange", exchange, MAX_NAME_BYTES),
+            ("routing key", routing_key, MAX_NAME_BYTES),
         ):
             if _size(text, what) > limit:
                 raise InvalidMessage(f"The {what} is longer than {limit} bytes: {text[:50]}…")

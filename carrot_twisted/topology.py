@@ -38,7 +38,8 @@ class Step:
         return self.method == "queue_declare" and further.get(TYPE_ARGUMENT) == "quorum"
 
 
-def _queue(name: str, durable: bool, arguments: Mapping[str, Any]) -> Step:
+def queue_step(name: str, durable: bool, arguments: Mapping[str, Any]) -> Step:
+    """The declaration of a queue."""
     # x-queue-type is always said: a virtual host's default may turn a plain queue into a quorum
     # queue, which then refuses x-max-priority and other arguments.
     return Step(
@@ -64,7 +65,7 @@ def work_queue(queue: QueueSettings) -> tuple[Step, ...]:
             name=f"exchange {name!r}",
             arguments={"exchange": name, "durable": True, **queue.exchange_arguments},
         ),
-        _queue(name, queue.durable, {**_safety(queue), **queue.queue_arguments}),
+        queue_step(name, queue.durable, {**_safety(queue), **queue.queue_arguments}),
         Step(
             method="queue_bind",
             name=f"binding of queue {name!r}",
@@ -79,6 +80,12 @@ def look_for_queue(name: str) -> Step:
     return Step(method="queue_declare", name=f"queue {name!r}", arguments=arguments)
 
 
+def look_for_exchange(name: str) -> Step:
+    """Asks whether an exchange is there; refused if it is not."""
+    arguments = {"exchange": name, "passive": True}
+    return Step(method="exchange_declare", name=f"exchange {name!r}", arguments=arguments)
+
+
 def dead_letter_queue(name: str) -> str:
     """Where messages of queue ``name`` go that cannot run and have no row."""
     return f"{name}{DEAD_SUFFIX}"
@@ -91,7 +98,7 @@ def dead_letter_steps(queue: QueueSettings) -> tuple[Step, ...]:
     """
     arguments = {"x-delivery-limit": DEAD_DELIVERY_LIMIT} if queue.is_quorum else {}
     name = dead_letter_queue(queue.name)
-    return (_queue(name, True, {TYPE_ARGUMENT: queue.type, **arguments}),)
+    return (queue_step(name, True, {TYPE_ARGUMENT: queue.type, **arguments}),)
 
 
 def _safety(queue: QueueSettings) -> dict[str, Any]:

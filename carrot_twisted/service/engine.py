@@ -23,6 +23,7 @@ from carrot_twisted import (
     __version__,
     conf,
     failpoints,
+    handlers,
     outcomes,
     periodic,
     processes,
@@ -33,6 +34,7 @@ from carrot_twisted import (
 from carrot_twisted.consumer import make_consumer
 from carrot_twisted.exceptions import CarrotConfigException
 from carrot_twisted.execution import Limits
+from carrot_twisted.handlers import HandlerQueue
 from carrot_twisted.models import MessageLog, Worker
 from carrot_twisted.outage import Outage
 from carrot_twisted.records import Claimant
@@ -42,6 +44,7 @@ from carrot_twisted.service.connection import BrokerConnection, close_all
 from carrot_twisted.service.dispatcher import Dispatcher
 from carrot_twisted.service.hooked_dispatcher import HookedDispatcher
 from carrot_twisted.service.log_writer import LogWriter
+from carrot_twisted.service.message_dispatcher import MessageDispatcher
 from carrot_twisted.service.posting import ReactorPublisher
 from carrot_twisted.service.protocol import FAREWELL
 from carrot_twisted.service.quarantine import Quarantine
@@ -58,6 +61,7 @@ if TYPE_CHECKING:
     from carrot_twisted.consumer import Consumer
     from carrot_twisted.service.delivery import Delivery
     from carrot_twisted.service.protocol import CarrotProtocol
+    from carrot_twisted.service.working import Working
     from carrot_twisted.virtual_host import VirtualHost
 
 _log = make_logger()
@@ -104,14 +108,16 @@ class ServiceOptions:
 
 
 def chosen_queues(settings: CarrotSettings, options: ServiceOptions) -> list[QueueSettings]:
-    """The queues that this service consumes from.
+    """The queues that this service consumes from, those of message handlers last.
 
     Raises:
         CarrotConfigException: an unknown queue was asked for, or none is left.
     """
+    handled = {queue.name: queue for queue in handlers.queues(settings)}
     if options.queues:
-        return [settings.queue(name) for name in dict.fromkeys(options.queues)]
-    chosen = [queue for queue in settings.queues.values() if queue.consumable]
+        names = sorted(dict.fromkeys(options.queues), key=handled.__contains__)
+        return [handled.get(name) or settings.queue(name) for name in names]
+    chosen = [*(q for q in settings.queues.values() if q.consumable), *handled.values()]
     if not chosen:
         raise CarrotConfigException(
             "No queue of CARROT['queues'] is consumable: set 'consumable': True for one, or name "
@@ -170,7 +176,7 @@ class Engine:
             on_back=self._database_back,
             on_broken=on_crash,
         )
-        hosts = list(dict.fromkeys(queue.host for queue in settings.queues.values()))
+        hosts = list(dict.fromkeys(queue.host for queue in (*settings.queues.values(), *queues)))
         self._publisher = ReactorPublisher(hosts, self._writer, self._using, reactor)
         self._relay = Relay(
             queues=list(settings.queues.values()),
@@ -199,7 +205,7 @@ class Engine:
             seconds=settings.time_limit,
         )
         consumers = [self._make_consumer(queue, options) for queue in queues]
-        self._dispatchers = [
+        tasks = [
             (HookedDispatcher if consumer.reads_messages else Dispatcher)(
                 queue=queue,
                 concurrency=options.concurrency or queue.concurrency,
@@ -210,8 +216,20 @@ class Engine:
                 reactor=reactor,
             )
             for queue, consumer in zip(queues, consumers, strict=True)
+            if not isinstance(queue, HandlerQueue)
         ]
-        Quarantine(self._dispatchers, reactor)
+        handling = [
+            MessageDispatcher(
+                queue=queue,
+                concurrency=options.concurrency or queue.concurrency,
+                send=partial(self._publisher.send, queue.host),
+                reactor=reactor,
+            )
+            for queue in queues
+            if isinstance(queue, HandlerQueue)
+        ]
+        self._dispatchers: list[Working] = [*tasks, *handling]
+        Quarantine(tasks, reactor, beside=handling)
         self._recycling = Recycling(
             dispatchers=self._dispatchers,
             max_tasks=options.max_tasks,
@@ -229,8 +247,9 @@ class Engine:
                 consumer=consumer,
                 connection=self._consuming[queue.host],
                 dispatcher=dispatcher,
-                on_queue_lost=self._relay.queue_lost,
+                on_queue_lost=self._queue_lost,
                 reactor=reactor,
+                steps=queue.steps if isinstance(queue, HandlerQueue) else None,
             )
             for queue, consumer, dispatcher in zip(
                 queues, consumers, self._dispatchers, strict=True
@@ -476,7 +495,7 @@ class Engine:
                 {
                     "thread": thread.name,
                     "task": thread.task,
-                    "uuid": str(thread.uuid),
+                    "uuid": str(thread.uuid or ""),
                     "seconds": round(thread.seconds, 1),
                     "stuck": thread.stuck,
                 }
@@ -536,9 +555,14 @@ class Engine:
             dispatcher.resume()
             subscription.want(True)
 
+    def _queue_lost(self, queue: QueueSettings) -> None:
+        if not isinstance(queue, HandlerQueue):
+            self._relay.queue_lost(queue)
+
     def _make_consumer(self, queue: QueueSettings, options: ServiceOptions) -> Consumer:
+        named = None if isinstance(queue, HandlerQueue) else options.consumer_class
         consumer = make_consumer(
-            options.consumer_class or queue.consumer_class,
+            named or queue.consumer_class,
             host=queue.host,
             queue=queue.name,
             logger=options.logger or logging.getLogger(task_logging.LOGGER),

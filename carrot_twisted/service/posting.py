@@ -40,7 +40,7 @@ _log = make_logger()
 REASON_HEADER = "x-carrot-reason"
 QUEUE_HEADER = "x-carrot-queue"
 #: Not user_id, which the broker checks against our own, and not expiration: it is kept for ever.
-_COPIED = (
+COPIED = (
     "content_type",
     "content_encoding",
     "priority",
@@ -180,15 +180,11 @@ class ReactorPublisher:
             burial.over()
             return
         properties = delivery.properties
-        headers = {
-            key: value
-            for key, value in (properties.headers or {}).items()
-            if not _is_routing(key) and _can_be_sent(key, value)
-        }
+        headers = kept_headers(properties)
         session = self._sessions.get(host)
         copy = pika.BasicProperties(
-            **{name: getattr(properties, name) for name in _COPIED},
-            headers={**headers, REASON_HEADER: reason, QUEUE_HEADER: queue},
+            **{name: getattr(properties, name) for name in COPIED},
+            headers=headers | {REASON_HEADER: reason, QUEUE_HEADER: queue},
             delivery_mode=wire.PERSISTENT,
         )
         if session is not None and sum(map(len, copy.encode())) > session.max_properties:
@@ -219,6 +215,17 @@ class ReactorPublisher:
                     DEAD_LETTER_RETRY, self.dead_letter, host, queue, delivery, reason
                 )
 
+        self.send(host, post, settled)
+
+    def send(self, host: VirtualHost, post: Post, settled: Callable[[str | None], None]) -> None:
+        """Send a message that no row stands for.
+
+        Args:
+            host: the broker.
+            post: the message.
+            settled: called with None (the broker has it) or the reason why that is not certain.
+        """
+        session = self._sessions.get(host)
         if session is not None:
             self._waiting[post] = settled
             session.publish([post])
@@ -383,15 +390,24 @@ class ReactorPublisher:
                 done.set()
 
 
+def kept_headers(properties: pika.BasicProperties) -> dict[str, Any]:
+    """Headers of a message that a copy of it may have."""
+    return {
+        key: value
+        for key, value in (properties.headers or {}).items()
+        if not _is_routing(key) and can_be_sent(headers={key: value})
+    }
+
+
 def _is_routing(key: str | bytes) -> bool:
     # A name that is no UTF-8 stays bytes.
     return isinstance(key, str) and (key in _COPIES or key.startswith(_HISTORY))
 
 
-def _can_be_sent(key: str, value: Any) -> bool:
-    """pika reads some values, such as very large floats, that it cannot write."""
+def can_be_sent(**properties: Any) -> bool:
+    """Whether pika can write these: it reads some values, such as very large floats, only."""
     try:
-        pika.BasicProperties(headers={key: value}).encode()
+        pika.BasicProperties(**properties).encode()
     except Exception:
         return False
     return True

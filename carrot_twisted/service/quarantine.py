@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from carrot_twisted.service.dispatcher import Dispatcher
+    from carrot_twisted.service.working import Working
 
 #: Seconds that running tasks get to end while nothing new is claimed.
 PATIENCE = 60.0
@@ -28,25 +29,31 @@ class Quarantine:
     """Looks after the suspects of all queues of one process.
 
     Args:
-        dispatchers: of all queues; each tells by ``on_suspect`` when to look again.
+        dispatchers: of all queues of tasks.
         reactor: Twisted's reactor.
+        beside: of all other queues, whose work is held up, too.
+
+    Each of them tells by ``on_suspect`` when to look again.
     """
 
-    def __init__(self, dispatchers: Sequence[Dispatcher], reactor: Any) -> None:
+    def __init__(
+        self, dispatchers: Sequence[Dispatcher], reactor: Any, beside: Sequence[Working] = ()
+    ) -> None:
         self._dispatchers = dispatchers
+        self._all: Sequence[Working] = [*dispatchers, *beside]
         self._reactor = reactor
         self._held = False
         self._rests = False
         #: While it waits for running tasks to end.
         self._patience: Any = None
-        for dispatcher in dispatchers:
+        for dispatcher in self._all:
             dispatcher.on_suspect = self._look
 
     def _look(self) -> None:
         waiting = next((d for d in self._dispatchers if d.suspects), None)
         if waiting is None and not self._held:
             return
-        running = any(dispatcher.running for dispatcher in self._dispatchers)
+        running = any(dispatcher.running for dispatcher in self._all)
         if waiting is not None and not self._held:
             if running and self._rests:
                 return
@@ -62,12 +69,12 @@ class Quarantine:
     def _hold(self) -> None:
         self._held = True
         self._patience = self._reactor.callLater(PATIENCE, self._rest)
-        for dispatcher in self._dispatchers:
+        for dispatcher in self._all:
             dispatcher.hold()
 
     def _unhold(self) -> None:
         self._held = False
-        for dispatcher in self._dispatchers:
+        for dispatcher in self._all:
             dispatcher.unhold()
 
     def _stop_waiting(self) -> None:

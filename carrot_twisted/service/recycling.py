@@ -16,7 +16,7 @@ from carrot_twisted import processes
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from carrot_twisted.service.dispatcher import Dispatcher
+    from carrot_twisted.service.working import Working
 
 #: So many threads of a process may be stuck at once; with one more it is replaced.
 MAX_STUCK = 4
@@ -38,7 +38,7 @@ class Recycling:
     def __init__(
         self,
         *,
-        dispatchers: Sequence[Dispatcher],
+        dispatchers: Sequence[Working],
         max_tasks: int | None,
         max_memory: int | None,
         reactor: Any,

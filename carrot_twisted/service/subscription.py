@@ -19,20 +19,20 @@ from twisted.internet.task import deferLater
 from twisted.python.threadable import isInIOThread
 from txaio.tx import as_future, make_logger
 
-from carrot_twisted import conf, declaring, topology
+from carrot_twisted import declaring, kinds, topology
 from carrot_twisted.outage import Outage
 from carrot_twisted.service.delivery import Delivery, SafeChannel, Settler
 from carrot_twisted.service.prefetch import worth_changing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from carrot_twisted.conf import QueueSettings
     from carrot_twisted.consumer import Consumer
     from carrot_twisted.declaring import Refusal
     from carrot_twisted.service.connection import BrokerConnection
-    from carrot_twisted.service.dispatcher import Dispatcher
     from carrot_twisted.service.protocol import CarrotChannel, CarrotProtocol
+    from carrot_twisted.service.working import Working
     from carrot_twisted.topology import Step
 
 _log = make_logger()
@@ -56,6 +56,7 @@ class Subscription:
         dispatcher: takes the deliveries.
         on_queue_lost: called when the queue is there that was not: new, or deleted meanwhile.
         reactor: Twisted's reactor.
+        steps: what to declare; by default what a queue of tasks needs.
     """
 
     def __init__(
@@ -63,10 +64,13 @@ class Subscription:
         queue: QueueSettings,
         consumer: Consumer,
         connection: BrokerConnection,
-        dispatcher: Dispatcher,
+        dispatcher: Working,
         on_queue_lost: Callable[[QueueSettings], None],
         reactor: Any,
+        steps: Sequence[Step] | None = None,
     ) -> None:
+        tasks = (*topology.dead_letter_steps(queue), *topology.work_queue(queue))
+        self._steps = tasks if steps is None else steps
         self._on_queue_lost = on_queue_lost
         #: The queue was deleted, or is new: its rows need new messages.
         self._lost = False
@@ -304,8 +308,7 @@ class Subscription:
     async def _declare(self, protocol: CarrotProtocol) -> None:
         done: Deferred[list[Refusal]] = Deferred()
         look = topology.look_for_queue(self._queue.name)
-        steps = [*topology.dead_letter_steps(self._queue), *topology.work_queue(self._queue)]
-        declaring.declare(protocol.connection, [look, *steps], done.callback, self._declared)
+        declaring.declare(protocol.connection, [look, *self._steps], done.callback, self._declared)
         for refusal in await done:
             if refusal.step is look:
                 # Deleted while we were away, or new: either way no message of a row is there. Any
@@ -337,8 +340,8 @@ class Subscription:
             "queue_declare": self._consumer.on_queue_declare,
             "queue_bind": self._consumer.on_bind,
         }[step.method]
-        dead = topology.dead_letter_queue(self._queue.name)
-        if step.arguments.get("queue") != dead and not step.arguments.get("passive"):
+        other = step.arguments.get("queue", self._queue.name) != self._queue.name
+        if not other and not step.arguments.get("passive"):
             self._tell(hook, frame)
 
     def _adjust_soon(self) -> Deferred[None]:
@@ -367,7 +370,7 @@ class Subscription:
             if not wanted:
                 self._tell(self._consumer.on_cancel, frame)
         if wanted and (self._tag is None or changing):
-            count = min(conf.MAX_PREFETCH, wanted_prefetch + headroom)
+            count = min(kinds.MAX_PREFETCH, wanted_prefetch + headroom)
             await channel.basic_qos(prefetch_count=count)
             frame = await channel.consume(self._queue.name, self._on_message)
             self._tag = frame.method.consumer_tag

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The copy of a message that goes to a retry queue or to the archive, and what it says.
+
+It goes through the nameless exchange. Body and properties are the original's, but for four: it is
+persistent, and three that the broker would act upon, which become headers: user_id (checked
+against our own user), expiration (the copy would vanish), and headers that route further copies.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import pika
+
+from carrot_twisted import retry, wire
+from carrot_twisted.outbox import Post
+from carrot_twisted.retry import Action
+from carrot_twisted.service import posting
+from carrot_twisted.service.posting import COPIED, QUEUE_HEADER, REASON_HEADER
+
+if TYPE_CHECKING:
+    from carrot_twisted.handlers import HandlerQueue
+    from carrot_twisted.retry import Decision, Failure
+    from carrot_twisted.service.delivery import Delivery
+
+#: Where a message was published to at first, and with which key.
+EXCHANGE_HEADER = "x-carrot-exchange"
+ROUTING_KEY_HEADER = "x-carrot-routing-key"
+#: Why it is here.
+EXCEPTION_HEADER = "x-carrot-exception"
+TRACEBACK_HEADER = "x-carrot-traceback"
+FIRST_FAILURE_HEADER = "x-carrot-first-failure"
+LAST_FAILURE_HEADER = "x-carrot-last-failure"
+HOST_HEADER = "x-carrot-host"
+#: Properties that it had.
+USER_HEADER = "x-carrot-user-id"
+EXPIRATION_HEADER = "x-carrot-expiration"
+#: Headers that may be left out, in this order, of a message that has too many of its own.
+OPTIONAL = (TRACEBACK_HEADER, EXCEPTION_HEADER)
+#: Bytes of all properties: they have to fit into one frame, of 131,072 bytes by default.
+MAX_PROPERTIES = 100_000
+#: What brokers count in a message's headers each time they deliver it.
+_COUNTS = re.compile(r"x-(delivery|acquired)-count")
+
+
+def origin_of(delivery: Delivery) -> tuple[str, str]:
+    """Exchange and routing key that a message was published with, also if this is a copy."""
+    headers = delivery.properties.headers or {}
+    exchange, key = headers.get(EXCHANGE_HEADER), headers.get(ROUTING_KEY_HEADER)
+    if delivery.exchange == "" and isinstance(exchange, str) and isinstance(key, str):
+        return exchange, key
+    return delivery.exchange, delivery.routing_key
+
+
+def is_same(one: Delivery, other: Delivery) -> bool:
+    """Whether two deliveries are of one message, or of two that nothing distinguishes."""
+    return _identity(one) == _identity(other)
+
+
+def _identity(delivery: Delivery) -> tuple[object, ...]:
+    properties = vars(delivery.properties) | {
+        "headers": {
+            key: value
+            for key, value in (delivery.properties.headers or {}).items()
+            if not _COUNTS.fullmatch(str(key))
+        }
+    }
+    return delivery.exchange, delivery.routing_key, delivery.body, properties
+
+
+def copy_of(
+    delivery: Delivery,
+    *,
+    queue: HandlerQueue,
+    decision: Decision,
+    failure: Failure,
+    now: str,
+    host: str,
+) -> Post:
+    """The copy of a message whose handler has failed.
+
+    Args:
+        delivery: the message.
+        queue: its queue.
+        decision: RETRY or ARCHIVE.
+        failure: of the handler.
+        now: the time, as text.
+        host: this machine's name.
+    """
+    properties = delivery.properties
+    exchange, routing_key = origin_of(delivery)
+    headers = posting.kept_headers(properties) | {
+        QUEUE_HEADER: queue.name,
+        EXCHANGE_HEADER: exchange,
+        ROUTING_KEY_HEADER: routing_key,
+        EXCEPTION_HEADER: failure.exception,
+        TRACEBACK_HEADER: failure.traceback,
+        LAST_FAILURE_HEADER: now,
+        HOST_HEADER: host,
+    }
+    headers.setdefault(FIRST_FAILURE_HEADER, now)
+    for header, value in (
+        (USER_HEADER, properties.user_id),
+        (EXPIRATION_HEADER, properties.expiration),
+    ):
+        if value is not None and posting.can_be_sent(headers={header: value}):
+            headers[header] = value
+    if decision.action is Action.RETRY:
+        milliseconds = retry.step_of(decision.delay, queue.delays)
+        target, declarations = (
+            queue.layout.retry_queue(milliseconds),
+            queue.layout.retry_steps(milliseconds),
+        )
+        headers[queue.policy.header] = queue.policy.retries(properties.headers) + 1
+    else:
+        target, declarations = queue.layout.archive, queue.layout.archive_steps
+        headers[REASON_HEADER] = decision.reason
+    return Post(
+        message_id=str(properties.message_id),
+        token=None,
+        exchange="",
+        routing_key=target,
+        body=delivery.body,
+        properties=_properties(properties, headers),
+        steps=declarations,
+    )
+
+
+def _properties(original: pika.BasicProperties, headers: dict[str, Any]) -> pika.BasicProperties:
+    kept = {
+        name: value
+        for name in (*COPIED, "cluster_id")
+        if (value := getattr(original, name)) is not None and posting.can_be_sent(**{name: value})
+    }
+    properties = pika.BasicProperties(**kept, headers=headers, delivery_mode=wire.PERSISTENT)
+    for name in OPTIONAL:
+        if sum(map(len, properties.encode())) <= MAX_PROPERTIES:
+            break
+        headers.pop(name, None)
+    return properties

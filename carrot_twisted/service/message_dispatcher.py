@@ -1,0 +1,542 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The life of a message that others publish: deliver, handle, decide, settle. No row stands for it.
+
+The broker has custody: a message is acknowledged when its handler has returned, or when the broker
+has confirmed the copy in a retry queue or in the archive. Everything here happens in the reactor,
+but for the methods noted otherwise. A message::
+
+    deliver   waits until the pace allows another one; a message whose handler is running here
+              already, on a channel that is lost, is adopted
+    handle    in a worker thread
+    decide    ``retry.decide``, a pure function
+    settle    in one place: acknowledge, keep it for a while, or copy, and then acknowledge
+
+A process that dies at any point leaves the message to the broker, which delivers it again.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pika
+from txaio.tx import make_logger
+
+from carrot_twisted import failpoints, handling, outcomes, retry, task_logging
+from carrot_twisted.handlers import Message
+from carrot_twisted.interruption import Abandoned, TimedCall
+from carrot_twisted.outage import Outage
+from carrot_twisted.retry import Action, Failure, Fault
+from carrot_twisted.service import copying
+from carrot_twisted.service.dispatcher import STUCK, ThreadReport
+from carrot_twisted.service.pool import WorkerPool
+from carrot_twisted.service.prefetch import Pace
+from carrot_twisted.service.time_keeper import TimeKeeper
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from uuid import UUID
+
+    from carrot_twisted.handlers import HandlerQueue
+    from carrot_twisted.outbox import Post
+    from carrot_twisted.retry import Decision
+    from carrot_twisted.service.delivery import Delivery
+
+    Send = Callable[[Post, Callable[[str | None], None]], None]
+    """Sends a message; its second argument is told when the broker has it, or why not."""
+
+_log = make_logger()
+
+#: Seconds until a copy is tried again that the broker did not take.
+COPY_RETRY = 5.0
+#: Seconds that the broker gets, when the service stops, to confirm copies. In an alarm it does not.
+LAST_COPIES = 3.0
+#: Seconds until it is looked again whether work is held up still.
+HELD_DELAY = 1.0
+#: Characters of an exception in the log.
+MAX_TOLD = 200
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One message under way in this process."""
+
+    delivery: Delivery
+    arrived: float
+    """Reactor time of its first call."""
+    since: float = 0.0
+    """Reactor time when it was given to the threads."""
+    waits: int = 0
+    """How often it was kept because of the database."""
+    failure: Failure | None = None
+    decision: Decision | None = None
+    """What is to be done now that its handler has ended."""
+    took: float = 0.0
+    """Seconds that its handler has kept a thread."""
+    done: bool = False
+    """It has come to its end here, and was acknowledged if its channel was open."""
+
+
+class MessageDispatcher:
+    """Has one queue's messages handled.
+
+    Args:
+        queue: with its handler.
+        concurrency: number of threads.
+        send: the way to the broker, for copies.
+        reactor: Twisted's reactor.
+    """
+
+    def __init__(self, *, queue: HandlerQueue, concurrency: int, send: Send, reactor: Any) -> None:
+        self.pace = Pace(concurrency=concurrency, fixed=queue.prefetch)
+        self._queue = queue
+        self._send = send
+        self._reactor = reactor
+        self._host = socket.gethostname()
+        self._keeper = TimeKeeper(reactor, self._give_up)
+        self._pool: WorkerPool[Job] = WorkerPool(queue.name, concurrency, self._work, reactor)
+        self._waiting: deque[Delivery] = deque()
+        #: Given to the threads, or being copied.
+        self._jobs: dict[Job, None] = {}
+        #: Kept because of the database, with the timers that end it.
+        self._resting: dict[Job, Any] = {}
+        #: Those of the jobs whose copy the broker has not confirmed yet.
+        self._copying: dict[Job, None] = {}
+        #: Those whose copy it did not take, with the timers of the next try.
+        self._uncopied: dict[Job, Any] = {}
+        #: Those whose channel was lost, by the message's id: the broker delivers them again.
+        self._orphans: dict[str, list[Job]] = {}
+        #: What the threads have done and the reactor does not know yet.
+        self._ended: list[Job] = []
+        self._lock = threading.Lock()
+        self._trouble = Outage(reactor.seconds)
+        self._held = False
+        self._paused = False
+        self._stopping = False
+        self.finished = 0
+        self.on_settled: Callable[[], None] = lambda: None
+        self.on_suspect: Callable[[], None] = lambda: None
+        self.on_finished: Callable[[], None] = lambda: None
+        self.on_stuck: Callable[[], None] = lambda: None
+
+    @property
+    def running(self) -> int:
+        """Messages whose handlers run or are about to, and those that are being copied."""
+        return len(self._jobs)
+
+    @property
+    def begun(self) -> int:
+        """The same: none of them waits for our database."""
+        return self.running
+
+    def threads(self) -> Sequence[ThreadReport]:
+        """What each of the worker threads does at this moment. From any thread."""
+        now = time.monotonic()
+        reports = []
+        for slot in self._pool.slots:
+            busy = slot.job is not None
+            reports.append(
+                ThreadReport(
+                    name=slot.name,
+                    task=self._queue.handler if busy else None,
+                    uuid=None,
+                    seconds=max(0.0, now - slot.since) if busy else 0.0,
+                    stuck=slot.stuck,
+                )
+            )
+        return reports
+
+    def runs(self, key: UUID, token: int | None) -> bool:
+        """No row is claimed here."""
+        return False
+
+    def start(self) -> None:
+        """Start the worker threads."""
+        self._pool.start()
+
+    # deliver
+
+    def deliver(self, delivery: Delivery) -> None:
+        """A message arrived."""
+        if delivery.redelivered and self._adopt(delivery):
+            return
+        self._waiting.append(delivery)
+        self._pump()
+
+    def _adopt(self, delivery: Delivery) -> bool:
+        """Take over a message whose channel was lost while its handler ran.
+
+        Only where messages have an id: of others nobody knows whether it is this one.
+        """
+        orphans = self._orphans.get(delivery.properties.message_id or "", [])
+        for job in orphans:
+            under_way = job in self._jobs or job in self._resting
+            if (under_way or job.done) and copying.is_same(job.delivery, delivery):
+                orphans.remove(job)
+                job.delivery = delivery
+                if job.done:
+                    delivery.ack()
+                    delivery.settler.flush()
+                return True
+        return False
+
+    def _pump(self) -> None:
+        if self._stopping or self._paused:
+            self._return_waiting()
+            return
+        while self._waiting and not self._held and self.running < self.pace.claimed:
+            delivery = self._waiting.popleft()
+            if delivery.settler.is_open:
+                self._begin(Job(delivery, self._reactor.seconds()))
+
+    def _begin(self, job: Job) -> None:
+        job.since = self._reactor.seconds()
+        self._jobs[job] = None
+        self._pool.put(job)
+
+    def pause(self) -> None:
+        """Begin nothing for now and give back what waits. Running handlers go on."""
+        self._paused = True
+        self._give_back_all()
+
+    def resume(self) -> None:
+        """Begin again."""
+        self._paused = False
+        self._pump()
+
+    def hold(self) -> None:
+        """Begin nothing more, keep what waits; running handlers go on."""
+        self._held = True
+
+    def unhold(self) -> None:
+        """Begin again."""
+        self._held = False
+        self._pump()
+
+    def forget_closed(self) -> None:
+        """Drop what waits of a channel that is closed: the broker has it again."""
+        self._waiting = deque(d for d in self._waiting if d.settler.is_open)
+        for job in [] if self._stopping else self._pool.recall():
+            if job.delivery.settler.is_open:
+                self._pool.put(job)
+            else:
+                self._give_back(job)
+        self._orphans = {}
+        for job in (*self._jobs, *self._resting):
+            key = job.delivery.properties.message_id
+            if key and not job.delivery.settler.is_open:
+                self._orphans.setdefault(key, []).append(job)
+
+    def return_surplus(self, keep: int) -> None:
+        """Give back waiting messages beyond ``keep``, the newest first."""
+        while len(self._waiting) > keep:
+            self._waiting.pop().requeue()
+
+    # handle
+
+    def _work(self, job: Job) -> None:
+        """On a worker thread."""
+        if self._stopping or not job.delivery.settler.is_open:
+            # It was on its way here while the stop began, or the channel was lost.
+            self._reactor.callFromThread(self._give_back, job)
+            return
+        began = time.monotonic()
+        try:
+            job.failure = handling.handle(
+                lambda: self._queue.call(self._message(job.delivery)), self._timed(job)
+            )
+            failpoints.reached("handled_before_settle")
+            self._decide(job, time.monotonic() - began)
+        except Abandoned:
+            # Its end was told when the thread was given up.
+            return
+        except BaseException:
+            # Out of memory, perhaps. The message must not hang on this job for ever.
+            _log.failure("A worker thread met an error outside of its handler")
+            self._reactor.callFromThread(self._rest, job, outcomes.release_delay(job.waits + 1))
+
+    def _decide(self, job: Job, took: float) -> None:
+        """On a worker thread, for the project's backoff function is asked."""
+        job.took = took
+        job.decision = retry.decide(
+            job.failure,
+            retries=self._queue.policy.retries(job.delivery.properties.headers),
+            waits=job.waits,
+            policy=self._queue.policy,
+        )
+        with self._lock:
+            wake = not self._ended
+            self._ended.append(job)
+        if wake:
+            self._reactor.callFromThread(self._settle_ended)
+
+    def _timed(self, job: Job) -> TimedCall | None:
+        seconds = self._queue.time_limit
+        if seconds is None:
+            return None
+        return TimedCall(job, seconds, task_logging.Transcript(0), self._keeper)
+
+    def _give_up(self, call: TimedCall) -> None:
+        """A handler does not end at its limit: another thread takes the place of its own."""
+        name = self._pool.replace(call.ident, partial(self._end_stuck, call))
+        _log.error(
+            "Thread {name} is stuck in handler {handler}, {seconds:g} s over its limit. The "
+            "message has failed, and another thread takes its place",
+            name=name,
+            handler=self._queue.handler,
+            seconds=time.monotonic() - call.began - call.seconds,
+        )
+        self.on_stuck()
+
+    def _end_stuck(self, call: TimedCall) -> None:
+        """On the new thread: bring the stuck call to its end."""
+        job: Job = call.run
+        try:
+            job.failure = handling.give_up(call)
+        except BaseException:
+            # Nobody else ends this job: its own thread has no say any more.
+            _log.failure("What a stuck handler was doing could not be told")
+            job.failure = Failure(fault=Fault.HANDLER, exception=call.text, traceback="")
+        self._decide(job, time.monotonic() - call.began)
+
+    def _message(self, delivery: Delivery) -> Message:
+        exchange, routing_key = copying.origin_of(delivery)
+        # Of its own: what a handler changes in them must not get into a copy.
+        headers = dict(delivery.properties.headers or {})
+        properties = pika.BasicProperties(**vars(delivery.properties) | {"headers": headers})
+        return Message(
+            body=delivery.body,
+            routing_key=routing_key,
+            exchange=exchange,
+            queue=self._queue.name,
+            headers=headers,
+            properties=properties,
+            redelivered=delivery.redelivered,
+            retries=self._queue.policy.retries(headers),
+            accept=self._queue.accept,
+        )
+
+    # decide, settle
+
+    def _settle_ended(self) -> None:
+        with self._lock:
+            ended, self._ended = self._ended, []
+        # Others were released at the deadline of a stop.
+        ended = [job for job in ended if job in self._jobs]
+        if not ended:
+            return
+        for job in ended:
+            decision = job.decision
+            assert decision is not None
+            self.finished += decision.action is not Action.WAIT
+            self._tell(job, decision)
+            try:
+                self._settle(job, decision)
+            except Exception:
+                # Its neighbours must not pay for it.
+                _log.failure("What was decided about a message could not be done")
+                self._rest(job, outcomes.release_delay(job.waits + 1))
+        for settler in {job.delivery.settler for job in ended}:
+            settler.flush()
+        count = len(ended)
+        self.pace.measured(
+            sum(job.took for job in ended) / count,
+            sum(len(job.delivery.body) for job in ended) / count,
+        )
+        self._go_on()
+
+    def _settle(self, job: Job, decision: Decision) -> None:
+        """Do what was decided about a message. The caller flushes the settler."""
+        match decision.action:
+            case Action.ACK:
+                self._end(job)
+            case Action.WAIT:
+                self._rest(job, decision.delay)
+            case Action.RETRY | Action.ARCHIVE:
+                self._copy(job, decision)
+
+    def _rest(self, job: Job, delay: float) -> None:
+        """Keep a message, and have it handled again after a while."""
+        if job not in self._jobs:
+            # Released at the deadline of a stop.
+            return
+        del self._jobs[job]
+        if self._stopping or self._paused:
+            job.delivery.requeue()
+            return
+        job.waits += 1
+        self._resting[job] = self._reactor.callLater(delay, self._rested, job)
+
+    def _rested(self, job: Job) -> None:
+        if self._held:
+            self._resting[job] = self._reactor.callLater(HELD_DELAY, self._rested, job)
+            return
+        del self._resting[job]
+        if job.delivery.settler.is_open:
+            self._begin(job)
+
+    def _copy(self, job: Job, decision: Decision) -> None:
+        """Have the broker keep a copy, then acknowledge; again and again until it does."""
+        self._uncopied.pop(job, None)
+        if job not in self._jobs:
+            return
+        if self._stopping or not job.delivery.settler.is_open:
+            # The broker delivers it again: the handler may run once more, and nothing is lost.
+            self._give_back(job)
+            return
+        assert job.failure is not None
+        post = copying.copy_of(
+            job.delivery,
+            queue=self._queue,
+            decision=decision,
+            failure=job.failure,
+            now=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            host=self._host,
+        )
+
+        def settled(error: str | None) -> None:
+            self._copying.pop(job, None)
+            if error is None:
+                self._copied(job)
+            else:
+                self._tell_trouble(post.routing_key, error)
+                again = 0.0 if self._stopping else COPY_RETRY
+                timer = self._reactor.callLater(again, self._copy, job, decision)
+                self._uncopied[job] = timer
+
+        self._copying[job] = None
+        self._send(post, settled)
+
+    def _copied(self, job: Job) -> None:
+        failpoints.reached("copy_before_ack")
+        after = self._trouble.over()
+        if after:
+            _log.info("Copies of failed messages are taken{after}", after=after)
+        if job in self._jobs:
+            self._end(job)
+            job.delivery.settler.flush()
+            self._go_on()
+
+    def _end(self, job: Job) -> None:
+        """Acknowledge. The caller flushes the settler."""
+        del self._jobs[job]
+        job.done = True
+        job.delivery.ack()
+
+    def _go_on(self) -> None:
+        self._pump()
+        self.on_settled()
+        self.on_finished()
+        self.on_suspect()
+
+    def _tell(self, job: Job, decision: Decision) -> None:
+        if job.failure is None:
+            return
+        what = {
+            Action.WAIT: f"the database was in its way, it runs again in {decision.delay:g} s",
+            Action.RETRY: f"it is tried again in {decision.delay:g} s",
+            Action.ARCHIVE: f"it goes to {self._queue.layout.archive}, {decision.reason}",
+        }[decision.action]
+        _log.warn(
+            "Handler {handler} failed on a message of queue {queue}: {error}; {what}",
+            handler=self._queue.handler,
+            queue=self._queue.name,
+            error=job.failure.exception[:MAX_TOLD],
+            what=what,
+        )
+
+    def _tell_trouble(self, target: str, error: str) -> None:
+        told = self._trouble.failed(error)
+        if told is not None:
+            _log.error(
+                "A message of queue {queue} cannot be put into {target}: {reason}. It stays "
+                "unacknowledged, and is tried again",
+                queue=self._queue.name,
+                target=target,
+                reason=told,
+            )
+
+    def take_custody(self, deadline: float) -> None:
+        """The broker has custody until the end: no row says that the message is being handled."""
+
+    def free_waiting(self, deadline: float) -> None:
+        """Give back what waits in vain behind long work: others may have a thread for it."""
+        now = self._reactor.seconds()
+        behind = self._pool.recall()
+        oldest = max((now - job.since for job in behind), default=0.0)
+        for job in behind:
+            if oldest > STUCK:
+                self._give_back(job)
+            else:
+                self._pool.put(job)
+        keep: deque[Delivery] = deque()
+        overdue: list[Delivery] = []
+        for delivery in self._waiting:
+            if delivery.seen is None:
+                delivery.seen = now
+            (overdue if now - delivery.seen >= deadline else keep).append(delivery)
+        self._waiting = keep
+        for job in [job for job in self._resting if now - job.arrived >= deadline]:
+            self._resting.pop(job).cancel()
+            overdue.append(job.delivery)
+        for delivery in overdue:
+            delivery.requeue()
+        if oldest > STUCK:
+            # What was measured of earlier messages does not hold for those that are handled now.
+            self.pace.seconds = max(self.pace.seconds, oldest)
+            self.on_settled()
+
+    # stop
+
+    def stop_claiming(self) -> None:
+        """Give back what has not begun."""
+        self._stopping = True
+        self._give_back_all()
+        uncopied, self._uncopied = self._uncopied, {}
+        for job, timer in uncopied.items():
+            timer.cancel()
+            self._give_back(job)
+        self._reactor.callLater(LAST_COPIES, self._give_back_copying)
+
+    def _give_back_copying(self) -> None:
+        for job in self._copying:
+            self._give_back(job)
+
+    def release_running(self) -> int:
+        """The deadline has come: give back what is handled still; it runs again elsewhere."""
+        jobs = list(self._jobs)
+        for job in jobs:
+            self._give_back(job)
+        return len(jobs)
+
+    def stop_threads(self) -> None:
+        """Let the threads end that are free."""
+        self._keeper.stop()
+        self._pool.stop()
+
+    def _give_back_all(self) -> None:
+        """What waits, rests, or is about to begin."""
+        self._return_waiting()
+        resting, self._resting = self._resting, {}
+        for job, timer in resting.items():
+            timer.cancel()
+            job.delivery.requeue()
+        for job in self._pool.recall():
+            self._give_back(job)
+
+    def _give_back(self, job: Job) -> None:
+        if job in self._jobs:
+            del self._jobs[job]
+            job.delivery.requeue()
+            self.on_suspect()
+
+    def _return_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, deque()
+        for delivery in waiting:
+            delivery.requeue()
