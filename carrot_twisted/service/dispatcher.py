@@ -335,7 +335,11 @@ class Dispatcher:
                 others.append((job, verdict))
             else:
                 job.run = run_of(verdict, job.deliveries[0])
-                self._pool.put(job)
+                if self._stopping:
+                    # There may be no free thread any more to give it back.
+                    self._give_back(job)
+                else:
+                    self._pool.put(job)
         if others:
             self._reactor.callFromThread(self._not_claimed, others)
 
