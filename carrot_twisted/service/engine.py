@@ -262,6 +262,11 @@ class Engine:
             loop.clock = reactor
 
     @property
+    def name(self) -> str:
+        """Of its worker."""
+        return self.worker.name
+
+    @property
     def finished(self) -> int:
         """Tasks that came to an end in this process."""
         return sum(dispatcher.finished for dispatcher in self._dispatchers)

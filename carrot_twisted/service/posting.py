@@ -149,6 +149,12 @@ class ReactorPublisher:
         if wake:
             self._reactor.callFromThread(self._take)
 
+    def submit_post(
+        self, host: VirtualHost, post: Post, settled: Callable[[str | None], None]
+    ) -> None:
+        """Send a message that no row stands for; ``settled`` is called in the reactor."""
+        self._reactor.callFromThread(self.send, host, post, settled)
+
     def flush(self, timeout: float) -> bool:
         """Wait, in a worker thread, until all that was taken over is settled."""
         done = threading.Event()
