@@ -172,6 +172,10 @@ def queues_of(
         is_prefetch(prefetch_count),
         f"prefetch_count is a whole number from 1 to 65535, or 'auto', not {prefetch_count!r}.",
     )
+    _require(
+        isinstance(prefetch_count, str) or prefetch_count >= concurrency,
+        f"With a prefetch_count of {prefetch_count}, {concurrency} callbacks never run at once.",
+    )
     if bindings is None:
         bindings = [] if queues is not None else [DEFAULT_BINDING]
     bindings = [bindings] if isinstance(bindings, Mapping) else bindings

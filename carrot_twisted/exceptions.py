@@ -91,12 +91,17 @@ class HaltConsumer(CarrotError):
         exit_code: exit status of a ``twistd carrot`` that ends by this, 0 to 255.
         reason: for the log.
         requeue: the message is not done with: it goes back to its queue.
+
+    Raises:
+        ValueError: ``exit_code`` is none.
     """
 
     def __init__(
         self, exit_code: int = 0, reason: str | None = None, requeue: bool = False
     ) -> None:
         super().__init__(exit_code, reason, requeue)
+        if exit_code not in range(256):
+            raise ValueError(f"exit_code is a whole number from 0 to 255, not {exit_code!r}")
         self.exit_code = exit_code
         self.reason = reason
         self.requeue = requeue

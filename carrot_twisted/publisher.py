@@ -58,6 +58,8 @@ NOTE_BATCH = 2000
 #: out at once; a stream goes out in small batches, which costs caller and broker much less.
 COLLECT = 0.002
 COLLECT_STREAM = 0.01
+#: Why a message was not published that no row stands for.
+OVER = "the publisher of this process has ended"
 #: At most so many posts wait in memory; the rest is the relay's.
 MAX_WAITING = 100_000
 
@@ -295,6 +297,8 @@ class ThreadPublisher:
         self._using: dict[str, str] = {}
         #: Of messages that no row stands for.
         self._callbacks: dict[Post, Callable[[str | None], None]] = {}
+        #: The thread does nothing more.
+        self._over = False
         self._note = _Note()
         self._notes: SimpleQueue[_Note | None] = SimpleQueue()
         self._waiters: list[threading.Event] = []
@@ -333,11 +337,12 @@ class ThreadPublisher:
     def submit_post(
         self, host: VirtualHost, post: Post, settled: Callable[[str | None], None]
     ) -> None:
-        def publish() -> None:
-            self._callbacks[post] = settled
-            self._link(host).publish([post])
-
-        self.ioloop.add_callback_threadsafe(publish)
+        with self._lock:
+            if not self._over:
+                self._callbacks[post] = settled
+                self.ioloop.add_callback_threadsafe(lambda: self._link(host).publish([post]))
+                return
+        settled(OVER)
 
     def close(self, timeout: float) -> None:
         """Flush, close the connections and end the threads."""
@@ -394,6 +399,10 @@ class ThreadPublisher:
                 self._close()
                 self.ioloop.start()
         finally:
+            with self._lock:
+                self._over = True
+            for settled in self._callbacks.values():
+                settled(OVER)
             self.ioloop.close()
             self._note.waiters += self._waiters
             self._hand_over(self._note)

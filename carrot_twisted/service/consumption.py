@@ -13,7 +13,7 @@ import socket
 import threading
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.python.failure import Failure
 from txaio.tx import make_logger
@@ -225,8 +225,13 @@ class Consumption:
 
     async def ready(self) -> list[CallbackConsumer]:
         """The consumers, when all of them consume, or one has ended."""
-        while not self.consuming and not any(one.ended for one in self.consumers):
-            await deferLater(self._reactor, READY_INTERVAL)
+        try:
+            while not self.consuming and not any(one.ended for one in self.consumers):
+                await deferLater(self._reactor, READY_INTERVAL)
+        except CancelledError:
+            # Whoever waited gets no consumer that could be cancelled.
+            self.stop()
+            raise
         return self.consumers
 
     def hurry(self) -> None:
@@ -305,4 +310,4 @@ class Consumption:
 
 def status_of(error: BaseException) -> int:
     """Exit status of a process whose consumer has ended by this."""
-    return error.exit_code & 255 if isinstance(error, HaltConsumer) else EXIT_CALLBACK
+    return error.exit_code if isinstance(error, HaltConsumer) else EXIT_CALLBACK

@@ -16,7 +16,10 @@ import pika
 import pytest
 
 import carrot_twisted
+from carrot_twisted import publisher, sending
 from carrot_twisted.exceptions import PublishReturned, PublishTimeout
+from carrot_twisted.outbox import Post
+from carrot_twisted.virtual_host import VirtualHost
 from tests.conftest import Broker
 from tests.processes import REPOSITORY, ServiceProcess, wait_until
 
@@ -409,6 +412,25 @@ class TestPublish:
         with pytest.raises(PublishTimeout, match=r"localhost:1/.*no connection to the broker"):
             carrot_twisted.publish("text", routing_key=TARGET, broker=nobody, timeout=1)
 
+    def test_a_publisher_that_has_ended_says_so(self, broker_url: str) -> None:
+        thread = publisher.ThreadPublisher()
+        told: list[str | None] = []
+        host = VirtualHost(broker_url)
+        message = sending.outgoing("text", "", TARGET, headers=None, host=host)
+        post = Post(
+            message_id="",
+            token=None,
+            exchange="",
+            routing_key=TARGET,
+            body=b"",
+            properties=message.properties,
+            steps=(),
+        )
+        thread.ioloop.add_callback_threadsafe(thread.ioloop.stop)
+        wait_until(lambda: not thread.alive)
+        thread.submit_post(host, post, told.append)
+        assert told == [publisher.OVER]
+
 
 SCRIPT = """
 import sys, carrot_twisted
@@ -457,3 +479,56 @@ def test_a_script_without_a_django_project_consumes(
     assert process.returncode == status, output
     assert told in output
     wait_until(lambda: broker.depth(QUEUE) == (text == "fail"))
+
+
+TWISTED = """
+import carrot_twisted
+from carrot_twisted.exceptions import HaltConsumer
+from twisted.internet import defer, task
+
+seen = []
+
+def callback(message):
+    seen.append(message.content)
+    if message.content == "halt":
+        raise HaltConsumer(5, "enough")
+
+async def main(reactor):
+    consumers = await carrot_twisted.twisted_consume(
+        callback, queues={"called.queue": {}, "called.other": {}}
+    )
+    first, other = consumers
+    print([one.queue for one in consumers], [one.running for one in consumers])
+    await carrot_twisted.twisted_publish("halt", routing_key="called.queue")
+    try:
+        await first.result
+    except HaltConsumer as halt:
+        print("halted:", halt)
+    await carrot_twisted.twisted_publish("still there", routing_key="called.other")
+    while "still there" not in seen:
+        await task.deferLater(reactor, 0.01)
+    await other.cancel()
+    print("cancelled", await other.result is other, other.problem)
+
+task.react(lambda reactor: defer.Deferred.fromCoroutine(main(reactor)))
+"""
+
+
+def test_in_a_running_reactor_each_queue_has_a_consumer_of_its_own(
+    no_queues: None, broker: Broker, broker_url: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TWISTED],
+        env={"PYTHONPATH": str(REPOSITORY), "CARROT_BROKER": broker_url},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.splitlines() == [
+        f"['{QUEUE}', '{OTHER}'] [True, True]",
+        "halted: enough",
+        f"cancelled True queue {OTHER} is not consumed: the service stops",
+    ]
+    assert (broker.depth(QUEUE), broker.depth(OTHER)) == (0, 0)

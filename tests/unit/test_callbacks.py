@@ -224,6 +224,7 @@ class TestQueues:
             ({"on_error": "ignore"}, "'halt' or 'archive', not 'ignore'"),
             ({"concurrency": 0}, "concurrency is a whole number"),
             ({"prefetch_count": 0}, "prefetch_count is a whole number"),
+            ({"prefetch_count": 2, "concurrency": 3}, "prefetch_count of 2, 3 callbacks never"),
             ({"broker": "http://x/"}, "broker cannot be understood"),
             ({"broker": 7}, "broker cannot be understood"),
         ],
@@ -286,6 +287,9 @@ def test_halt_consumer_tells_why() -> None:
     assert (halt.exit_code, halt.reason, halt.requeue, str(halt)) == (3, "enough", True, "enough")
     assert (HaltConsumer().exit_code, HaltConsumer().requeue) == (0, False)
     assert "exit code 4" in str(HaltConsumer(4))
+    for nonsense in (256, -1, "x", None):
+        with pytest.raises(ValueError, match="from 0 to 255"):
+            HaltConsumer(nonsense)  # type: ignore[arg-type]
 
 
 def test_the_package_has_the_functions_and_no_others() -> None:
