@@ -84,6 +84,12 @@ def send(broker: Broker, *texts: str, queue: str = QUEUE, **properties: Any) -> 
         broker.send(queue, text.encode(), **properties)
 
 
+def kill(server: RabbitMQ) -> None:
+    """kill -9 of a broker that has written down which queues it has: it does so now and then."""
+    server.ctl("eval", "mnesia:sync_log().")
+    server.kill()
+
+
 def test_messages_are_called_back_one_at_a_time_in_their_order(
     start: StartService, broker: Broker, ledger: Ledger
 ) -> None:
@@ -340,7 +346,7 @@ def test_one_at_a_time_also_when_the_broker_is_killed_and_comes_back(
         send(before, f"wait {number}", delivery_mode=2, message_id=str(number))
     wait_until(lambda: ledger() == ["begin wait 0"])
     before.connection.close()
-    private_broker.kill()
+    kill(private_broker)
     private_broker.start()
     wait_until(lambda: service.log.count(CONSUMING) == 2, 60)
     time.sleep(0.3)
@@ -351,6 +357,28 @@ def test_one_at_a_time_also_when_the_broker_is_killed_and_comes_back(
     assert service.stop() == 0
     after = Broker(private_broker.url)
     assert after.depth(QUEUE) == 0
+    after.connection.close()
+
+
+def test_a_consumer_that_ends_while_the_broker_is_away_ends_its_process_and_loses_nothing(
+    start: StartService, private_broker: RabbitMQ, ledger: Ledger, tmp_path: Path
+) -> None:
+    service = start(CARROT_BROKER_URL=private_broker.url)
+    before = Broker(private_broker.url)
+    before.channel.confirm_delivery()
+    for text in ("wait halt 7", "next"):
+        send(before, text, delivery_mode=2)
+    wait_until(lambda: ledger() == ["begin wait halt 7"])
+    before.connection.close()
+    kill(private_broker)
+    try:
+        service.wait_for("Lost the connection")
+        (tmp_path / "ledger.go").touch()
+        assert service.ends(10) == 7
+    finally:
+        private_broker.start()
+    after = Broker(private_broker.url)
+    assert after.depth(QUEUE) == 2
     after.connection.close()
 
 

@@ -53,6 +53,9 @@ def _obey(text: str, message: Message) -> None:
             raise ValueError(text)
         case ["exit"]:
             raise SystemExit(4)
+        case ["wait", "halt", code]:
+            wait()
+            raise HaltConsumer(int(code))
         case ["wait", *_]:
             wait()
         case ["database"]:
