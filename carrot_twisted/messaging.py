@@ -103,7 +103,7 @@ def consume(
     for consumer in consumption.consumers:
         consumer.result.addErrback(ended)
     reactor.callWhenRunning(_on_signals, reactor, stop, consumption.hurry)
-    reactor.callWhenRunning(_start, consumption, reactor)
+    reactor.callWhenRunning(lambda: _start(consumption, reactor).addErrback(ended))
     try:
         reactor.run()
     except ReactorNotRestartable:
@@ -146,8 +146,8 @@ def twisted_consume(
     consumption = _consumption(
         callback, shutdown_timeout, bindings=bindings, queues=queues, **options
     )
-    _start(consumption, reactor)
-    return Deferred.fromCoroutine(consumption.ready())
+    started = _start(consumption, reactor)
+    return started.addCallback(lambda _: Deferred.fromCoroutine(consumption.ready()))
 
 
 def publish(
@@ -242,11 +242,11 @@ def _consumption(callback: Any, shutdown_timeout: float | None, **options: Any) 
     return Consumption(queues, reactor, shutdown_timeout)
 
 
-def _start(consumption: Consumption, reactor: Any) -> None:
+def _start(consumption: Consumption, reactor: Any) -> Deferred[Any]:
     from twisted.internet.defer import Deferred
 
     reactor.addSystemEventTrigger("before", "shutdown", consumption.stop)
-    Deferred.fromCoroutine(consumption.start())
+    return Deferred.fromCoroutine(consumption.start())
 
 
 def _on_signals(reactor: Any, first: Callable[[], None], second: Callable[[], None]) -> None:

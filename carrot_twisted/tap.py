@@ -382,10 +382,12 @@ class CarrotService(Service):
 
     async def _stop(self) -> None:
         if self._engine is not None:
-            running = self._engine.running
-            self._notifier.tell(STOPPING="1", STATUS=f"Stopping; {running} tasks are still running")
+            running, what = self._engine.running, self._engine.work
+            self._notifier.tell(
+                STOPPING="1", STATUS=f"Stopping; {running} {what} are still running"
+            )
             clean = await self._engine.stop()
-            _log.info("Stopped; {n} tasks were run", n=self._engine.finished)
+            _log.info("Stopped; {n} {what} were run", n=self._engine.finished, what=what)
             if self._watch is not None:
                 self._watch.stop()
             # The reactor waits for its threads now: for a look-up of a name, for example.

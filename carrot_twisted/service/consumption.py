@@ -185,6 +185,9 @@ class Consumption:
         )
         self._custody.clock = reactor
 
+    #: What it runs, for people.
+    work = "callbacks"
+
     @property
     def name(self) -> str:
         """Of this process, for people."""

@@ -261,6 +261,9 @@ class Engine:
         for loop in (self._heartbeat, self._custody):
             loop.clock = reactor
 
+    #: What it runs, for people.
+    work = "tasks"
+
     @property
     def name(self) -> str:
         """Of its worker."""
