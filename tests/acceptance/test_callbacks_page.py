@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 PAGE = (REPOSITORY / "docs" / "callbacks.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
 (COMMAND,) = re.findall(r"^twistd -n (carrot --callback=.*)$", PAGE, flags=re.MULTILINE)
-QUEUES = ("demo", "orders", "billing", "audit")
+COMMANDS = re.findall(
+    r"^(?:echo .* )?carrot (?:publish|consume|record|replay) .*$", PAGE, re.MULTILINE
+)
+QUEUES = ("demo", "orders", "orders.archived", "billing", "audit")
 
 pytestmark = pytest.mark.once
 
@@ -120,6 +123,26 @@ def test_a_script_says_its_own_exit_status(start: Start, broker: Broker) -> None
     wait_until(lambda: consumers(broker, "demo") == 1)
     broker.send("demo", b"text")
     assert script.wait(20) == 3
+
+
+def test_the_commands_of_the_page_do_what_it_says(
+    start: Start, broker: Broker, tmp_path: Path
+) -> None:
+    publish, _, record, replay, replay_queue = COMMANDS
+    script = str(TWISTD.with_name("carrot"))
+    recording = start("sh", "-c", record.replace("carrot", script).replace("100", "1"))
+    # Until it consumes, nobody gets the message, and publish says so.
+    wait_until(lambda: start("sh", "-c", publish.replace("carrot", script)).wait(20) == 0)
+    assert recording.wait(20) == 0
+    broker.channel.queue_declare("orders", durable=True)
+    broker.channel.queue_bind("orders", "amq.topic", "shop.#")
+    assert start("sh", "-c", replay.replace("carrot", script)).wait(20) == 0
+    properties, body = broker.get("orders")
+    assert (body, properties.content_type) == (b'{"number": 9}\n', "application/json")
+    broker.channel.queue_declare("orders.archived", durable=True)
+    broker.send("orders.archived", b"back", headers={"x-carrot-queue": "orders"})
+    assert start("sh", "-c", replay_queue.replace("carrot", script)).wait(20) == 0
+    assert broker.get("orders")[1] == b"back"
 
 
 def test_its_tables_have_every_argument_every_option_and_the_status() -> None:

@@ -200,10 +200,8 @@ def test_a_message_that_is_never_wanted_costs_a_call_a_second_and_holds_up_no_ot
     ("text", "status", "left"),
     [
         ("halt 0", 0, ["next"]),
-        ("halt 7", 7, ["next"]),
         ("halt 7 requeue", 7, ["halt 7 requeue", "next"]),
         ("fail", 13, ["fail", "next"]),
-        ("exit", 13, ["exit", "next"]),
     ],
 )
 def test_what_ends_the_consumer_returns_what_was_prefetched_and_sets_the_status(

@@ -39,6 +39,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "outage",
         "outcomes",
         "processes",
+        "recording",
         "retry",
         "signals",
         "signing",
@@ -75,6 +76,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "periodic",
         "publisher",
         "publishing",
+        "replaying",
         "schedules",
         "sending",
         "status",
@@ -83,7 +85,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     ),
     3: ("execution", "handling", "interruption", "task_logging"),
     4: ("adopting", "consumer", "scheduler", "service.*"),
-    SERVICE_WING: ("callback_options", "management.*", "messaging", "tap"),
+    SERVICE_WING: ("callback_options", "command_line", "management.*", "messaging", "tap"),
     WEB_WING: ("admin", "api", "apps", "event_stream", "urls", "views"),
 }
 #: What may be imported only when a function is called: a reactor installs itself on import.
