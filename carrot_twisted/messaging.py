@@ -86,7 +86,6 @@ def consume(
     )
     # Twisted's clock is the wall's: a clock that is set would stall or fire every timer.
     reactor.seconds = time.monotonic
-    _log_as_python_does()
     outcomes: list[BaseException] = []
 
     def ended(failure: Any) -> None:
@@ -102,6 +101,7 @@ def consume(
     stopping: list[bool] = []
     for consumer in consumption.consumers:
         consumer.result.addErrback(ended)
+    reactor.callWhenRunning(_log_as_python_does)
     reactor.callWhenRunning(_on_signals, reactor, stop, consumption.hurry)
     reactor.callWhenRunning(lambda: _start(consumption, reactor).addErrback(ended))
     try:

@@ -474,12 +474,18 @@ try:
 except HaltConsumer as halt:
     sys.exit(halt.exit_code)
 print("stopped")
+carrot_twisted.consume(callback)
 """
 
 
 @pytest.mark.parametrize(
     ("text", "status", "told"),
-    [("halt", 5, ""), ("fail", 1, "ValueError: no good"), ("", 0, "stopped")],
+    [
+        ("halt", 5, ""),
+        ("fail", 1, "ValueError: no good"),
+        # It returns, and cannot be called again.
+        ("", 1, "stopped\n"),
+    ],
 )
 def test_a_script_without_a_django_project_consumes(
     no_queues: None, broker: Broker, broker_url: str, text: str, status: int, told: str
@@ -504,6 +510,7 @@ def test_a_script_without_a_django_project_consumes(
         process.kill()
     assert process.returncode == status, output
     assert told in output
+    assert text or "The reactor has run in this process and cannot run again" in output
     wait_until(lambda: broker.depth(QUEUE) == (text == "fail"))
 
 
@@ -524,6 +531,10 @@ async def main(reactor):
         callback, queues={"called.queue": {}, "called.other": {}}
     )
     first, other = consumers
+    try:
+        carrot_twisted.consume(callback)
+    except RuntimeError as error:
+        print(error)
     print([one.queue for one in consumers], [one.running for one in consumers])
     await carrot_twisted.twisted_publish("halt", routing_key="called.queue")
     try:
@@ -553,6 +564,7 @@ def test_in_a_running_reactor_each_queue_has_a_consumer_of_its_own(
     )
     assert done.returncode == 0, done.stdout
     assert done.stdout.splitlines() == [
+        "The reactor runs already: use carrot_twisted.twisted_consume.",
         f"['{QUEUE}', '{OTHER}'] [True, True]",
         "halted: enough",
         f"cancelled True queue {OTHER} is not consumed: the service stops",
