@@ -49,12 +49,15 @@ class Desk:
         self.events: list[str] = []
         subscription: Any = self
         self.consumer = CallbackConsumer(
-            queue, self.dispatcher, subscription, lambda: self.events.append("ended"), self.clock
+            queue, self.dispatcher, subscription, self.ended, self.clock
         )
 
     def stop(self) -> None:
         """As the subscription: no delivery comes after this."""
         self.events.append(f"cancel, {len(self.channel.frames)} frames sent")
+
+    def ended(self) -> None:
+        self.events.append(f"ended, {len(self.channel.frames)} frames sent")
 
     def callback(self, message: Message) -> None:
         self.called.append(message.body)
@@ -124,17 +127,18 @@ def test_one_that_was_back_before_rests_and_goes_back_at_a_stop(desk: Desk) -> N
 @pytest.mark.parametrize(
     ("error", "acked", "requeued", "status"),
     [
-        (HaltConsumer(0), {1}, {2, 3}, 0),
-        (HaltConsumer(7, requeue=True), set(), {1, 2, 3}, 7),
-        (ValueError("no"), set(), {1, 2, 3}, 13),
-        (KeyboardInterrupt(), set(), {1, 2, 3}, 13),
+        (HaltConsumer(0), {1}, {2, 3, 4, 5}, 0),
+        (HaltConsumer(7, requeue=True), set(), {1, 2, 3, 4, 5}, 7),
+        (ValueError("no"), set(), {1, 2, 3, 4, 5}, 13),
+        (KeyboardInterrupt(), set(), {1, 2, 3, 4, 5}, 13),
     ],
 )
 def test_what_halts_is_the_last_that_is_called_back_and_the_rest_goes_back_after_the_cancel(
     desk: Desk, error: BaseException, acked: set[int], requeued: set[int], status: int
 ) -> None:
     desk.errors = {b"halt": error}
-    desk.deliver(b"halt", b"b", b"c")
+    desk.deliver(b"halt", b"b", b"c", b"d", b"e")
+    assert desk.dispatcher.running < 5
     desk.work()
     assert desk.called == [b"halt"]
     assert (desk.channel.acked, desk.channel.requeued) == (acked, requeued)
@@ -153,9 +157,22 @@ def test_its_result_comes_when_all_is_settled_and_sent(desk: Desk) -> None:
     desk.dispatcher._work(job)
     desk.clock.advance(0)
     assert desk.channel.acked == {1}
-    assert (cancelled.called, desk.events[-1]) == (True, "ended")
+    assert (cancelled.called, desk.events[-1]) == (True, "ended, 1 frames sent")
     assert result_of(desk) is desk.consumer
     assert desk.consumer.cancel().called
+
+
+def test_nor_does_it_come_before_an_acknowledgement_of_the_same_turn_is_sent() -> None:
+    desk = Desk(on_error="archive")
+    desk.errors = {b"fail": ValueError("no")}
+    desk.deliver(b"a", b"fail")
+    for job in desk.dispatcher._pool.recall():
+        desk.dispatcher._work(job)
+    # There is no time for the copy: that one goes back.
+    desk.consumer.cancel()
+    desk.clock.advance(0)
+    assert (desk.channel.acked, desk.channel.requeued) == ({1}, {2})
+    assert desk.events[-1] == "ended, 2 frames sent"
 
 
 def test_no_more_callbacks_run_at_once_than_the_gate_lets_through(desk: Desk) -> None:
