@@ -12,6 +12,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from carrot_twisted import conf
+from carrot_twisted.exceptions import InvalidCallback
+from carrot_twisted.kinds import is_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 
     from carrot_twisted.sending import Outgoing
     from carrot_twisted.service.consumption import CallbackConsumer, Consumption
+
+#: What ends ``consume``.
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def consume(
@@ -104,6 +109,7 @@ def consume(
     reactor.callWhenRunning(_log_as_python_does)
     reactor.callWhenRunning(_on_signals, reactor, stop, consumption.hurry)
     reactor.callWhenRunning(lambda: _start(consumption, reactor).addErrback(ended))
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         reactor.run()
     except ReactorNotRestartable:
@@ -111,6 +117,9 @@ def consume(
             "The reactor has run in this process and cannot run again: call consume once, with "
             "all queues, or use carrot_twisted.twisted_consume."
         ) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if outcomes:
         raise outcomes[0]
 
@@ -238,6 +247,10 @@ def _consumption(callback: Any, shutdown_timeout: float | None, **options: Any) 
     from carrot_twisted import callbacks
     from carrot_twisted.service.consumption import Consumption
 
+    if shutdown_timeout is not None and not is_seconds(shutdown_timeout):
+        raise InvalidCallback(
+            f"shutdown_timeout is a number of seconds above 0, not {shutdown_timeout!r}."
+        )
     queues = callbacks.queues_of(callbacks.prepared(callback), **options)
     return Consumption(queues, reactor, shutdown_timeout)
 
@@ -256,7 +269,7 @@ def _on_signals(reactor: Any, first: Callable[[], None], second: Callable[[], No
     def on_signal(_number: int, _frame: Any) -> None:
         reactor.callFromThread(actions.pop() if actions else second)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in SIGNALS:
         signal.signal(number, on_signal)
 
 

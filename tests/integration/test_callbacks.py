@@ -459,7 +459,7 @@ class TestPublish:
 
 
 SCRIPT = """
-import sys, carrot_twisted
+import signal, sys, carrot_twisted
 from carrot_twisted.exceptions import HaltConsumer
 
 def callback(message):
@@ -473,7 +473,7 @@ try:
     carrot_twisted.consume(callback, queues={"called.queue": {}})
 except HaltConsumer as halt:
     sys.exit(halt.exit_code)
-print("stopped")
+print("stopped", signal.getsignal(signal.SIGINT) is signal.default_int_handler)
 carrot_twisted.consume(callback)
 """
 
@@ -484,7 +484,7 @@ carrot_twisted.consume(callback)
         ("halt", 5, ""),
         ("fail", 1, "ValueError: no good"),
         # It returns, and cannot be called again.
-        ("", 1, "stopped\n"),
+        ("", 1, "stopped True\n"),
     ],
 )
 def test_a_script_without_a_django_project_consumes(

@@ -297,3 +297,15 @@ def test_the_package_has_the_functions_and_no_others() -> None:
         assert getattr(carrot_twisted, name).__module__ == "carrot_twisted.messaging"
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = carrot_twisted.nothing
+
+
+@pytest.mark.parametrize("function", [carrot_twisted.consume, carrot_twisted.twisted_consume])
+@pytest.mark.parametrize("options", [{"shutdown_timeout": 0}, {"queues": {}}])
+def test_what_cannot_work_is_told_before_anything_is_consumed(
+    function: Any, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from twisted.internet import reactor
+
+    monkeypatch.setattr(reactor, "running", False)
+    with pytest.raises(InvalidCallback):
+        function(callback, **options)
