@@ -241,7 +241,7 @@ def _replay(options: argparse.Namespace) -> str:
     if options.queue is not None:
         from carrot_twisted import replaying
 
-        host = conf.current().default_broker
+        host = replaying.host_of(options.queue)
         count = replaying.replay_queue(host, options.queue, options.to, options.limit)
         return f"{count} messages of {options.queue} were put back"
     count = 0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 
-from carrot_twisted import blocking, conf, sending
+from carrot_twisted import blocking, conf, sending, topology
 from carrot_twisted.exceptions import BrokerError
 from carrot_twisted.sending import Outgoing
 
@@ -27,6 +27,13 @@ REASONS = (
 CONFIRM = 30.0
 #: Seconds; see ``VirtualHost.connect_blocking``. Nothing is heard there while a confirm is awaited.
 PATIENCE = 60
+
+
+def host_of(queue: str) -> VirtualHost:
+    """The broker that an archive is on: that of its queue of tasks, else that of handlers."""
+    settings = conf.current()
+    tasks = settings.queues.get(queue.removesuffix(topology.DEAD_SUFFIX))
+    return settings.handlers.host if tasks is None else tasks.host
 
 
 def replay_queue(host: VirtualHost, queue: str, to: str | None, limit: int | None) -> int:

@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pika import BasicProperties
 
-from carrot_twisted import command_line
+from carrot_twisted import command_line, replaying
 from carrot_twisted.exceptions import InvalidMessage
 from carrot_twisted.recording import PROPERTIES, Recorded, from_line, recorded, to_line
+from carrot_twisted.virtual_host import VirtualHost
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -175,3 +176,15 @@ def test_what_goes_wrong_is_told_in_a_line(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().err == (
         "carrot publish: [Errno 2] No such file or directory: '/no/such/file'\n"
     )
+
+
+def test_an_archive_is_on_the_broker_of_its_queue(settings: Any) -> None:
+    urls = [f"amqp://guest:guest@{name}/" for name in ("tasks", "handlers", "others")]
+    settings.CARROT = {
+        "default_broker": urls[2],
+        "queues": [{"name": "default"}, {"name": "mail", "host": urls[0]}],
+        "handlers": {"host": urls[1]},
+    }
+    assert replaying.host_of("mail.dead") == VirtualHost(urls[0])
+    assert replaying.host_of("default.dead") == VirtualHost(urls[2])
+    assert replaying.host_of("orders.paid.archived") == VirtualHost(urls[1])
