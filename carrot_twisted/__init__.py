@@ -3,7 +3,22 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from carrot_twisted.messaging import consume, publish, twisted_consume, twisted_publish
+
+__all__ = ["consume", "publish", "twisted_consume", "twisted_publish"]
+
 __version__ = "0.1.0"
 
 #: The broker where no setting names one: a RabbitMQ on this machine, as it is after installing.
 DEFAULT_BROKER = "amqp://guest:guest@localhost:5672/"
+
+
+def __getattr__(name: str) -> Any:
+    """The functions of ``messaging``, which is loaded when one of them is asked for."""
+    if name in __all__:
+        return getattr(import_module("carrot_twisted.messaging"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,6 +14,8 @@ from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import django
+from django.apps import apps
 from django.conf import settings
 from django.core.signals import setting_changed
 
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from carrot_twisted.handler_settings import HandlerSettings
 
 DEFAULT_QUEUE = "default"
+#: Of the environment: the broker's URL, for processes that are no Django project's.
+BROKER_VARIABLE = "CARROT_BROKER"
 
 DEFAULTS: dict[str, Any] = {
     # URL or dict of the broker for queues that name no host of their own.
@@ -474,6 +478,24 @@ def _read() -> tuple[CarrotSettings, tuple[Problem, ...]]:
     reader = _Reader()
     value = reader.read(getattr(settings, "CARROT", {}))
     return value, tuple(reader.problems)
+
+
+def set_up() -> None:
+    """Set up Django, unless that is done; without a project, with a broker and no database.
+
+    Raises:
+        CarrotConfigException: the project does not have this app.
+        Exception: whatever hinders Django.
+    """
+    if not settings.configured and "DJANGO_SETTINGS_MODULE" not in os.environ:
+        broker = os.environ.get(BROKER_VARIABLE) or DEFAULT_BROKER
+        settings.configure(
+            INSTALLED_APPS=["carrot_twisted"], USE_TZ=True, CARROT={"default_broker": broker}
+        )
+    if not apps.models_ready:
+        django.setup()
+    if not apps.is_installed("carrot_twisted"):
+        raise CarrotConfigException("Add 'carrot_twisted' to INSTALLED_APPS.")
 
 
 def problems() -> tuple[Problem, ...]:

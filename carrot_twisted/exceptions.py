@@ -65,6 +65,63 @@ class NoExchange(CarrotError):
     """A message handler names an exchange that is not in ``CARROT["handlers"]["exchanges"]``."""
 
 
+class InvalidCallback(CarrotError, ValueError):
+    """A callback, its queues or its bindings cannot work. Nothing was consumed."""
+
+
+class Nack(CarrotError):
+    """Raise it in a callback that cannot do with the message now: it goes back to its queue.
+
+    The broker delivers it again, at once or to another consumer; one that had come back before is
+    kept for a second first.
+    """
+
+
+class Drop(CarrotError):
+    """Raise it in a callback that does not want the message.
+
+    The broker dead-letters it, if the queue says where to, or throws it away.
+    """
+
+
+class HaltConsumer(CarrotError):
+    """Raise it in a callback to consume nothing more. Its message counts as done with.
+
+    Args:
+        exit_code: exit status of a ``twistd carrot`` that ends by this, 0 to 255.
+        reason: for the log.
+        requeue: the message is not done with: it goes back to its queue.
+
+    Raises:
+        ValueError: ``exit_code`` is none.
+    """
+
+    def __init__(
+        self, exit_code: int = 0, reason: str | None = None, requeue: bool = False
+    ) -> None:
+        super().__init__(exit_code, reason, requeue)
+        if exit_code not in range(256):
+            raise ValueError(f"exit_code is a whole number from 0 to 255, not {exit_code!r}")
+        self.exit_code = exit_code
+        self.reason = reason
+        self.requeue = requeue
+
+    def __str__(self) -> str:
+        return self.reason or f"the callback wants no more messages (exit code {self.exit_code})"
+
+
+class PublishException(BrokerError):
+    """A message was not published, or it is not certain that it was. The text names the remedy."""
+
+
+class PublishReturned(PublishException):
+    """The broker has not taken the message: it can go nowhere, or it was refused."""
+
+
+class PublishTimeout(PublishException):
+    """The broker did not confirm the message in time. It may have it all the same."""
+
+
 class TimeLimitExceeded(BaseException):
     """Raised in a task that has run longer than its limit; its row becomes FAILED.
 

@@ -86,8 +86,8 @@ class Message:
     """The broker has handed it over before, perhaps to a process that was killed."""
     retries: int
     """How often a handler has failed on it."""
-    accept: frozenset[str] = field(default=frozenset(), repr=False)
-    """Content types that ``content`` reads."""
+    accept: frozenset[str] | None = field(default=frozenset(), repr=False)
+    """Content types that ``content`` reads; None: all."""
 
     @property
     def content(self) -> Any:
@@ -106,7 +106,7 @@ class Message:
         return self._text() if kind.startswith("text/") else self.body
 
     def _require(self, kind: str, *accepted: str) -> None:
-        if not self.accept.intersection({kind, *accepted}):
+        if self.accept is not None and not self.accept.intersection({kind, *accepted}):
             raise UnreadableBody(
                 f"content type {kind!r} is not accepted; CARROT['handlers']['accept'] says which"
             )
@@ -161,7 +161,7 @@ class HandlerQueue(QueueSettings):
     handler: str
     """Its name, for people."""
     call: Callable[[Message], Any]
-    accept: frozenset[str]
+    accept: frozenset[str] | None
     time_limit: float | None
     """Seconds that one call may run."""
     policy: Policy

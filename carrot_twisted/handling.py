@@ -86,4 +86,5 @@ def _failure(error: BaseException) -> Failure:
         fault=fault,
         exception=outcomes.one_line(f"{type(error).__name__}: {text}", MAX_EXCEPTION),
         traceback=execution.traceback_text(error, MAX_TRACEBACK),
+        error=error,
     )

@@ -32,7 +32,7 @@ from carrot_twisted.outage import Outage
 from carrot_twisted.publishing import PublishingSession
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from pika.connection import Connection
 
@@ -58,6 +58,8 @@ NOTE_BATCH = 2000
 #: out at once; a stream goes out in small batches, which costs caller and broker much less.
 COLLECT = 0.002
 COLLECT_STREAM = 0.01
+#: Why a message was not published that no row stands for.
+OVER = "the publisher of this process has ended"
 #: At most so many posts wait in memory; the rest is the relay's.
 MAX_WAITING = 100_000
 
@@ -76,6 +78,18 @@ class Publisher(Protocol):
 
         Returns:
             Whether it all came to an end in time.
+        """
+
+    def submit_post(
+        self, host: VirtualHost, post: Post, settled: Callable[[str | None], None]
+    ) -> None:
+        """Send a message that no row stands for, from any thread, without waiting.
+
+        Args:
+            host: the broker.
+            post: the message.
+            settled: called in any thread with None (the broker has it), or the reason why that is
+                not certain; ``publishing.Refused``, if the broker would say no again.
         """
 
 
@@ -281,6 +295,10 @@ class ThreadPublisher:
         self._awake = False
         self._links: dict[VirtualHost, _Link] = {}
         self._using: dict[str, str] = {}
+        #: Of messages that no row stands for.
+        self._callbacks: dict[Post, Callable[[str | None], None]] = {}
+        #: The thread does nothing more.
+        self._over = False
         self._note = _Note()
         self._notes: SimpleQueue[_Note | None] = SimpleQueue()
         self._waiters: list[threading.Event] = []
@@ -316,6 +334,16 @@ class ThreadPublisher:
         self.ioloop.add_callback_threadsafe(wait)
         return done.wait(timeout)
 
+    def submit_post(
+        self, host: VirtualHost, post: Post, settled: Callable[[str | None], None]
+    ) -> None:
+        with self._lock:
+            if not self._over:
+                self._callbacks[post] = settled
+                self.ioloop.add_callback_threadsafe(lambda: self._link(host).publish([post]))
+                return
+        settled(OVER)
+
     def close(self, timeout: float) -> None:
         """Flush, close the connections and end the threads."""
         self.flush(timeout)
@@ -328,6 +356,10 @@ class ThreadPublisher:
     # Called on the thread.
 
     def settled(self, post: Post, error: str | None) -> None:
+        callback = self._callbacks.pop(post, None)
+        if callback is not None:
+            callback(error)
+            return
         using = self._using.pop(post.message_id, None)
         if using is None:
             return
@@ -367,6 +399,10 @@ class ThreadPublisher:
                 self._close()
                 self.ioloop.start()
         finally:
+            with self._lock:
+                self._over = True
+            for settled in self._callbacks.values():
+                settled(OVER)
             self.ioloop.close()
             self._note.waiters += self._waiters
             self._hand_over(self._note)
@@ -394,10 +430,13 @@ class ThreadPublisher:
             for host, posts in grouped.items():
                 for post in posts:
                     self._using[post.message_id] = using
-                if host not in self._links:
-                    self._links[host] = _Link(self, host)
-                self._links[host].publish(posts)
+                self._link(host).publish(posts)
         self.settle_waiters()
+
+    def _link(self, host: VirtualHost) -> _Link:
+        if host not in self._links:
+            self._links[host] = _Link(self, host)
+        return self._links[host]
 
     def _hand_over(self, note: _Note) -> None:
         """Have the note written, unless it was already."""

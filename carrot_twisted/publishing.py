@@ -11,7 +11,7 @@ The life of a post::
     publish -> pending -> basic_publish, in flight under its delivery tag
         ack                      -> settled, confirmed
         return, then ack         -> its topology is declared, it is published once more
-        return again             -> settled, unroutable
+        return again, or of a post without topology -> settled, unroutable
         nack                     -> published once more after a moment
         nack again               -> settled, refused
         the broker takes no messages (an alarm) -> settled, not sent
@@ -294,10 +294,8 @@ class PublishingSession:
                 self._settled(post, Refused("the broker refused it (basic.nack)"))
             elif reason is None:
                 self._settled(post, None)
-            elif post.declared:
-                self._settled(
-                    post, Refused(f"unroutable: {reason}; is a queue bound to this exchange?")
-                )
+            elif post.declared or not post.steps:
+                self._settled(post, _unroutable(post, reason))
             else:
                 self._declare_for(post, one)
         self._pump()
@@ -437,7 +435,8 @@ class PublishingSession:
         fatal = _fatal(refusals)
         if fatal:
             for post in posts:
-                text = f"{fatal[0].step.name}: {fatal[0].text}"
+                remedy = ". It has to be declared first" if fatal[0].absent else ""
+                text = f"{fatal[0].step.name}: {fatal[0].text}{remedy}"
                 self._settled(post, Refused(text) if fatal[0].code else text)
         else:
             self._pending.extendleft(reversed(posts))
@@ -546,6 +545,11 @@ def named(destinations: Iterable[Destination]) -> str:
     keys = sorted({routing_key for _, routing_key in destinations})
     more = f" and {len(keys) - MAX_NAMED} more" if len(keys) > MAX_NAMED else ""
     return ", ".join(keys[:MAX_NAMED]) + more
+
+
+def _unroutable(post: Post, reason: str) -> Refused:
+    question = "is a queue bound to this exchange?" if post.exchange else "is there such a queue?"
+    return Refused(f"unroutable: {reason}; {question}")
 
 
 def _unanswered(post: Post) -> Unanswered:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +56,8 @@ class Failure:
     """Type and text, on one line."""
     traceback: str
     """Its end, which says most."""
+    error: BaseException | None = field(default=None, compare=False, repr=False)
+    """What was raised, for those who know more of it."""
 
 
 class Action(Enum):
@@ -65,6 +67,8 @@ class Action(Enum):
     WAIT = "keep it unacknowledged, call the handler again after a while"
     RETRY = "put a copy into a retry queue, then acknowledge"
     ARCHIVE = "put a copy into the archive, then acknowledge"
+    REQUEUE = "give it back to its queue, at once or after a while"
+    REJECT = "the broker dead-letters it, or throws it away"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,9 +77,11 @@ class Decision:
 
     action: Action
     delay: float = 0.0
-    """Seconds, for WAIT and RETRY."""
+    """Seconds, for WAIT, RETRY and REQUEUE."""
     reason: str = ""
     """For people: why it is archived."""
+    halt: bool = False
+    """Nothing more is to be consumed."""
 
 
 def default_backoff(retries: int) -> float:

@@ -26,6 +26,7 @@ from twisted.internet.defer import Deferred
 from twisted.python import usage
 from txaio.tx import make_logger, set_global_log_level
 
+from carrot_twisted.callback_options import CallbackOptions
 from carrot_twisted.limits import MAX_SECONDS
 from carrot_twisted.service.guise import Guise
 from carrot_twisted.service.notify import Notifier
@@ -35,6 +36,7 @@ from carrot_twisted.service.reactor_watch import ReactorWatch
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from carrot_twisted.service.consumption import Consumption
     from carrot_twisted.service.engine import Engine, ServiceOptions
 
 _log = make_logger()
@@ -91,7 +93,7 @@ def level(text: str) -> str:
     return name
 
 
-class Options(usage.Options):
+class Options(CallbackOptions):
     """Options of ``twistd carrot``."""
 
     synopsis = "[twistd options] carrot --settings=proj.settings [options]"
@@ -99,7 +101,7 @@ class Options(usage.Options):
         "Runs the tasks that a Django project publishes to RabbitMQ. Start it in the folder of "
         "manage.py. With twistd's -n it stays in the foreground and logs to standard output."
     )
-    optParameters = (
+    optParameters: tuple[list[Any], ...] = (
         ["settings", "s", None, "Settings module of the project; default: DJANGO_SETTINGS_MODULE."],
         ["concurrency", "c", None, "Tasks at once per queue, instead of the settings'.", number],
         ["shutdown-timeout", None, None, "Seconds for running tasks to end.", seconds],
@@ -117,6 +119,8 @@ class Options(usage.Options):
         self["queues"] = []
         #: twistd's pid file, which the service takes care of; "": none, or not ours.
         self.pid_path = ""
+        #: Arguments of ``consume``; None: it runs tasks.
+        self.consume: dict[str, Any] | None = None
 
     def opt_queue(self, name: str) -> None:
         """Consume from this queue only; may be given several times."""
@@ -130,7 +134,8 @@ class Options(usage.Options):
         if twistd is not None and twistd.get("pidfile") and not twistd.get("chroot"):
             self.pid_path, twistd["pidfile"] = twistd["pidfile"], ""
         self["settings"] = self["settings"] or os.environ.get("DJANGO_SETTINGS_MODULE")
-        if not self["settings"]:
+        self.consume = self.consume_arguments()
+        if not self["settings"] and self.consume is None:
             raise usage.UsageError(
                 "Say which Django project to run: twistd carrot --settings=proj.settings"
             )
@@ -140,26 +145,28 @@ class CarrotService(Service):
     """The process: Django's set-up, signals, exit status. The work is the engine's.
 
     Args:
-        settings_module: dotted path of the Django settings.
+        settings_module: dotted path of the Django settings; None: a callback without a project.
         options: the engine's options.
         folder: the project's folder, put on the import path; None if that is done.
         nodaemon: twistd stays in the foreground.
         log_file: twistd's; None: standard output.
         pid_file: held by this process.
         guise: in which twistd starts us; dropped when root is needed.
+        consume: arguments of ``consume``, instead of tasks; "callback" is its path.
     """
 
     name = "carrot"
 
     def __init__(
         self,
-        settings_module: str,
+        settings_module: str | None,
         options: dict[str, Any],
         folder: str | None,
         nodaemon: bool,
         log_file: str | None = None,
         pid_file: PidFile | None = None,
         guise: Guise | None = None,
+        consume: dict[str, Any] | None = None,
     ) -> None:
         self._settings_module = settings_module
         self._options = options
@@ -168,8 +175,9 @@ class CarrotService(Service):
         self._log_file = log_file
         self._pid_file = pid_file
         self._guise = guise
+        self._consume = consume
         self._terminal = None if nodaemon else _terminal()
-        self._engine: Engine | None = None
+        self._engine: Engine | Consumption | None = None
         self._reactor: Any = None
         self._watch: ReactorWatch | None = None
         self._signals = 0
@@ -200,7 +208,8 @@ class CarrotService(Service):
             self._reactor.addSystemEventTrigger("after", "shutdown", self._pid_file.remove)
         if self._folder is not None and self._folder not in sys.path:
             sys.path.insert(0, self._folder)
-        os.environ["DJANGO_SETTINGS_MODULE"] = self._settings_module
+        if self._settings_module is not None:
+            os.environ["DJANGO_SETTINGS_MODULE"] = self._settings_module
         try:
             self._engine = self._make_engine()
         except _Misconfigured as error:
@@ -214,14 +223,15 @@ class CarrotService(Service):
         # Else a second signal kills the interpreter while it tidies up, and the status is not 0.
         self._reactor.addSystemEventTrigger("after", "shutdown", _on_signals, signal.SIG_IGN)
 
-    def _make_engine(self) -> Engine:
+    def _make_engine(self) -> Engine | Consumption:
         from carrot_twisted.exceptions import CarrotConfigException
 
         try:
-            import django
             from django.core.exceptions import ImproperlyConfigured
 
-            django.setup()
+            from carrot_twisted import conf
+
+            conf.set_up()
         except ImportError as error:
             raise _Misconfigured(
                 f"Settings {self._settings_module!r} or an app cannot be imported: {error}. "
@@ -234,11 +244,9 @@ class CarrotService(Service):
         except (Exception, SystemExit) as error:
             # The project's own code: only the traceback says where.
             raise _Misconfigured(f"Django does not start: {_traceback()}") from error
-        from django.apps import apps
-
-        if not apps.is_installed("carrot_twisted"):
-            raise _Misconfigured("Add 'carrot_twisted' to INSTALLED_APPS.")
-        from carrot_twisted import checks, conf
+        if self._consume is not None:
+            return self._make_consumption(**self._consume)
+        from carrot_twisted import checks
         from carrot_twisted.service.engine import Engine
 
         try:
@@ -257,6 +265,32 @@ class CarrotService(Service):
             # A consumer class of the project's: only the traceback says where.
             raise _Misconfigured(f"No consumer is made: {_traceback()}") from error
 
+    def _make_consumption(self, callback: str, **arguments: Any) -> Consumption:
+        from carrot_twisted import callbacks
+        from carrot_twisted.exceptions import CarrotConfigException, InvalidCallback
+        from carrot_twisted.service.consumption import Consumption
+
+        try:
+            called = callbacks.prepared(callbacks.load(callback))
+            queues = callbacks.queues_of(called, **arguments)
+        except (CarrotConfigException, InvalidCallback) as error:
+            raise _Misconfigured(str(error)) from error
+        except (Exception, SystemExit) as error:
+            # The project's own code: only the traceback says where.
+            raise _Misconfigured(f"The callback fails: {_traceback()}") from error
+        timeout = self._options["shutdown_timeout"]
+        consumption = Consumption(queues, self._reactor, timeout)
+        for consumer in consumption.consumers:
+            consumer.result.addErrback(self._consumer_ended)
+        return consumption
+
+    def _consumer_ended(self, failure: Any) -> None:
+        """Its dispatcher has told why."""
+        from carrot_twisted.service.consumption import status_of
+
+        _exit_with(status_of(failure.value))
+        self._stop_reactor()
+
     def _engine_options(self) -> ServiceOptions:
         from carrot_twisted.service.engine import ServiceOptions
 
@@ -269,8 +303,8 @@ class CarrotService(Service):
         assert self._engine is not None
         _log.info(
             "carrot starts as worker {name} for {settings}",
-            name=self._engine.worker.name,
-            settings=self._settings_module,
+            name=self._engine.name,
+            settings=self._settings_module or "a callback",
         )
         self._watch = ReactorWatch(self._log_file, self._reactor)
         self._watch.start()
@@ -348,10 +382,12 @@ class CarrotService(Service):
 
     async def _stop(self) -> None:
         if self._engine is not None:
-            running = self._engine.running
-            self._notifier.tell(STOPPING="1", STATUS=f"Stopping; {running} tasks are still running")
+            running, what = self._engine.running, self._engine.work
+            self._notifier.tell(
+                STOPPING="1", STATUS=f"Stopping; {running} {what} are still running"
+            )
             clean = await self._engine.stop()
-            _log.info("Stopped; {n} tasks were run", n=self._engine.finished)
+            _log.info("Stopped; {n} {what} were run", n=self._engine.finished, what=what)
             if self._watch is not None:
                 self._watch.stop()
             # The reactor waits for its threads now: for a look-up of a name, for example.
@@ -507,6 +543,7 @@ def makeService(options: Options) -> CarrotService:
         log_file=log_file,
         pid_file=pid_file,
         guise=guise,
+        consume=options.consume,
     )
 
 

@@ -126,6 +126,10 @@ class Delivery:
         """Back to the queue."""
         self.settler.requeue(self.tag)
 
+    def reject(self) -> None:
+        """Not wanted: the broker dead-letters it, or throws it away."""
+        self.settler.take(self.tag, requeue=False)
+
 
 class SafeChannel:
     """A channel for a project's hooks: it settles from any thread.

@@ -261,6 +261,14 @@ class Engine:
         for loop in (self._heartbeat, self._custody):
             loop.clock = reactor
 
+    #: What it runs, for people.
+    work = "tasks"
+
+    @property
+    def name(self) -> str:
+        """Of its worker."""
+        return self.worker.name
+
     @property
     def finished(self) -> int:
         """Tasks that came to an end in this process."""

@@ -264,17 +264,20 @@ class MessageDispatcher:
     def _decide(self, job: Job, took: float) -> None:
         """On a worker thread, for the project's backoff function is asked."""
         job.took = took
-        job.decision = retry.decide(
-            job.failure,
-            retries=self._queue.policy.retries(job.delivery.properties.headers),
-            waits=job.waits,
-            policy=self._queue.policy,
-        )
+        job.decision = self._decision(job)
         with self._lock:
             wake = not self._ended
             self._ended.append(job)
         if wake:
             self._reactor.callFromThread(self._settle_ended)
+
+    def _decision(self, job: Job) -> Decision:
+        return retry.decide(
+            job.failure,
+            retries=self._queue.policy.retries(job.delivery.properties.headers),
+            waits=job.waits,
+            policy=self._queue.policy,
+        )
 
     def _timed(self, job: Job) -> TimedCall | None:
         seconds = self._queue.time_limit
@@ -334,7 +337,7 @@ class MessageDispatcher:
         for job in ended:
             decision = job.decision
             assert decision is not None
-            self.finished += decision.action is not Action.WAIT
+            self.finished += decision.action not in (Action.WAIT, Action.REQUEUE)
             self._tell(job, decision)
             try:
                 self._settle(job, decision)

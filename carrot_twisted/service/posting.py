@@ -18,6 +18,7 @@ from txaio.tx import make_logger
 from carrot_twisted import conf, failpoints, outbox, outcomes, topology, wire
 from carrot_twisted.outage import Outage
 from carrot_twisted.outbox import Post
+from carrot_twisted.publisher import ThreadPublisher
 from carrot_twisted.publishing import PublishingSession, Refused, Unanswered, named
 from carrot_twisted.service.connection import BrokerConnection, close_all
 from carrot_twisted.service.log_writer import Confirmed, LogWriter
@@ -85,6 +86,8 @@ class ReactorPublisher:
         self._writer = writer
         self._using = using
         self._reactor = reactor
+        self._hosts = frozenset(hosts)
+        self._elsewhere: ThreadPublisher | None = None
         self._sessions: dict[VirtualHost, PublishingSession] = {}
         self.protocols: dict[VirtualHost, CarrotProtocol] = {}
         self.connections = [
@@ -148,6 +151,19 @@ class ReactorPublisher:
             self._inbox.append(rows)
         if wake:
             self._reactor.callFromThread(self._take)
+
+    def submit_post(
+        self, host: VirtualHost, post: Post, settled: Callable[[str | None], None]
+    ) -> None:
+        """Send a message that no row stands for, also to a broker that no queue is on."""
+        if host in self._hosts:
+            self._reactor.callFromThread(self.send, host, post, settled)
+            return
+        with self._lock:
+            if self._elsewhere is None or not self._elsewhere.alive:
+                # Whether this broker is there is no concern of the service's.
+                self._elsewhere = ThreadPublisher()
+            self._elsewhere.submit_post(host, post, settled)
 
     def flush(self, timeout: float) -> bool:
         """Wait, in a worker thread, until all that was taken over is settled."""

@@ -75,6 +75,8 @@ class Subscription:
         #: The queue was deleted, or is new: its rows need new messages.
         self._lost = False
         self._queue = queue
+        #: "" until the broker has named it, if it is to do that.
+        self._name = queue.name
         self._consumer = consumer
         self._connection = connection
         self._dispatcher = dispatcher
@@ -110,7 +112,11 @@ class Subscription:
     def problem(self) -> str | None:
         """Why the broker does not deliver to us now, in a text for people; None: it does."""
         reason = self._reason()
-        return reason and f"queue {self._queue.name} is not consumed: {reason}"
+        return reason and f"queue {self._label} is not consumed: {reason}"
+
+    @property
+    def _label(self) -> str:
+        return self._name or "that the broker names"
 
     def _reason(self) -> str | None:
         if self.consuming:
@@ -230,7 +236,7 @@ class Subscription:
         if not (self._joined or self._stopping):
             _log.warn(
                 "Queue {queue} is not consumed: {reason}",
-                queue=self._queue.name,
+                queue=self._label,
                 reason=self._not_joined(),
             )
 
@@ -238,7 +244,7 @@ class Subscription:
         if not self._asked:
             _log.warn(
                 "Queue {queue} is not consumed: {reason}",
-                queue=self._queue.name,
+                queue=self._label,
                 reason=self._not_asked(),
             )
 
@@ -268,9 +274,7 @@ class Subscription:
                 # Told for all queues of the connection at once.
                 return
             if told is not None:
-                _log.warn(
-                    "Queue {queue} is not consumed: {reason}", queue=self._queue.name, reason=told
-                )
+                _log.warn("Queue {queue} is not consumed: {reason}", queue=self._label, reason=told)
             if self._reactor.seconds() - started > LAST_DELAY:
                 delay = FIRST_DELAY
             self._retry = deferLater(self._reactor, delay)
@@ -308,7 +312,9 @@ class Subscription:
     async def _declare(self, protocol: CarrotProtocol) -> None:
         done: Deferred[list[Refusal]] = Deferred()
         look = topology.look_for_queue(self._queue.name)
-        declaring.declare(protocol.connection, [look, *self._steps], done.callback, self._declared)
+        # One that the broker names is made anew each time.
+        steps = [look, *self._steps] if self._queue.name else self._steps
+        declaring.declare(protocol.connection, steps, done.callback, self._declared)
         for refusal in await done:
             if refusal.step is look:
                 # Deleted while we were away, or new: either way no message of a row is there. Any
@@ -322,7 +328,10 @@ class Subscription:
                 # A user with few permissions may still consume what others have declared.
                 text = f"{refusal.step.name} may not be declared by this user, and has to exist: "
             else:
-                raise AMQPError(f"{refusal.step.name} could not be declared: {refusal.text}")
+                remedy = ". It has to be declared first" if refusal.absent else ""
+                raise AMQPError(
+                    f"{refusal.step.name} could not be declared: {refusal.text}{remedy}"
+                )
             text += refusal.text
             if refusal.step.is_quorum_queue and protocol.drops_after_returns:
                 text += (
@@ -335,6 +344,8 @@ class Subscription:
 
     def _declared(self, step: Step, frame: Any) -> None:
         """What was to be declared is there; no frame says so if it exists with other arguments."""
+        if not self._queue.name and step.method == "queue_declare" and frame is not None:
+            self._name = frame.method.queue
         hook = {
             "exchange_declare": self._consumer.on_exchange_declare,
             "queue_declare": self._consumer.on_queue_declare,
@@ -372,7 +383,7 @@ class Subscription:
         if wanted and (self._tag is None or changing):
             count = min(kinds.MAX_PREFETCH, wanted_prefetch + headroom)
             await channel.basic_qos(prefetch_count=count)
-            frame = await channel.consume(self._queue.name, self._on_message)
+            frame = await channel.consume(self._name, self._on_message)
             self._tag = frame.method.consumer_tag
             if self._lost:
                 self._lost = False
@@ -381,7 +392,7 @@ class Subscription:
             if not self._prefetch and after is not None:
                 _log.info(
                     "Consuming queue {queue} with {n} threads{after}",
-                    queue=self._queue.name,
+                    queue=self._label,
                     n=self._dispatcher.pace.concurrency,
                     after=after,
                 )
@@ -425,7 +436,7 @@ class Subscription:
     def _broken(self, failure: Any) -> None:
         # An AMQP error here closes the channel, and with that _run goes on.
         if failure.check(AMQPError) is None:
-            _log.failure("Queue {queue}", failure=failure, queue=self._queue.name)
+            _log.failure("Queue {queue}", failure=failure, queue=self._label)
 
 
 def _is_delivery_timeout(reason: Any) -> bool:

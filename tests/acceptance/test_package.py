@@ -145,6 +145,12 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
 
 
 @pytest.mark.defect(42)
+def test_the_wheel_brings_the_command(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        text = archive.read(f"carrot_twisted-{__version__}.dist-info/entry_points.txt").decode()
+    assert text.split() == ["[console_scripts]", "carrot", "=", "carrot_twisted.command_line:main"]
+
+
 def test_twistd_lists_carrot_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
     environment = Environment(tmp_path)
     environment.install(wheel)

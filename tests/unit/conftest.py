@@ -11,9 +11,11 @@ import pytest
 from carrot_twisted import publisher
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from carrot_twisted.models import MessageLog
+    from carrot_twisted.outbox import Post
+    from carrot_twisted.virtual_host import VirtualHost
 
 hypothesis.settings.register_profile(
     "unit",
@@ -32,6 +34,7 @@ class RecordingPublisher:
 
     def __init__(self) -> None:
         self.rows: list[MessageLog] = []
+        self.posts: list[tuple[VirtualHost, Post, Callable[[str | None], None]]] = []
 
     def submit(self, rows: Sequence[MessageLog], using: str) -> None:
         assert using == "default"
@@ -39,6 +42,11 @@ class RecordingPublisher:
 
     def flush(self, timeout: float) -> bool:
         return timeout > 0
+
+    def submit_post(
+        self, host: VirtualHost, post: Post, settled: Callable[[str | None], None]
+    ) -> None:
+        self.posts.append((host, post, settled))
 
 
 @pytest.fixture(autouse=True)

@@ -39,6 +39,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "outage",
         "outcomes",
         "processes",
+        "recording",
         "retry",
         "signals",
         "signing",
@@ -62,6 +63,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "aside",
         "backends",
         "blocking",
+        "callbacks",
         "checks",
         "declaring",
         "handlers",
@@ -74,14 +76,16 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "periodic",
         "publisher",
         "publishing",
+        "replaying",
         "schedules",
+        "sending",
         "status",
         "utilities",
         "view_decorators",
     ),
     3: ("execution", "handling", "interruption", "task_logging"),
     4: ("adopting", "consumer", "scheduler", "service.*"),
-    SERVICE_WING: ("management.*", "tap"),
+    SERVICE_WING: ("callback_options", "command_line", "management.*", "messaging", "tap"),
     WEB_WING: ("admin", "api", "apps", "event_stream", "urls", "views"),
 }
 #: What may be imported only when a function is called: a reactor installs itself on import.
@@ -271,7 +275,8 @@ def test_a_django_process_that_publishes_has_no_twisted_in_it() -> None:
     """Told by a process of its own: also nothing that we import may bring it in."""
     program = (
         "import sys, django; django.setup()\n"
-        "import carrot_twisted.publisher, carrot_twisted.utilities\n"
+        "import carrot_twisted.publisher, carrot_twisted.utilities, carrot_twisted.sending\n"
+        "carrot_twisted.publish, carrot_twisted.consume\n"
         "from django.core.management import call_command\n"
         "call_command('check')\n"
         "print(sorted({m.partition('.')[0] for m in sys.modules} & {'twisted', 'txaio', 'zope'}))"

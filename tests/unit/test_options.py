@@ -46,6 +46,15 @@ def test_the_settings_module_is_all_that_is_needed() -> None:
         "consumer-class": None,
         "max-tasks": None,
         "max-memory": None,
+        "callback": None,
+        "callback_queues": None,
+        "queue-name": None,
+        "exchange": None,
+        "exchanges": None,
+        "routing_keys": [],
+        "bindings": None,
+        "prefetch-count": None,
+        "on-error": None,
     }
 
 
@@ -266,3 +275,69 @@ def test_make_service_touches_neither_django_nor_the_reactor() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "[] 1\n"
+
+
+class TestCallback:
+    def test_it_alone_is_enough_without_a_django_project(self) -> None:
+        options = parse("--callback=app.calls:back")
+        assert options.consume == {"callback": "app.calls:back"}
+        assert makeService(options)._settings_module is None
+
+    def test_queue_exchange_and_keys_make_a_binding(self) -> None:
+        options = parse(
+            *("--callback=a:b", "--queue-name=mine", "--exchange=events", "--concurrency=2"),
+            *("--routing-key=x.*", "--routing-key=y", "--prefetch-count=5", "--on-error=archive"),
+        )
+        assert options.consume == {
+            "callback": "a:b",
+            "queues": {"mine": {}},
+            "bindings": [{"exchange": "events", "routing_keys": ["x.*", "y"], "queue": "mine"}],
+            "concurrency": 2,
+            "prefetch_count": 5,
+            "on_error": "archive",
+        }
+
+    def test_a_queue_alone_is_bound_to_nothing_and_a_key_is_one_of_amq_topic(self) -> None:
+        assert parse("--callback=a:b", "--queue-name=q").consume == {
+            "callback": "a:b",
+            "queues": {"q": {}},
+        }
+        assert parse("--callback=a:b", "--routing-key=k").consume == {
+            "callback": "a:b",
+            "bindings": [{"exchange": "amq.topic", "routing_keys": ["k"]}],
+        }
+
+    def test_all_can_be_said_in_json_also_in_files(self, tmp_path: Path) -> None:
+        file = tmp_path / "queues.json"
+        file.write_text('{"one": {"durable": true}}')
+        options = parse(
+            "--callback=a:b",
+            '--bindings=[{"exchange": "e", "queue": "one"}]',
+            f"--queues=@{file}",
+            '--exchanges={"e": {}}',
+        )
+        assert options.consume == {
+            "callback": "a:b",
+            "bindings": [{"exchange": "e", "queue": "one"}],
+            "queues": {"one": {"durable": True}},
+            "exchanges": {"e": {}},
+        }
+
+    @pytest.mark.parametrize(
+        ("arguments", "text"),
+        [
+            (["--callback=a:b", "--queue=q"], "--queue is for tasks"),
+            (["--callback=a:b", "--no-scheduler"], "--no-scheduler is for tasks"),
+            (["-s", "x", "--queue-name=q"], "--queue-name needs a --callback"),
+            (["-s", "x", "--routing-key=q"], "--routing-key needs a --callback"),
+            (["--callback=a:b", "--bindings=[]", "--exchange=e"], "--bindings, or --exchange"),
+            (["--callback=a:b", "--queues={}", "--queue-name=e"], "--queues, or --queue-name"),
+            (["--callback=a:b", "--bindings={"], "must be JSON"),
+            (["--callback=a:b", "--queues={"], "must be JSON"),
+            (["--callback=a:b", "--queues=@/nowhere"], "cannot be read"),
+            (["--callback=a:b", "--prefetch-count=x"], "x"),
+        ],
+    )
+    def test_what_makes_no_sense_is_told(self, arguments: list[str], text: str) -> None:
+        with pytest.raises(UsageError, match=text):
+            parse(*arguments)

@@ -459,3 +459,57 @@ class TestDeadLetters:
         ((_, sent, _),) = line.broker.messages
         sent.encode()
         assert sent.headers["type"] == "app.work"
+
+
+class TestPosts:
+    """Messages that no row stands for, from any thread."""
+
+    def test_one_is_sent_in_the_reactor_and_its_end_is_told(self, desk: Desk) -> None:
+        told: list[str | None] = []
+        post = post_to("there")
+        desk.publisher.submit_post(HOST, post, told.append)
+        desk.clock.advance(0)
+        assert told == ["no connection"]
+        line = desk.connect("there")
+        desk.publisher.submit_post(HOST, post, told.append)
+        assert not line.broker.queues["there"]
+        desk.clock.advance(0)
+        line.run()
+        assert told == ["no connection", None]
+        assert not desk.writer.confirmed
+
+    def test_a_broker_that_no_queue_is_on_gets_them_from_another_thread(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made: list[Any] = []
+
+        class Thread:
+            alive = True
+
+            def __init__(self) -> None:
+                self.sent: list[Any] = []
+                made.append(self)
+
+            def submit_post(self, *sent: Any) -> None:
+                self.sent.append(sent)
+
+        monkeypatch.setattr(posting, "ThreadPublisher", Thread)
+        other = VirtualHost("amqp://guest:guest@elsewhere/")
+        sent = [(other, post_to("there"), lambda _error: None) for _ in range(2)]
+        for one in sent:
+            desk.publisher.submit_post(*one)
+        assert [thread.sent for thread in made] == [sent]
+        assert desk.publisher.problem is not None
+        assert "elsewhere" not in desk.publisher.problem
+
+
+def post_to(queue: str) -> outbox.Post:
+    return outbox.Post(
+        message_id="1",
+        token=None,
+        exchange="",
+        routing_key=queue,
+        body=b"",
+        properties=pika.BasicProperties(message_id="1"),
+        steps=(),
+    )

@@ -28,6 +28,8 @@ class Fake:
         self.timeouts.append(timeout)
         return False
 
+    def submit_post(self, host: object, post: object, settled: object) -> None: ...
+
 
 @pytest.fixture
 def nothing_yet(monkeypatch: pytest.MonkeyPatch, handed_over: RecordingPublisher) -> None:

@@ -232,6 +232,15 @@ class TestUnroutable:
         assert sorted(desk.confirmed) == sorted(f"m{n}" for n in range(200))
         assert desk.broker.declared == ["default", "default"]
 
+    def test_one_with_nothing_to_declare_is_told_at_once(self) -> None:
+        desk = Desk(queues=())
+        desk.session.publish([post("lost", steps=())])
+        desk.connection.run()
+        assert desk.errors == {"lost": "unroutable: NO_ROUTE; is there such a queue?"}
+        desk.session.publish([post("other", exchange="default", steps=())])
+        desk.connection.run()
+        assert not desk.session.busy
+
     def test_it_is_declared_once_for_many_posts_and_order_is_kept(self) -> None:
         desk = Desk(queues=())
         desk.session.publish(posts(200))
@@ -264,7 +273,7 @@ class TestUnroutable:
         desk = Desk()
         desk.session.publish([post("lost", key="nowhere")])
         desk.connection.run()
-        assert desk.errors == {"lost": "unroutable: NO_ROUTE; is a queue bound to this exchange?"}
+        assert desk.errors == {"lost": "unroutable: NO_ROUTE; is there such a queue?"}
         assert (len(desk.channel.published), desk.idle) == (2, 1)
 
     def test_a_queue_that_exists_with_other_arguments_is_used(self) -> None:
@@ -314,7 +323,8 @@ class TestExchanges:
         desk.session.publish([post("a"), post("lost", exchange="nowhere"), post("b")])
         desk.connection.run()
         assert desk.confirmed == ["a", "b"]
-        assert desk.errors == {"lost": "exchange 'nowhere': NOT_FOUND - no 'nowhere'"}
+        text = "exchange 'nowhere': NOT_FOUND - no 'nowhere'. It has to be declared first"
+        assert desk.errors == {"lost": text}
         assert desk.idle >= 1
 
     def test_one_that_was_missing_is_looked_for_again(self) -> None:
