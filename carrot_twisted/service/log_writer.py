@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from uuid import UUID
 
+    from carrot_twisted.models import MessageLog
     from carrot_twisted.outbox import Post
 
 _log = make_logger()
@@ -86,6 +87,16 @@ class Confirmed:
 
 
 @dataclass(slots=True, kw_only=True)
+class Entry:
+    """Add a row that has come to its end."""
+
+    row: Callable[[], MessageLog]
+    """Makes it, on the writer's thread; the same row each time."""
+    done: Callable[[str | None], None]
+    """Called on the writer's thread: when it is committed, or with the reason why it never is."""
+
+
+@dataclass(slots=True, kw_only=True)
 class Call:
     """Run ``function`` on the writer's thread, in a transaction of its own."""
 
@@ -93,7 +104,7 @@ class Call:
     result: Deferred[Any]
 
 
-Operation = Claim | Finish | Confirmed | Call
+Operation = Claim | Finish | Confirmed | Entry | Call
 
 
 class LogWriter:
@@ -291,6 +302,7 @@ class LogWriter:
         finishes = [op for op in batch if isinstance(op, Finish)]
         claims = [op for op in batch if isinstance(op, Claim)]
         confirmed = [post for op in batch if isinstance(op, Confirmed) for post in op.posts]
+        entries = [op for op in batch if isinstance(op, Entry)]
         answers = []
         with self._transaction():
             if finishes:
@@ -310,6 +322,8 @@ class LogWriter:
                 failpoints.reached("before_claim_commit")
             if confirmed:
                 outbox.note_confirmed(confirmed, self._using)
+            if entries:
+                records.add([op.row() for op in entries], self._using)
         if claims:
             failpoints.reached("after_claim_commit")
         if finishes:
@@ -322,6 +336,8 @@ class LogWriter:
                 op.answer(answer)
             if finishes:
                 self._reactor.callFromThread(_tell_written, finishes)
+            for entry in entries:
+                entry.done(None)
 
         return tell
 
@@ -339,6 +355,9 @@ class LogWriter:
                 error=outcomes.one_line(words, MAX_REASON),
             )
             return self._persist([_without_texts(operation, error)])
+        if isinstance(operation, Entry):
+            operation.done(outcomes.exception_line(error, MAX_REASON))
+            return True
         raise error
 
     def _persist_unlocked(self, batch: Sequence[Operation]) -> None:
