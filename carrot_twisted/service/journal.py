@@ -174,7 +174,7 @@ def row_of(handled: Handled, worker: str, limit: int, offset: float) -> MessageL
         status=MessageLog.COMPLETED if failure is None else MessageLog.FAILED,
         task=_name(handled.queue.handler, MAX_TASK),
         task_args=_about(delivery),
-        content=readable(delivery, limit),
+        content=readable(delivery.body, delivery.properties.content_encoding, limit),
         exchange=_name(exchange, 255),
         queue=_name(handled.queue.name, 255),
         routing_key=_name(routing_key, 255),
@@ -190,20 +190,19 @@ def row_of(handled: Handled, worker: str, limit: int, offset: float) -> MessageL
     )
 
 
-def readable(delivery: Delivery, limit: int) -> str:
+def readable(body: bytes, encoding: str | None, limit: int) -> str:
     """The body of a message as text, cut at ``limit`` characters.
 
     What is no text in the encoding that it says is shown as escapes.
     """
     # A character takes four bytes at most; one more than may be shown tells that there is more.
-    body = delivery.body[: 4 * limit + 4]
-    encoding = str(delivery.properties.content_encoding or "utf-8")
+    part = body[: 4 * limit + 4]
     try:
-        text = body.decode(encoding, "backslashreplace")
+        text = part.decode(str(encoding or "utf-8"), "backslashreplace")
     except (LookupError, ValueError):
-        text = body.decode("utf-8", "backslashreplace")
+        text = part.decode("utf-8", "backslashreplace")
     shown = outcomes.stored(text[:limit], limit)
-    return f"{shown}… (cut: it has {len(delivery.body)} bytes)" if len(text) > limit else shown
+    return f"{shown}… (cut: it has {len(body)} bytes)" if len(text) > limit else shown
 
 
 def _about(delivery: Delivery) -> str:

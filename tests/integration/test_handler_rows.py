@@ -23,15 +23,8 @@ if TYPE_CHECKING:
 
     from devtools.servers import PostgreSQL
     from tests.conftest import Broker
-    from tests.nursery import Nursery
-    from tests.processes import Launch
 
 StartService = Callable[..., ServiceProcess]
-
-
-@pytest.fixture
-def launch(nursery: Nursery) -> Launch:
-    return nursery.start
 
 
 @pytest.fixture

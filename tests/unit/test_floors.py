@@ -80,7 +80,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "view_decorators",
     ),
     3: ("execution", "handling", "interruption", "task_logging"),
-    4: ("adopting", "consumer", "scheduler", "service.*"),
+    4: ("adopting", "archive", "consumer", "scheduler", "service.*"),
     SERVICE_WING: ("management.*", "tap"),
     WEB_WING: ("admin", "api", "apps", "event_stream", "urls", "views"),
 }

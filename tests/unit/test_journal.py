@@ -157,8 +157,7 @@ def test_of_one_that_was_handled_the_row_is_completed(desk: Desk, settings: Any)
     ],
 )
 def test_a_body_is_shown_as_people_read_it(body: bytes, encoding: str | None, shown: str) -> None:
-    given = handled(queue_of(), body, content_encoding=encoding).delivery
-    assert journal.readable(given, 100) == shown
+    assert journal.readable(body, encoding, 100) == shown
 
 
 DEEP: list[Any] = []
