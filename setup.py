@@ -39,6 +39,13 @@ setup(
     # No __init__.py below twisted/: it would overwrite Twisted's own.
     package_data={"carrot_twisted": ["py.typed", "templates/**/*", "static/**/*"]},
     include_package_data=False,
+    # Where systemd finds them if this is installed for all users.
+    data_files=[
+        (
+            "lib/systemd/system",
+            ["systemd/carrot@.service", "systemd/carrot-callback@.service"],
+        )
+    ],
     install_requires=[
         # 5.2 is the oldest release that still gets fixes; each newer one is tested before it is
         # let in. 6.0 and later need Python 3.12, which pip sees to.

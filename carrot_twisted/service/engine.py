@@ -290,6 +290,11 @@ class Engine:
         return [text for text in found if text is not None]
 
     @property
+    def silence(self) -> float:
+        """Seconds since the thread that writes to the database has shown that it works."""
+        return self._writer.silence
+
+    @property
     def longest_stop(self) -> float:
         """Seconds after which ``stop`` has ended in any case."""
         return self._shutdown_timeout + 2 * LAST_WRITES + CONFIRMS + FAREWELL

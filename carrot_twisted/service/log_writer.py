@@ -152,6 +152,17 @@ class LogWriter:
         #: without limit.
         self._driver: Any = None
         self._waits_for_ever = False
+        #: When the thread has last begun or ended something; None: it has nothing to do.
+        self._sign: float | None = None
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the thread has last shown that it works; 0 while it has nothing to do.
+
+        A database that is away is asked again and again: each time is a sign. From any thread.
+        """
+        sign = self._sign
+        return 0.0 if sign is None else time.monotonic() - sign
 
     @property
     def away(self) -> bool:
@@ -203,7 +214,9 @@ class LogWriter:
         running = True
         while running:
             batch: list[Operation] = []
+            self._sign = None
             operation = self._inbox.get()
+            self._sign = time.monotonic()
             while True:
                 if operation is None:
                     running = False
@@ -223,6 +236,7 @@ class LogWriter:
                 connections[self._using].close()
             reset_queries()
         connections.close_all()
+        self._sign = None
 
     def _process(self, batch: Sequence[Operation]) -> None:
         if any(not isinstance(op, Call) for op in batch) and not self._persist(batch):
@@ -263,7 +277,7 @@ class LogWriter:
 
     def _attempt(self, work: Callable[[], None]) -> Exception | None:
         """Do it; returns what the database said against it, its connection closed then."""
-        self._asked = time.monotonic()
+        self._asked = self._sign = time.monotonic()
         try:
             work()
         except (DatabaseError, InterfaceError) as error:
@@ -271,6 +285,7 @@ class LogWriter:
             return error
         finally:
             self._asked = None
+            self._sign = time.monotonic()
         return None
 
     @contextmanager

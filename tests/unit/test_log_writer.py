@@ -179,6 +179,52 @@ def entry(**fields: Any) -> MessageLog:
     return MessageLog.new(task="app.handle", queue="mail", **given)
 
 
+class TestItsSignsOfLife:
+    """``silence``, by a clock that the test sets."""
+
+    @pytest.fixture
+    def now(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+        now = [1000.0]
+        monkeypatch.setattr(time, "monotonic", lambda: now[0])
+        return now
+
+    def test_with_nothing_to_do_it_is_never_silent(self, desk: Desk, now: list[float]) -> None:
+        assert desk.writer.silence == 0
+        desk.enter(entry())
+        desk.work()
+        now[0] += 1000
+        assert desk.writer.silence == 0
+
+    def test_it_is_silent_since_the_database_was_asked(
+        self, desk: Desk, now: list[float], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        silences = []
+
+        def hang(*_: Any) -> None:
+            now[0] += 100
+            silences.append(desk.writer.silence)
+            if len(silences) < 3:
+                raise AWAY
+
+        monkeypatch.setattr(records, "add", hang)
+        desk.enter(entry())
+        desk.work()
+        # Each attempt is a sign.
+        assert silences == [100, 100, 100]
+
+    def test_it_is_silent_for_good_when_its_thread_has_ended_by_an_error(
+        self, desk: Desk, now: list[float], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        error = RuntimeError("broken")
+        monkeypatch.setattr(records, "add", Failing(records.add, error))
+        monkeypatch.setattr(connection, "close", Failing(connection.close, error))
+        desk.enter(entry())
+        with pytest.raises(RuntimeError, match="broken"):
+            desk.work()
+        now[0] += 1000
+        assert desk.writer.silence == 1000
+
+
 class TestARowOfAHandledMessage:
     """It depends on the database, and nothing on it."""
 
