@@ -46,6 +46,8 @@ Not promised:
   - that somebody else who looks meanwhile finds what is held here;
   - that replay puts a message back once: killed between the broker's word that the queue has it
     and the end of the archived copy, it leaves both;
+  - that a quorum queue which was declared without our x-delivery-limit keeps what is looked at
+    often: RabbitMQ 4 drops it after 20 times;
   - ages of messages that no handler of this package has archived: they say none, so
     --older-than and --newer-than do not mean them.
 A broker ends a look that takes longer than its delivery timeout (30 minutes, unless it is set
