@@ -76,7 +76,11 @@ def run_example(arguments: Sequence[str], log: Path) -> int:
 def run_tests(arguments: Sequence[str], log: Path) -> int:
     """Run the linters and all tests, or one pytest with the given arguments."""
     prepare_machine(
-        rabbitmq=BROKER not in os.environ, postgresql=DATABASE not in os.environ, log=log
+        rabbitmq=BROKER not in os.environ,
+        postgresql=DATABASE not in os.environ,
+        # It reads the package's units.
+        systemd=True,
+        log=log,
     )
     prepare_environment("postgres,test", log=log)
     # With CI set, a server that cannot be reached fails a test instead of skipping it.

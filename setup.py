@@ -40,6 +40,13 @@ setup(
     package_data={"carrot_twisted": ["py.typed", "templates/**/*", "static/**/*"]},
     include_package_data=False,
     entry_points={"console_scripts": ["carrot = carrot_twisted.command_line:main"]},
+    # Where systemd finds them if this is installed for all users.
+    data_files=[
+        (
+            "lib/systemd/system",
+            ["systemd/carrot@.service", "systemd/carrot-callback@.service"],
+        )
+    ],
     install_requires=[
         # 5.2 is the oldest release that still gets fixes; each newer one is tested before it is
         # let in. 6.0 and later need Python 3.12, which pip sees to.

@@ -214,6 +214,8 @@ def queues_of(
                 call=callback,
                 accept=None,
                 time_limit=None,
+                # A callback needs no database.
+                log="none",
                 policy=retry.Policy(max_retries=0, header=conf.current().handlers.retry_header),
                 delays=(),
                 layout=Layout(name=name, arguments=dict(arguments["arguments"])),

@@ -51,6 +51,7 @@ PLACES = {
     # Message handlers.
     "handled_before_settle": "a handler has ended, which only its thread knows",
     "copy_before_ack": "a retry queue or archive has the copy, the original is unacknowledged",
+    "replay_before_ack": "a queue has its archived message again, which is unacknowledged there",
     # Looking after what others left.
     "in_take_over": "a dead worker's row is taken over, not committed",
     "in_reap": "rows of dead workers are put back, not committed",

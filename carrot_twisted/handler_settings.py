@@ -84,7 +84,11 @@ DEFAULTS: dict[str, Any] = {
     "archive_queue_args": None,
     # Name for handlers to a dictionary with name, type and further arguments of the exchange.
     "exchanges": {},
+    # Which messages get a row in the MessageLog: one of LOGS.
+    "log": "failures",
 }
+#: All; those that go to the archive; none.
+LOGS = ("all", "failures", "none")
 #: Keys that the original has, too.
 ORIGINAL = (
     *("serializer", "accept", "queue_name_prefix", "max_retries", "backoff_func", "retry_header"),
@@ -140,6 +144,8 @@ class HandlerSettings:
     prefetch_count: int | None
     """A fixed number, or None for "auto"."""
     archive_arguments: dict[str, Any]
+    log: str
+    """One of LOGS."""
     exchanges: dict[str, ExchangeSettings] = field(default_factory=dict)
 
 
@@ -251,6 +257,7 @@ def read(
         retry_header=checked("retry_header", "a text", lambda v: _is_text(v) and 0 < len(v) < 128),
         prefetch_count=None if prefetch == "auto" else prefetch,
         archive_arguments=dict(limits if arguments is None else arguments),
+        log=checked("log", f"one of {', '.join(LOGS)}", LOGS.__contains__),
         exchanges=_exchanges(reader, checked("exchanges", "a dictionary", _is_dictionary)),
     )
 

@@ -35,7 +35,7 @@ from carrot_twisted.exceptions import (
     PermanentFailure,
     UnreadableBody,
 )
-from carrot_twisted.handler_settings import DEFAULT_EXCHANGE
+from carrot_twisted.handler_settings import DEFAULT_EXCHANGE, LOGS
 from carrot_twisted.handler_topology import MAX_QUEUE_BYTES, Layout
 from carrot_twisted.kinds import MAX_NAME_BYTES, is_arguments
 from carrot_twisted.limits import limit_of
@@ -144,6 +144,8 @@ class Registration:
     """A key of the settings' exchanges."""
     routing_key: str
     queue_arguments: Mapping[str, Any]
+    log: str | None
+    """Instead of the settings' "log"."""
     handler: Callable[..., Any]
     call: Callable[[Message], Any]
     """Calls the handler with what it asks for."""
@@ -168,6 +170,8 @@ class HandlerQueue(QueueSettings):
     layout: Layout
     delays: tuple[int, ...]
     """Milliseconds of the retry queues that are declared beforehand."""
+    log: str
+    """Which of its messages get a row: one of ``handler_settings.LOGS``."""
 
     @property
     def steps(self) -> Sequence[Step]:
@@ -186,6 +190,8 @@ def message_handler(
     queue: str | None = None,
     exchange: str = DEFAULT_EXCHANGE,
     queue_arguments: Mapping[str, Any] | None = None,
+    *,
+    log: str | None = None,
 ) -> Callable[[Handler], Handler]:
     """Have a function called with each message of a queue.
 
@@ -199,6 +205,8 @@ def message_handler(
             published under its name.
         queue_arguments: of the work queue's declaration, for example
             ``{"x-queue-type": "quorum"}``.
+        log: which of its messages get a row in the MessageLog, instead of the settings' "log":
+            "all", "failures" (those that go to the archive) or "none".
 
     Returns:
         A decorator that returns the function as it is. It takes any callable: ``async def``, an
@@ -225,6 +233,8 @@ def message_handler(
         )
     names = [settings.queue_name_prefix + key if queue is None else queue for key in keys]
     arguments = _checked_arguments(queue_arguments)
+    if log is not None and log not in LOGS:
+        raise InvalidQueueRegistration(f"log is one of {', '.join(LOGS)}, not {log!r:.100}.")
     for name in names:
         _check_name(name)
 
@@ -236,6 +246,7 @@ def message_handler(
                 exchange=exchange,
                 routing_key=key,
                 queue_arguments=arguments,
+                log=log,
                 handler=handler,
                 call=call,
             )
@@ -516,6 +527,7 @@ def _queue(
         time_limit=limit_of(_unwrapped(one.handler), settings.time_limit),
         policy=policy,
         delays=retry.own_steps(policy),
+        log=next((each.log for each in found if each.log is not None), settings.handlers.log),
         layout=Layout(
             name=name,
             arguments=dict(one.queue_arguments),

@@ -378,6 +378,15 @@ class MessageLog(models.Model):
             return None
         return max(end - self.start_time, timedelta())
 
+    @property
+    def is_task(self) -> bool:
+        """Whether this is a task; else it tells of a message with a handler (see ``journal``).
+
+        Such a row has come to its end when it is written. What is there instead of positional
+        arguments is an object, so nothing can make a task of it.
+        """
+        return not self.task_args.startswith("{")
+
     def requeue(self) -> MessageLog:
         """Publish this task again, with the same arguments, as a new row, and delete this one.
 
@@ -390,9 +399,16 @@ class MessageLog(models.Model):
 
         Raises:
             CarrotConfigException: the queue is not in the settings any more. Nothing has changed.
-            InvalidMessage: the arguments of this row cannot be read. Nothing has changed.
+            InvalidMessage: the arguments of this row cannot be read, or it is no task. Nothing has
+                changed.
             MessageLog.DoesNotExist: this row was requeued or deleted meanwhile.
         """
+        if not self.is_task:
+            raise InvalidMessage(
+                "This row is no task: it tells of a message that handler "
+                f"{self.task} got. Archived messages are handled again by: manage.py "
+                "carrot_archive replay."
+            )
         conf.current().queue(self.queue)
         wire.stored_object(self.content)
         using = self._state.db or router.db_for_write(MessageLog)

@@ -329,6 +329,14 @@ def _release(run: Finished, using: str) -> int:
     )
 
 
+def add(rows: Sequence[MessageLog], using: str) -> None:
+    """Add rows that have come to their end: of messages that were handled.
+
+    May be repeated: those that are there already are left as they are.
+    """
+    MessageLog.objects.using(using).bulk_create(rows, ignore_conflicts=True)
+
+
 def heartbeat(worker: Worker, using: str) -> float:
     """Renew the lease of this process, and tell its ``state``.
 

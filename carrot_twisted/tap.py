@@ -32,6 +32,7 @@ from carrot_twisted.service.guise import Guise
 from carrot_twisted.service.notify import Notifier
 from carrot_twisted.service.pid_file import PidFile
 from carrot_twisted.service.reactor_watch import ReactorWatch
+from carrot_twisted.service.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -180,6 +181,7 @@ class CarrotService(Service):
         self._engine: Engine | Consumption | None = None
         self._reactor: Any = None
         self._watch: ReactorWatch | None = None
+        self._watchdog: Watchdog | None = None
         self._signals = 0
         self._ending = False
         self._notifier = Notifier()
@@ -308,6 +310,9 @@ class CarrotService(Service):
         )
         self._watch = ReactorWatch(self._log_file, self._reactor)
         self._watch.start()
+        engine = self._engine
+        self._watchdog = Watchdog(self._notifier, lambda: engine.silence, self._reactor)
+        self._watchdog.start()
         Deferred.fromCoroutine(self._engine.start()).addErrback(self._crash)
         self._notifier.tell(STATUS="Starting: not yet consuming from all queues")
         self._tell_state()
@@ -390,6 +395,8 @@ class CarrotService(Service):
             _log.info("Stopped; {n} {what} were run", n=self._engine.finished, what=what)
             if self._watch is not None:
                 self._watch.stop()
+            if self._watchdog is not None:
+                self._watchdog.stop()
             # The reactor waits for its threads now: for a look-up of a name, for example.
             _end_in_time()
             if not clean:

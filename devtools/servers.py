@@ -8,6 +8,7 @@ with temporary_folder() as folder, RabbitMQ(folder / "rabbitmq") as broker:
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import sys
 
 from devtools.folders import temporary_folder
@@ -18,7 +19,9 @@ from devtools.rabbitmq import RabbitMQ, find_scripts
 __all__ = ["PostgreSQL", "RabbitMQ", "ServerError", "find_missing", "temporary_folder"]
 
 
-def find_missing(*, rabbitmq: bool = True, postgresql: bool = True) -> list[str]:
+def find_missing(
+    *, rabbitmq: bool = True, postgresql: bool = True, systemd: bool = False
+) -> list[str]:
     """Return the Debian packages that are needed and not installed."""
     missing = []
     if importlib.util.find_spec("ensurepip") is None:
@@ -27,4 +30,6 @@ def find_missing(*, rabbitmq: bool = True, postgresql: bool = True) -> list[str]
         missing.append("rabbitmq-server")
     if postgresql and find_programs() is None:
         missing.append("postgresql")
+    if systemd and shutil.which("systemd-analyze") is None:
+        missing.append("systemd")
     return missing

@@ -40,7 +40,13 @@ class CallbackDispatcher(MessageDispatcher):
     def __init__(
         self, *, queue: CallbackQueue, gate: threading.Semaphore, send: Send, reactor: Any
     ) -> None:
-        super().__init__(queue=queue, concurrency=queue.concurrency, send=send, reactor=reactor)
+        super().__init__(
+            queue=queue,
+            concurrency=queue.concurrency,
+            send=send,
+            note=lambda _handled: None,
+            reactor=reactor,
+        )
         self._callback_queue = queue
         self._gate = gate
         self._halted = False

@@ -214,6 +214,11 @@ class Consumption:
         return [one.problem for one in self.consumers if one.problem is not None]
 
     @property
+    def silence(self) -> float:
+        """No thread of its own writes to a database that it might wait for: 0."""
+        return 0.0
+
+    @property
     def longest_stop(self) -> float:
         """Seconds after which ``stop`` has ended in any case."""
         return self._shutdown_timeout + LAST_FRAMES + 2 * FAREWELL

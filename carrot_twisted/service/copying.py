@@ -58,12 +58,17 @@ def is_same(one: Delivery, other: Delivery) -> bool:
     return _identity(one) == _identity(other)
 
 
+def is_count(header: object) -> bool:
+    """Whether a header is the broker's own, of the deliveries of this very message."""
+    return _COUNTS.fullmatch(str(header)) is not None
+
+
 def _identity(delivery: Delivery) -> tuple[object, ...]:
     properties = vars(delivery.properties) | {
         "headers": {
             key: value
             for key, value in (delivery.properties.headers or {}).items()
-            if not _COUNTS.fullmatch(str(key))
+            if not is_count(key)
         }
     }
     return delivery.exchange, delivery.routing_key, delivery.body, properties

@@ -43,6 +43,7 @@ from carrot_twisted.service.chore import Chore
 from carrot_twisted.service.connection import BrokerConnection, close_all
 from carrot_twisted.service.dispatcher import Dispatcher
 from carrot_twisted.service.hooked_dispatcher import HookedDispatcher
+from carrot_twisted.service.journal import Journal
 from carrot_twisted.service.log_writer import LogWriter
 from carrot_twisted.service.message_dispatcher import MessageDispatcher
 from carrot_twisted.service.posting import ReactorPublisher
@@ -218,11 +219,13 @@ class Engine:
             for queue, consumer in zip(queues, consumers, strict=True)
             if not isinstance(queue, HandlerQueue)
         ]
+        self._journal = Journal(self._writer, self.worker.name, settings.max_result_size, reactor)
         handling = [
             MessageDispatcher(
                 queue=queue,
                 concurrency=options.concurrency or queue.concurrency,
                 send=partial(self._publisher.send, queue.host),
+                note=self._journal.note,
                 reactor=reactor,
             )
             for queue in queues
@@ -293,6 +296,11 @@ class Engine:
             *(subscription.problem for subscription in self._subscriptions),
         ]
         return [text for text in found if text is not None]
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the thread that writes to the database has shown that it works."""
+        return self._writer.silence
 
     @property
     def longest_stop(self) -> float:
@@ -378,7 +386,9 @@ class Engine:
             self._writer.give_up()
         for dispatcher in self._dispatchers:
             dispatcher.stop_threads()
-        return await self._end_writer(end) and clean
+        written = await self._end_writer(end)
+        self._journal.stop()
+        return written and clean
 
     async def _end_writer(self, end: float) -> bool:
         """Write what is left; False if the database does not answer in time."""

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from uuid import UUID
 
+    from carrot_twisted.models import MessageLog
     from carrot_twisted.outbox import Post
 
 _log = make_logger()
@@ -86,6 +87,16 @@ class Confirmed:
 
 
 @dataclass(slots=True, kw_only=True)
+class Entry:
+    """Add a row that has come to its end."""
+
+    row: Callable[[], MessageLog]
+    """Makes it, on the writer's thread; the same row each time."""
+    done: Callable[[str | None], None]
+    """Called on the writer's thread: when it is committed, or with the reason why it never is."""
+
+
+@dataclass(slots=True, kw_only=True)
 class Call:
     """Run ``function`` on the writer's thread, in a transaction of its own."""
 
@@ -93,7 +104,7 @@ class Call:
     result: Deferred[Any]
 
 
-Operation = Claim | Finish | Confirmed | Call
+Operation = Claim | Finish | Confirmed | Entry | Call
 
 
 class LogWriter:
@@ -141,6 +152,17 @@ class LogWriter:
         #: without limit.
         self._driver: Any = None
         self._waits_for_ever = False
+        #: When the thread has last begun or ended something; None: it has nothing to do.
+        self._sign: float | None = None
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the thread has last shown that it works; 0 while it has nothing to do.
+
+        A database that is away is asked again and again: each time is a sign. From any thread.
+        """
+        sign = self._sign
+        return 0.0 if sign is None else time.monotonic() - sign
 
     @property
     def away(self) -> bool:
@@ -192,7 +214,9 @@ class LogWriter:
         running = True
         while running:
             batch: list[Operation] = []
+            self._sign = None
             operation = self._inbox.get()
+            self._sign = time.monotonic()
             while True:
                 if operation is None:
                     running = False
@@ -212,6 +236,7 @@ class LogWriter:
                 connections[self._using].close()
             reset_queries()
         connections.close_all()
+        self._sign = None
 
     def _process(self, batch: Sequence[Operation]) -> None:
         if any(not isinstance(op, Call) for op in batch) and not self._persist(batch):
@@ -252,7 +277,7 @@ class LogWriter:
 
     def _attempt(self, work: Callable[[], None]) -> Exception | None:
         """Do it; returns what the database said against it, its connection closed then."""
-        self._asked = time.monotonic()
+        self._asked = self._sign = time.monotonic()
         try:
             work()
         except (DatabaseError, InterfaceError) as error:
@@ -260,6 +285,7 @@ class LogWriter:
             return error
         finally:
             self._asked = None
+            self._sign = time.monotonic()
         return None
 
     @contextmanager
@@ -291,6 +317,7 @@ class LogWriter:
         finishes = [op for op in batch if isinstance(op, Finish)]
         claims = [op for op in batch if isinstance(op, Claim)]
         confirmed = [post for op in batch if isinstance(op, Confirmed) for post in op.posts]
+        entries = [op for op in batch if isinstance(op, Entry)]
         answers = []
         with self._transaction():
             if finishes:
@@ -310,6 +337,8 @@ class LogWriter:
                 failpoints.reached("before_claim_commit")
             if confirmed:
                 outbox.note_confirmed(confirmed, self._using)
+            if entries:
+                records.add([op.row() for op in entries], self._using)
         if claims:
             failpoints.reached("after_claim_commit")
         if finishes:
@@ -322,6 +351,8 @@ class LogWriter:
                 op.answer(answer)
             if finishes:
                 self._reactor.callFromThread(_tell_written, finishes)
+            for entry in entries:
+                entry.done(None)
 
         return tell
 
@@ -339,6 +370,9 @@ class LogWriter:
                 error=outcomes.one_line(words, MAX_REASON),
             )
             return self._persist([_without_texts(operation, error)])
+        if isinstance(operation, Entry):
+            operation.done(outcomes.exception_line(error, MAX_REASON))
+            return True
         raise error
 
     def _persist_unlocked(self, batch: Sequence[Operation]) -> None:

@@ -35,6 +35,7 @@ from carrot_twisted.outage import Outage
 from carrot_twisted.retry import Action, Failure, Fault
 from carrot_twisted.service import copying
 from carrot_twisted.service.dispatcher import STUCK, ThreadReport
+from carrot_twisted.service.journal import Handled
 from carrot_twisted.service.pool import WorkerPool
 from carrot_twisted.service.prefetch import Pace
 from carrot_twisted.service.time_keeper import TimeKeeper
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from carrot_twisted.retry import Decision
     from carrot_twisted.service.delivery import Delivery
 
+    Note = Callable[[Handled], None]
+    """Is told of a message that is settled."""
     Send = Callable[[Post, Callable[[str | None], None]], None]
     """Sends a message; its second argument is told when the broker has it, or why not."""
 
@@ -81,6 +84,8 @@ class Job:
     """Seconds that its handler has kept a thread."""
     done: bool = False
     """It has come to its end here, and was acknowledged if its channel was open."""
+    ended: float = 0.0
+    """When it had ended, in seconds since the epoch."""
 
 
 class MessageDispatcher:
@@ -90,13 +95,17 @@ class MessageDispatcher:
         queue: with its handler.
         concurrency: number of threads.
         send: the way to the broker, for copies.
+        note: called, when a message is settled for good, with what became of it.
         reactor: Twisted's reactor.
     """
 
-    def __init__(self, *, queue: HandlerQueue, concurrency: int, send: Send, reactor: Any) -> None:
+    def __init__(
+        self, *, queue: HandlerQueue, concurrency: int, send: Send, note: Note, reactor: Any
+    ) -> None:
         self.pace = Pace(concurrency=concurrency, fixed=queue.prefetch)
         self._queue = queue
         self._send = send
+        self._note = note
         self._reactor = reactor
         self._host = socket.gethostname()
         self._keeper = TimeKeeper(reactor, self._give_up)
@@ -264,6 +273,7 @@ class MessageDispatcher:
     def _decide(self, job: Job, took: float) -> None:
         """On a worker thread, for the project's backoff function is asked."""
         job.took = took
+        job.ended = time.time()
         job.decision = self._decision(job)
         with self._lock:
             wake = not self._ended
@@ -431,6 +441,21 @@ class MessageDispatcher:
         del self._jobs[job]
         job.done = True
         job.delivery.ack()
+        if job.decision is not None and job.decision.action is not Action.RETRY:
+            self._note_settled(job)
+
+    def _note_settled(self, job: Job) -> None:
+        waited = self._reactor.seconds() - job.arrived
+        self._note(
+            Handled(
+                queue=self._queue,
+                delivery=job.delivery,
+                failure=job.failure,
+                arrived=time.time() - waited,
+                started=job.ended - job.took,
+                ended=job.ended,
+            )
+        )
 
     def _go_on(self) -> None:
         self._pump()

@@ -14,10 +14,14 @@ from contextlib import suppress
 class Notifier:
     """The way to the socket that ``NOTIFY_SOCKET`` names; without that, nothing is told.
 
-    Takes the variable away: a program that a task starts does not speak for the service.
+    Takes the variables away: a program that a task starts does not speak for the service.
     """
 
     def __init__(self) -> None:
+        self.watchdog = _seconds(
+            os.environ.pop("WATCHDOG_USEC", ""), os.environ.pop("WATCHDOG_PID", "")
+        )
+        """Within so many seconds ``WATCHDOG=1`` is to be told, again and again; None: never."""
         address = os.environ.pop("NOTIFY_SOCKET", "")
         # A name in the kernel, not in a file system.
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
@@ -43,3 +47,10 @@ class Notifier:
             sender.send(text.encode("utf-8", "backslashreplace"))
             return True
         return False
+
+
+def _seconds(microseconds: str, pid: str) -> float | None:
+    """What sd_watchdog_enabled(3) says: None also where another process is meant."""
+    if not microseconds.isdecimal() or int(microseconds) == 0:
+        return None
+    return int(microseconds) / 1e6 if pid in ("", str(os.getpid())) else None

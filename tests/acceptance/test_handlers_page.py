@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
+from django.core.management import load_command_class
 
 from carrot_twisted import handler_settings
 from carrot_twisted.service import copying
@@ -24,7 +25,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
 BROKER = "amqp://guest:guest@localhost:5672/"
 QUEUES = (
     *("orders.paid", "orders.raw", "orders.both", "orders.cancelled", "myapp.orders"),
-    *("customer.new", "customer.gone"),
+    *("orders.refunded", "customer.new", "customer.gone"),
 )
 DELAYS = (200, 1000, 60_000, 1_800_000)
 
@@ -62,8 +63,7 @@ def test_a_newcomer_gets_from_the_page_to_a_handled_message(
     with (site.folder / "mysite" / "settings.py").open("a") as settings:
         settings.write(block("# settings.py").replace(BROKER, broker_url))
         settings.write("INSTALLED_APPS.append('myapp')\n")
-    for name, text in (("send.py", "# send.py"), ("replay.py", "orders.paid.archived")):
-        (site.folder / name).write_text(block(text).replace(BROKER, broker_url))
+    (site.folder / "send.py").write_text(block("# send.py").replace(BROKER, broker_url))
     site.run("manage.py", "migrate")
     site.run("manage.py", "check", "--fail-level", "WARNING")
 
@@ -85,11 +85,13 @@ def test_a_newcomer_gets_from_the_page_to_a_handled_message(
             content_type="application/json",
             headers={"x-retry-count": 4},
         )
-        site.run("replay.py")
+        site.run("manage.py", "carrot_archive", "replay", "--queue=orders.paid")
         service.wait_for("order 8 is paid")
         broker.send("orders.cancelled", b"{}", content_type="application/json")
         wait_until(lambda: broker.depth("orders.cancelled.archived") == 1)
         assert service.stop() == 0
+        told = site.run("manage.py", "shell", "-c", block("if not row.is_task"))
+        assert "PermanentFailure: an order has a number {}" in told
     finally:
         service.kill()
 
@@ -104,3 +106,11 @@ def test_its_tables_have_every_setting_and_every_header() -> None:
     assert len(headers) == 11
     for header in headers:
         assert f"`{header}`" in PAGE, header
+
+
+def test_its_commands_are_understood() -> None:
+    parser = load_command_class("carrot_twisted", "carrot_archive").create_parser("manage.py", "")
+    lines = re.findall(r"^python manage\.py carrot_archive (.*)$", PAGE, flags=re.MULTILINE)
+    assert {parser.parse_args(line.split()).action for line in lines} == {
+        *("list", "show", "replay", "delete")
+    }

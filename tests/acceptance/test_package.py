@@ -53,7 +53,7 @@ def succeed(*command: str | Path, folder: Path) -> str:
 def copy_of_the_sources(folder: Path) -> Path:
     """Copy what a package is built from."""
     unwanted = shutil.ignore_patterns("__pycache__", "dropin.cache")
-    for name in ("carrot_twisted", "twisted"):
+    for name in ("carrot_twisted", "twisted", "systemd"):
         shutil.copytree(CHECKOUT / name, folder / name, ignore=unwanted)
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(CHECKOUT / name, folder)
@@ -132,7 +132,11 @@ def test_the_wheel_holds_the_whole_package(content: list[str]) -> None:
 def test_the_wheel_holds_nothing_else(content: list[str]) -> None:
     """No tests, no tools, no example."""
     tops = {name.split("/")[0] for name in content}
-    assert tops == {"carrot_twisted", "twisted", f"carrot_twisted-{__version__}.dist-info"}
+    named = f"carrot_twisted-{__version__}"
+    assert tops == {"carrot_twisted", "twisted", f"{named}.dist-info", f"{named}.data"}
+    data = {name for name in content if name.startswith(f"{named}.data")}
+    units = (CHECKOUT / "systemd").iterdir()
+    assert data == {f"{named}.data/data/lib/systemd/system/{unit.name}" for unit in units}
 
 
 def test_the_wheel_says_what_it_is(wheel: Path) -> None:
@@ -157,6 +161,7 @@ def test_twistd_lists_carrot_from_the_wheel(wheel: Path, tmp_path: Path) -> None
     environment.borrow_dependencies()
     assert environment.where_is_the_package().is_relative_to(tmp_path)
     assert lists_carrot(environment)
+    assert (tmp_path / "lib" / "systemd" / "system" / "carrot@.service").is_file()
 
 
 def test_twistd_lists_carrot_from_an_editable_install(editable: tuple[Environment, Path]) -> None:

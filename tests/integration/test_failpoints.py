@@ -25,7 +25,7 @@ from carrot_twisted.utilities import (
     publish_message,
 )
 from tests.conftest import run_python
-from tests.integration import test_handlers
+from tests.integration import test_archive, test_handlers
 from tests.integration.test_service import finished
 from tests.processes import ServiceProcess, carrot, wait_until
 from tests.project import tasks
@@ -276,7 +276,8 @@ def test_a_thread_that_breaks_after_its_task_costs_neither_the_row_nor_the_threa
 
 
 def test_every_place_is_in_the_table() -> None:
-    assert {case.place for case in CASES} | set(test_handlers.POINTS) == set(failpoints.PLACES)
+    elsewhere = {*test_handlers.POINTS, *test_archive.POINTS}
+    assert {case.place for case in CASES} | elsewhere == set(failpoints.PLACES)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.place}-{case.scene.__name__}")

@@ -40,7 +40,7 @@ def name(page: Path) -> str:
 def test_there_is_a_page_for_each_part() -> None:
     pages = {page.name for page in PAGES}
     assert {"consumers.md", "scheduling.md", "commands.md", "retention.md"} <= pages
-    assert {"callbacks.md", "handlers.md", "security.md"} <= pages
+    assert {"callbacks.md", "handlers.md", "security.md", "systemd.md"} <= pages
     assert (TOP / "docs" / "migrating-from-django-carrot.md") in PAGES
 
 

@@ -84,7 +84,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "view_decorators",
     ),
     3: ("execution", "handling", "interruption", "task_logging"),
-    4: ("adopting", "consumer", "scheduler", "service.*"),
+    4: ("adopting", "archive", "consumer", "scheduler", "service.*"),
     SERVICE_WING: ("callback_options", "command_line", "management.*", "messaging", "tap"),
     WEB_WING: ("admin", "api", "apps", "event_stream", "urls", "views"),
 }

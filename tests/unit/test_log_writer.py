@@ -7,6 +7,7 @@ The writer's loop runs in the test's own thread, until it has done all that was 
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
@@ -19,6 +20,7 @@ from django.db import (
     connection,
     transaction,
 )
+from django.utils import timezone
 from twisted.internet.task import Clock
 
 from carrot_twisted import outbox, records
@@ -26,7 +28,7 @@ from carrot_twisted.models import MessageLog
 from carrot_twisted.outcomes import Kind, Result, Verdict
 from carrot_twisted.records import Claimant, Claimed, Finished
 from carrot_twisted.service import log_writer
-from carrot_twisted.service.log_writer import Claim, Confirmed, Finish, LogWriter
+from carrot_twisted.service.log_writer import Claim, Confirmed, Entry, Finish, LogWriter
 from tests.unit.test_outcomes import driver_error
 
 if TYPE_CHECKING:
@@ -95,6 +97,13 @@ class Desk:
             )
         )
 
+    def enter(self, *rows: MessageLog) -> list[str | None]:
+        """Have rows added; returns what is told of them."""
+        told: list[str | None] = []
+        for row in rows:
+            self.writer.submit(Entry(row=partial(_same, row), done=told.append))
+        return told
+
     def listen(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         """Keep the lines of its log."""
         lines: list[str] = []
@@ -159,6 +168,116 @@ def refusing(bad: UUID, error: Exception, text: str | None = "bad") -> Callable[
         return finish(runs, *args)
 
     return checked
+
+
+def _same(row: MessageLog) -> MessageLog:
+    return row
+
+
+def entry(**fields: Any) -> MessageLog:
+    given = {"status": "COMPLETED", "task_args": "{}", "publish_time": timezone.now(), **fields}
+    return MessageLog.new(task="app.handle", queue="mail", **given)
+
+
+class TestItsSignsOfLife:
+    """``silence``, by a clock that the test sets."""
+
+    @pytest.fixture
+    def now(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+        now = [1000.0]
+        monkeypatch.setattr(time, "monotonic", lambda: now[0])
+        return now
+
+    def test_with_nothing_to_do_it_is_never_silent(self, desk: Desk, now: list[float]) -> None:
+        assert desk.writer.silence == 0
+        desk.enter(entry())
+        desk.work()
+        now[0] += 1000
+        assert desk.writer.silence == 0
+
+    def test_it_is_silent_since_the_database_was_asked(
+        self, desk: Desk, now: list[float], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        silences = []
+
+        def hang(*_: Any) -> None:
+            now[0] += 100
+            silences.append(desk.writer.silence)
+            if len(silences) < 3:
+                raise AWAY
+
+        monkeypatch.setattr(records, "add", hang)
+        desk.enter(entry())
+        desk.work()
+        # Each attempt is a sign.
+        assert silences == [100, 100, 100]
+
+    def test_it_is_silent_for_good_when_its_thread_has_ended_by_an_error(
+        self, desk: Desk, now: list[float], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        error = RuntimeError("broken")
+        monkeypatch.setattr(records, "add", Failing(records.add, error))
+        monkeypatch.setattr(connection, "close", Failing(connection.close, error))
+        desk.enter(entry())
+        with pytest.raises(RuntimeError, match="broken"):
+            desk.work()
+        now[0] += 1000
+        assert desk.writer.silence == 1000
+
+
+class TestARowOfAHandledMessage:
+    """It depends on the database, and nothing on it."""
+
+    def test_it_is_written_with_the_batch(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        commits = Failing(transaction.atomic)
+        ending = running()
+        monkeypatch.setattr(transaction, "atomic", commits)
+        rows = [entry() for _ in range(3)]
+        told = desk.enter(*rows)
+        desk.finish(ending)
+        desk.work()
+        assert told == [None] * 3
+        assert set(MessageLog.objects.values_list("pk", "status")) == {
+            (ending, "COMPLETED"),
+            *((row.pk, "COMPLETED") for row in rows),
+        }
+        # And a savepoint.
+        assert commits.calls <= 2
+
+    def test_it_waits_for_a_database_that_is_away(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Also one whose commit was done, and not answered: it is there once."""
+        add = Failing(records.add, AWAY, AWAY, AWAY)
+        monkeypatch.setattr(records, "add", add)
+        row = entry()
+        told = desk.enter(row)
+        desk.work()
+        assert (told, add.calls) == ([None], 4)
+        assert desk.told[0].startswith("away")
+        assert MessageLog.objects.get().pk == row.pk
+
+    def test_one_that_is_refused_keeps_nothing_else_from_being_written(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        bad, good, ending = entry(worker="bad"), entry(), running()
+        add = records.add
+
+        def refusing_add(rows: list[MessageLog], using: str) -> None:
+            if bad in rows:
+                raise REFUSED
+            add(rows, using)
+
+        monkeypatch.setattr(records, "add", refusing_add)
+        told = desk.enter(bad, good)
+        desk.finish(ending)
+        desk.work()
+        assert sorted(map(str, told)) == ["None", "value too long"]
+        assert status(good.pk) == status(ending) == "COMPLETED"
+        assert not MessageLog.objects.filter(pk=bad.pk).exists()
+        assert desk.told == []
 
 
 class TestABatch:

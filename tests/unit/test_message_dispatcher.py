@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from carrot_twisted.outbox import Post
+    from carrot_twisted.service.journal import Handled
 
 LOCKED = OperationalError("database is locked")
 LOCKED.__cause__ = type("Locked", (Exception,), {"sqlite_errorcode": 5})()
@@ -39,12 +40,14 @@ class Desk:
         self.errors: dict[bytes, BaseException] = {}
         self.meanwhile: Callable[[], object] = lambda: None
         self.sent: list[tuple[Post, Callable[[str | None], None]]] = []
+        self.settled: list[Handled] = []
         handlers.message_handler("mail")(self.handle)
         (queue,) = handlers.queues(conf.current())
         self.dispatcher = MessageDispatcher(
             queue=queue,
             concurrency=concurrency,
             send=lambda post, settled: self.sent.append((post, settled)),
+            note=self.settled.append,
             reactor=self.clock,
         )
         self.open_channel()
@@ -393,6 +396,51 @@ class TestLostChannel:
         desk.answer("the connection was lost")
         desk.turn(COPY_RETRY)
         assert (desk.sent, desk.dispatcher.running) == ([], 0)
+
+
+class TestItsRow:
+    """What is noted of a message, for a row that tells what became of it."""
+
+    def test_is_of_one_that_is_acknowledged(self, desk: Desk) -> None:
+        desk.deliver()
+        desk.turn(3)
+        desk.work()
+        (one,) = desk.settled
+        assert (one.failure, one.delivery.body) == (None, b"body")
+        assert one.queue.name == "mail"
+        assert one.arrived + 3 == pytest.approx(one.started, abs=1)
+        assert one.started <= one.ended
+
+    def test_is_of_one_that_is_archived_when_that_is_settled(self, desk: Desk) -> None:
+        desk.errors[b"body"] = PermanentFailure("never")
+        desk.deliver()
+        desk.work()
+        desk.answer("no connection")
+        desk.turn(COPY_RETRY)
+        assert not desk.settled
+        desk.answer()
+        assert desk.channel.acked == {1}
+        assert [one.failure and one.failure.exception for one in desk.settled] == [
+            "PermanentFailure: never"
+        ]
+
+    def test_is_none_of_one_that_is_tried_again_or_waits(self, desk: Desk) -> None:
+        desk.errors |= {b"fails": ValueError("no"), b"waits": LOCKED}
+        desk.deliver(b"fails")
+        desk.deliver(b"waits")
+        desk.work()
+        desk.answer()
+        assert desk.channel.acked == {1}
+        assert not desk.settled
+
+    def test_is_none_of_one_that_is_given_back(self, desk: Desk) -> None:
+        desk.errors[b"body"] = PermanentFailure("never")
+        desk.deliver()
+        desk.work()
+        desk.dispatcher.release_running()
+        desk.answer()
+        assert desk.channel.requeued == {1}
+        assert not desk.settled
 
 
 def test_what_waits_behind_long_work_goes_back(desk: Desk) -> None:
