@@ -349,7 +349,7 @@ async def test_a_refusal_tells_whom_and_never_the_password(
         assert password not in caplog.text
     # What the broker refuses on purpose is not asked for again at once.
     delays = [c.getTime() - reactor.seconds() for c in reactor.getDelayedCalls() if c not in before]
-    assert 0.7 < max(delays) < 20
+    assert 0.4 < max(delays) < 20
     await pause(0.6)
     assert log.text.count("No connection") == 1
 
