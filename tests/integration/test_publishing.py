@@ -447,7 +447,11 @@ def test_an_exchange_that_the_user_may_not_write_to_holds_up_no_other(
 # Thousands
 
 
-def test_publish_many_publishes_all(served: None, broker: Broker) -> None:
+def test_publish_many_publishes_all(
+    served: None, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A busy machine may take longer than the budget to make a quorum queue; the relay is not here.
+    monkeypatch.setattr(publisher, "BUDGET", 10.0)
     rows = publish_many(create_message(tasks.echo, task_args=[n]) for n in range(5000))
     assert [row.positionals for row in rows] == [(n,) for n in range(5000)]
     assert publisher.flush(30)
@@ -662,7 +666,7 @@ print(returned - start)
 """
     caller, at_exit = map(float, result(run_script(script, url=url)).split())
     assert caller < AT_ONCE
-    assert at_exit < (1.0 if state == "away" else 3.0)
+    assert at_exit < (2.0 if state == "away" else 3.0)
     assert unsent() == 1
 
 
