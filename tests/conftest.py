@@ -13,6 +13,7 @@ combinations there is ``run.py brokers``.
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import sys
 from contextlib import ExitStack, contextmanager
@@ -48,6 +49,10 @@ if TYPE_CHECKING:
     from tests.processes import Launch
 
 QUEUES = ["default", "other"]
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As in the background of a shell: all that the tests start would ignore it, too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def kind_of_database() -> str:
