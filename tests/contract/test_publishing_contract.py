@@ -23,6 +23,7 @@ from carrot_twisted.outbox import Post
 from carrot_twisted.publishing import PublishingSession
 from carrot_twisted.topology import Step
 from carrot_twisted.virtual_host import VirtualHost
+from tests.processes import as_published
 from tests.unit.fake_pika import FakeBroker, FakeConnection
 
 if TYPE_CHECKING:
@@ -246,7 +247,9 @@ def test_posts_arrive_in_order_and_whole(line: Line, desk: Desk) -> None:
     assert desk.publish(posts) == [None] * 256
     messages = line.messages(PREFIX + "one")
     assert [body for _, body in messages] == [post.body for post in posts]
-    assert [properties for properties, _ in messages] == [post.properties for post in posts]
+    assert [as_published(properties) for properties, _ in messages] == [
+        post.properties for post in posts
+    ]
 
 
 def test_posts_that_come_one_by_one_arrive(line: Line, desk: Desk) -> None:

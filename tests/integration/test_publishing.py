@@ -29,7 +29,7 @@ from carrot_twisted.models import MessageLog
 from carrot_twisted.utilities import create_message, publish_many, publish_message
 from devtools.ports import free_port
 from tests.conftest import Broker, current_database_url
-from tests.processes import REPOSITORY, ServiceProcess, wait_until
+from tests.processes import REPOSITORY, ServiceProcess, as_published, wait_until
 from tests.project import tasks
 
 if TYPE_CHECKING:
@@ -300,7 +300,7 @@ def test_the_message_is_that_of_django_carrot_and_persistent(served: None, broke
         properties, body = broker.get("default")
         data = {name: value for name, value in (("args", args), ("kwargs", kwargs)) if value}
         assert body == json.dumps(data).encode()
-        assert properties.headers == {"type": "tests.project.tasks.echo"}
+        assert as_published(properties).headers == {"type": "tests.project.tasks.echo"}
         assert properties.content_type == "application/json"
         assert properties.type == "django-carrot message"
         assert properties.message_id == str(row.pk)
