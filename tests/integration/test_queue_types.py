@@ -268,8 +268,8 @@ def test_a_consumer_that_is_cancelled_for_its_slowness_comes_back_and_the_task_r
 ) -> None:
     settings.CARROT = {**settings.CARROT, "default_broker": strict_broker.url}
     service = start_service(CARROT_BROKER_URL=strict_broker.url, CARROT_TEST_QUEUE_TYPE="quorum")
-    slow = publish_message(tasks.effect, "slow", 25.0)
-    service.wait_for("The broker cancelled the consumer of default")
+    slow = publish_message(tasks.effect, "slow", 16.0)
+    service.wait_for("Queue default is not consumed: the broker cancelled the consumer")
     quick = publish_message(tasks.effect, "quick")
     (slow_row, quick_row) = finished([slow, quick])
     assert (slow_row.status, slow_row.attempts) == (MessageLog.COMPLETED, 1)
