@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from twisted.python.threadable import isInIOThread
 
 if TYPE_CHECKING:
+    from collections import deque
+
     import pika
 
 
@@ -129,6 +131,20 @@ class Delivery:
     def reject(self) -> None:
         """Not wanted: the broker dead-letters it, or throws it away."""
         self.settler.take(self.tag, requeue=False)
+
+
+def take_overdue(waiting: deque[Delivery], now: float, deadline: float) -> list[Delivery]:
+    """Take those out of ``waiting`` that have waited for ``deadline`` seconds.
+
+    They count from the first call that finds them.
+    """
+    overdue: list[Delivery] = []
+    for _ in range(len(waiting)):
+        delivery = waiting.popleft()
+        if delivery.seen is None:
+            delivery.seen = now
+        (overdue if now - delivery.seen >= deadline else waiting).append(delivery)
+    return overdue
 
 
 class SafeChannel:

@@ -31,7 +31,7 @@ from carrot_twisted.execution import Limits, Run
 from carrot_twisted.message_log import new_token
 from carrot_twisted.outcomes import Kind, Result, Verdict
 from carrot_twisted.records import Claimed, Finished
-from carrot_twisted.service.delivery import Delivery
+from carrot_twisted.service.delivery import Delivery, take_overdue
 from carrot_twisted.service.log_writer import Claim, Finish, LogWriter
 from carrot_twisted.service.pool import WorkerPool
 from carrot_twisted.service.prefetch import Pace
@@ -590,13 +590,7 @@ class Dispatcher:
                 self._give_back(job)
             else:
                 self._pool.put(job)
-        keep: deque[Delivery] = deque()
-        overdue: list[Delivery] = []
-        for delivery in self._waiting:
-            if delivery.seen is None:
-                delivery.seen = now
-            (overdue if now - delivery.seen >= deadline else keep).append(delivery)
-        self._waiting = keep
+        overdue = take_overdue(self._waiting, now, deadline)
         for suspect in [job for job in self._suspects if now - job.since >= deadline]:
             self._suspects.remove(suspect)
             self._requeue(suspect)

@@ -34,6 +34,7 @@ from carrot_twisted.interruption import Abandoned, TimedCall
 from carrot_twisted.outage import Outage
 from carrot_twisted.retry import Action, Failure, Fault
 from carrot_twisted.service import copying
+from carrot_twisted.service.delivery import take_overdue
 from carrot_twisted.service.dispatcher import STUCK, ThreadReport
 from carrot_twisted.service.journal import Handled
 from carrot_twisted.service.pool import WorkerPool
@@ -503,13 +504,7 @@ class MessageDispatcher:
                 self._give_back(job)
             else:
                 self._pool.put(job)
-        keep: deque[Delivery] = deque()
-        overdue: list[Delivery] = []
-        for delivery in self._waiting:
-            if delivery.seen is None:
-                delivery.seen = now
-            (overdue if now - delivery.seen >= deadline else keep).append(delivery)
-        self._waiting = keep
+        overdue = take_overdue(self._waiting, now, deadline)
         for job in [job for job in self._resting if now - job.arrived >= deadline]:
             self._resting.pop(job).cancel()
             overdue.append(job.delivery)
