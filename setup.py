@@ -59,6 +59,10 @@ setup(
         "txaio>=23.1.1",
         # Crontabs, with Debian cron's rules for the days when clocks are changed. No dependencies.
         "cronsim>=2.7",
+        # The monitor: htmx comes with it, so that no file of others is kept here.
+        "django-htmx>=1.29,<2",
+        # The monitor's JSON API: pages, fields and errors are those of django-carrot, which has it.
+        "djangorestframework>=3.16",
     ],
     extras_require={
         # The driver with its C library: no compiler, no libpq-dev.

@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import django
 from django.apps import apps
 from django.conf import settings
 from django.core.signals import setting_changed
+from django.urls import NoReverseMatch, Resolver404, get_script_prefix, resolve, reverse
 
 from carrot_twisted import DEFAULT_BROKER, handler_settings
 from carrot_twisted.exceptions import CarrotConfigException
@@ -496,6 +498,34 @@ def set_up() -> None:
         django.setup()
     if not apps.is_installed("carrot_twisted"):
         raise CarrotConfigException("Add 'carrot_twisted' to INSTALLED_APPS.")
+
+
+def login_url() -> str | None:
+    """Where people log in: the project's own page; None: as Django's settings say.
+
+    The admin's, where LOGIN_URL leads nowhere; that of ``carrot_twisted.standalone_urls`` before
+    all, where those are served.
+    """
+    for name in ("carrot-login", str(settings.LOGIN_URL), "admin:login"):
+        url = name if name.startswith(("/", "http")) else _reversed(name)
+        if url is not None and (not url.startswith("/") or _resolves(url)):
+            return url
+    return None
+
+
+def _reversed(name: str) -> str | None:
+    try:
+        return reverse(name)
+    except NoReverseMatch:
+        return None
+
+
+def _resolves(url: str) -> bool:
+    try:
+        resolve(f"/{urlsplit(url).path.removeprefix(get_script_prefix())}".replace("//", "/"))
+    except Resolver404:
+        return False
+    return True
 
 
 def problems() -> tuple[Problem, ...]:

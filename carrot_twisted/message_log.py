@@ -250,6 +250,10 @@ class MessageLog(models.Model):
             ),
             models.Index("publish_time", name="carrot_cancelled", condition=Q(status="CANCELLED")),
         ]
+        permissions = (
+            ("act_messagelog", "Can act on tasks, queues and workers"),
+            ("purge_messagelog", "Can throw away waiting tasks and archived messages"),
+        )
 
     def __str__(self) -> str:
         return self.task

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The records, where Django looks for them: one of each task, of each schedule, of each service.
+"""The records, where Django looks for them: of tasks, schedules, services and people's actions.
 
 Every time that is compared with another is the database's clock.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 # message_id: the first migration names it here.
 from carrot_twisted.message_log import MessageLog, message_id
+from carrot_twisted.operator_action import OperatorAction
 from carrot_twisted.scheduled_task import ScheduledTask
 from carrot_twisted.worker import Worker
 
-__all__ = ["MessageLog", "ScheduledTask", "Worker", "message_id"]
+__all__ = ["MessageLog", "OperatorAction", "ScheduledTask", "Worker", "message_id"]

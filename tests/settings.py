@@ -21,7 +21,19 @@ SECRET_KEY = "tests only"
 SECRET_KEY_FALLBACKS = os.environ.get("CARROT_TEST_FALLBACK", "").split()
 USE_TZ = True
 TIME_ZONE = "UTC"
-INSTALLED_APPS = ["django.contrib.contenttypes", "carrot_twisted", "tests.project"]
+INSTALLED_APPS = [
+    "django.contrib.contenttypes",
+    "django.contrib.auth",
+    "django.contrib.sessions",
+    "carrot_twisted",
+    "tests.project",
+]
+MIDDLEWARE = [
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+]
+ROOT_URLCONF = "tests.project.urls"
 
 
 def database(url: str) -> dict[str, Any]:

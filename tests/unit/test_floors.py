@@ -54,6 +54,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "migrations.*",
         "models",
         "old_tables",
+        "operator_action",
         "records",
         "scheduled_task",
         "statements",
@@ -86,7 +87,17 @@ FLOORS: dict[int, tuple[str, ...]] = {
     3: ("execution", "handling", "interruption", "task_logging"),
     4: ("adopting", "archive", "consumer", "scheduler", "service.*"),
     SERVICE_WING: ("callback_options", "command_line", "management.*", "messaging", "tap"),
-    WEB_WING: ("admin", "api", "apps", "event_stream", "urls", "views"),
+    WEB_WING: (
+        "admin",
+        "api",
+        "apps",
+        "event_stream",
+        "monitor.*",
+        "standalone_urls",
+        "templatetags.*",
+        "urls",
+        "views",
+    ),
 }
 #: What may be imported only when a function is called: a reactor installs itself on import.
 NEVER_AT_MODULE_LEVEL = {"twisted.internet.reactor"}
