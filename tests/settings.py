@@ -34,6 +34,8 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
 ]
 ROOT_URLCONF = "tests.project.urls"
+# pytest-django's live server asks for it.
+STATIC_URL = "static/"
 
 
 def database(url: str) -> dict[str, Any]:
