@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an operator does to all waiting tasks at once: throw them away, or ring for them again."""
+"""What operators do: to many tasks at once, to queues, and to workers. From any Django process."""
 
 from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from django.db import router, transaction
 
-from carrot_twisted import blocking, conf, outbox
-from carrot_twisted.exceptions import BrokerError
-from carrot_twisted.models import MessageLog
+from carrot_twisted import blocking, conf, handlers, outbox
+from carrot_twisted.exceptions import BrokerError, CarrotConfigException, UnknownWorker
+from carrot_twisted.models import MessageLog, PausedQueue, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -150,3 +151,103 @@ def requeue_all() -> int:
             "Queue %r is not in CARROT['queues']; its tasks wait until it is there again.", name
         )
     return outbox.ring_for_all(names, using)
+
+
+def pause_queue(name: str, by: str = "", reason: str = "") -> None:
+    """Let no service take messages off a queue, until ``resume_queue``.
+
+    Publishing goes on, and what runs comes to its end. Services look with each heartbeat (a quarter
+    of ``CARROT["lease"]``), and stay paused when they are started anew. To pause a queue that is
+    paused changes who and why.
+
+    Args:
+        name: a queue of tasks, or of a message handler.
+        by: who does it, for people.
+        reason: why, for people.
+
+    Raises:
+        CarrotConfigException: there is no such queue, or the setting has mistakes.
+    """
+    known = _known_queues()
+    if name not in known:
+        raise CarrotConfigException(
+            f"There is no queue {name!r} to pause. Known queues: {', '.join(known)}."
+        )
+    PausedQueue.objects.using(router.db_for_write(MessageLog)).update_or_create(
+        name=name, defaults={"by": by, "reason": reason}
+    )
+
+
+def resume_queue(name: str) -> bool:
+    """Let services take messages off a queue again; see ``pause_queue``.
+
+    Args:
+        name: of the queue. One that has left the settings meanwhile can be resumed, too.
+
+    Returns:
+        Whether it was paused.
+
+    Raises:
+        CarrotConfigException: there is no such queue, or the setting has mistakes.
+    """
+    paused = PausedQueue.objects.using(router.db_for_write(MessageLog))
+    deleted, _ = paused.filter(name=name).delete()
+    if not deleted and name not in (known := _known_queues()):
+        raise CarrotConfigException(
+            f"There is no queue {name!r} to resume. Known queues: {', '.join(known)}."
+        )
+    return bool(deleted)
+
+
+def _known_queues() -> list[str]:
+    """Names of all queues, of tasks and of handlers."""
+    settings = conf.current()
+    for module in handlers.modules():
+        import_module(module)
+    return [*settings.queues, *(queue.name for queue in handlers.queues(settings))]
+
+
+def quiet_worker(name: str) -> None:
+    """Let a worker take nothing more, until ``unquiet_worker``; what it runs comes to its end.
+
+    It hears of that with its next heartbeat (a quarter of ``CARROT["lease"]``). It stays alive,
+    goes on with schedules and with what was left in the outbox, and says in its state that it is
+    quiet. A service that is started in its place is another worker, and works.
+
+    Args:
+        name: of the worker's row.
+
+    Raises:
+        UnknownWorker: there is none of that name.
+    """
+    _command(name, Worker.QUIET)
+
+
+def unquiet_worker(name: str) -> None:
+    """Let a quiet worker take tasks and messages again, with its next heartbeat.
+
+    Args:
+        name: of the worker's row.
+
+    Raises:
+        UnknownWorker: there is none of that name.
+    """
+    _command(name, "")
+
+
+def stop_worker(name: str) -> None:
+    """Let a worker stop with its next heartbeat, as by SIGTERM: its exit status is 0.
+
+    Args:
+        name: of the worker's row.
+
+    Raises:
+        UnknownWorker: there is none of that name.
+    """
+    _command(name, Worker.STOP)
+
+
+def _command(name: str, command: str) -> None:
+    workers = Worker.objects.using(router.db_for_write(MessageLog))
+    if not workers.filter(name=name).update(command=command):
+        raise UnknownWorker(f"There is no worker {name!r}: it has ended, or never was there.")

@@ -260,6 +260,7 @@ class CarrotService(Service):
                 on_fatal=self._fatal,
                 on_crash=self._crash,
                 on_recycle=self._recycle,
+                on_stop=self._stop_on_request,
             )
         except CarrotConfigException as error:
             raise _Misconfigured(str(error)) from error
@@ -324,7 +325,7 @@ class CarrotService(Service):
         news = {}
         if engine.consuming and not self._ready:
             news["READY"] = "1"
-        status = "; ".join(engine.problems) or "Consuming from all queues"
+        status = "; ".join(engine.problems) or engine.summary
         if status != self._status:
             news["STATUS"] = status
         # What is not taken is told again with the next look.

@@ -55,6 +55,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "models",
         "old_tables",
         "operator_action",
+        "paused_queue",
         "records",
         "scheduled_task",
         "statements",
