@@ -564,14 +564,18 @@ class Engine:
             _log.info("Operators want this worker to stop")
             self._on_stop()
             return
-        quiet = Worker.QUIET in (wishes.command, before.command)
-        if quiet and wishes.command != before.command:
-            does = "takes nothing more" if wishes.command else "takes tasks and messages again"
-            _log.info("This worker {does}, as operators want", does=does)
+        if wishes.command != before.command:
+            quiet = wishes.command == Worker.QUIET
+            _log.info(
+                "This worker takes nothing more, as operators want"
+                if quiet
+                else "This worker takes tasks and messages again, as operators want"
+            )
         for name in self._names:
-            if name in wishes.paused ^ before.paused:
-                state = "is paused" if name in wishes.paused else "goes on"
-                _log.info("Queue {queue} {state}, as operators want", queue=name, state=state)
+            if name in wishes.paused - before.paused:
+                _log.info("Queue {queue} is paused, as operators want", queue=name)
+            elif name in before.paused - wishes.paused:
+                _log.info("Queue {queue} goes on, as operators want", queue=name)
         self._regulate()
         # They are waiting to see it.
         self._beat()
