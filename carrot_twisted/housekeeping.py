@@ -4,29 +4,44 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from contextlib import ExitStack
+from dataclasses import dataclass
 from importlib import import_module
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from django.db import router, transaction
 
 from carrot_twisted import blocking, conf, handlers, outbox
-from carrot_twisted.exceptions import BrokerError, CarrotConfigException, UnknownWorker
+from carrot_twisted.exceptions import (
+    BrokerError,
+    CarrotConfigException,
+    CarrotError,
+    UnknownWorker,
+)
 from carrot_twisted.models import MessageLog, PausedQueue, Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from django.db.models import QuerySet
     from pika import BlockingConnection
 
     from carrot_twisted.conf import QueueSettings
+    from carrot_twisted.message_log import MessageLogQuerySet
     from carrot_twisted.virtual_host import VirtualHost
+
+    Progress = Callable[[int], None]
 
 _logger = logging.getLogger("carrot_twisted.housekeeping")
 
 #: Rows per transaction: long enough to be quick, short enough that no worker has to wait.
 CHUNK = 1000
+#: The same where rows are loaded: their arguments may be large.
+REQUEUE_CHUNK = 200
+#: Columns of a row that is published again; its result and its log may be much larger.
+REPEATED = ("task", "task_args", "content", "exchange", "queue", "routing_key", "priority")
 #: Seconds without a sign of life from a broker after which a purge gives up.
 PATIENCE = 10
 
@@ -121,10 +136,126 @@ def delete_some(rows: QuerySet[MessageLog], limit: int, *, skip_locked: bool) ->
         How many rows were deleted. Fewer than ``limit``: no more are left.
     """
     chosen = rows.select_for_update(skip_locked=skip_locked).values_list("pk", flat=True)
-    doomed = MessageLog.objects.using(rows.db).filter(pk__in=list(chosen[:limit]))
+    return _drop(MessageLog.objects.using(rows.db).filter(pk__in=list(chosen[:limit])))
+
+
+def _drop(doomed: QuerySet[MessageLog]) -> int:
     # "only": where a project listens to deletions, Django loads the rows to tell of them.
     _, by_model = doomed.only("pk").delete()
     return by_model.get(MessageLog._meta.label, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requeued:
+    """What became of many rows that were to be published again."""
+
+    count: int
+    """How many were."""
+    refused: Mapping[str, int]
+    """Why others were not, and how many for that reason. These are as they were."""
+
+
+def cancel_tasks(rows: MessageLogQuerySet, progress: Progress | None = None) -> int:
+    """Keep those of the rows from running that wait; see ``MessageLog.cancel``.
+
+    Args:
+        rows: a query, neither sliced nor distinct. What it finds later is left alone.
+        progress: called after each chunk, with how many were cancelled until then.
+
+    Returns:
+        How many were cancelled.
+    """
+    waiting = rows.filter(status=MessageLog.PUBLISHED)
+
+    def cancel(chosen: MessageLogQuerySet) -> int:
+        return chosen.cancel_waiting()
+
+    # First what nobody is about to change, so that workers and this never wait for each other.
+    chunks = (_in_chunks(waiting, CHUNK, cancel, skip_locked=first) for first in (True, False))
+    return _added_up(chain.from_iterable(chunks), progress)
+
+
+def requeue_tasks(rows: MessageLogQuerySet, progress: Progress | None = None) -> Requeued:
+    """Publish those of the rows again that have come to their end; see ``MessageLog.requeue``.
+
+    Rows that somebody else changes at that moment are left alone.
+
+    Args:
+        rows: a query, neither sliced nor distinct. What it finds later is left alone.
+        progress: called after each chunk, with how many were published until then.
+    """
+    refused: Counter[str] = Counter()
+
+    def requeue(chosen: MessageLogQuerySet) -> int:
+        again = []
+        for row in chosen.only(*REPEATED):
+            try:
+                again.append(row.again())
+            except CarrotError as error:
+                refused[str(error)] += 1
+        if again:
+            _drop(chosen.filter(pk__in=[row.retry_of for row in again]))
+            chosen.enqueue(again)
+        return len(again)
+
+    final = rows.filter(status__in=MessageLog.FINAL)
+    chunks = _in_chunks(final, REQUEUE_CHUNK, requeue, skip_locked=True)
+    return Requeued(count=_added_up(chunks, progress), refused=refused)
+
+
+def delete_tasks(rows: MessageLogQuerySet, progress: Progress | None = None) -> int:
+    """Delete those of the rows that have come to their end.
+
+    Rows that somebody else changes at that moment are left alone.
+
+    Args:
+        rows: a query, neither sliced nor distinct. What it finds later is left alone.
+        progress: called after each chunk, with how many were deleted until then.
+
+    Returns:
+        How many were deleted.
+    """
+    final = rows.filter(status__in=MessageLog.FINAL)
+    return _added_up(_in_chunks(final, CHUNK, _drop, skip_locked=True), progress)
+
+
+def _in_chunks(
+    rows: MessageLogQuerySet,
+    size: int,
+    work: Callable[[MessageLogQuerySet], int],
+    *,
+    skip_locked: bool,
+) -> Iterator[int]:
+    """Do something with the rows that are there now, each chunk in a transaction of its own.
+
+    Yields:
+        What came of each chunk, when it is committed.
+    """
+    using = router.db_for_write(MessageLog)
+    rows = rows.using(using).order_by("pk")
+    # What becomes one of them meanwhile, as a task that is run again and fails, is none of them.
+    newest = rows.values_list("pk", flat=True).last()
+    if newest is None:
+        return
+    rows = rest = rows.filter(pk__lte=newest)
+    while True:
+        with transaction.atomic(using=using):
+            chosen = rest.select_for_update(skip_locked=skip_locked).values_list("pk", flat=True)
+            keys = list(chosen[:size])
+            if not keys:
+                return
+            count = work(MessageLog.objects.using(using).filter(pk__in=keys))
+        yield count
+        rest = rows.filter(pk__gt=keys[-1])
+
+
+def _added_up(counts: Iterable[int], progress: Progress | None) -> int:
+    total = 0
+    for count in counts:
+        total += count
+        if progress is not None:
+            progress(total)
+    return total
 
 
 def requeue_all() -> int:

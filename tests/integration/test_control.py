@@ -78,6 +78,23 @@ def test_nothing_is_taken_off_a_paused_queue_and_what_runs_ends(
     assert service.stop() == 0
 
 
+def test_a_cancelled_task_is_acknowledged_and_never_runs(
+    start_service: StartService, broker: Broker, ledger: Callable[[], list[str]]
+) -> None:
+    rows = [publish_message(tasks.effect, str(n)) for n in range(3)]
+    assert publisher.flush(10)
+    assert rows[0].cancel()
+    assert housekeeping.cancel_tasks(MessageLog.objects.filter(pk=rows[1].pk)) == 1
+    service = start_service()
+    wait_until(lambda: ended(rows[2]))
+    wait_until(lambda: broker.depth("default") == 0)
+    assert service.stop() == 0
+    # Nothing went back to the queue, either.
+    assert broker.depth("default") == 0 == broker.depth("default.dead")
+    assert ledger() == ["2"]
+    assert [(status(row), row.attempts) for row in rows[:2]] == [("CANCELLED", 0)] * 2
+
+
 def test_a_quiet_worker_takes_nothing_more_and_one_that_is_to_stop_ends_as_by_sigterm(
     start_service: StartService, broker: Broker, tmp_path: Path
 ) -> None:
