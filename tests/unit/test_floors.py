@@ -66,6 +66,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "backends",
         "blocking",
         "callbacks",
+        "changes",
         "checks",
         "declaring",
         "handlers",
