@@ -19,6 +19,7 @@ OF_TASKS = {
     "max-tasks": "max-tasks",
     "max-memory": "max-memory",
     "no-scheduler": "no-scheduler",
+    "web": "web",
 }
 #: Options that make no sense without a callback, by their keys.
 OF_CALLBACKS = {

@@ -528,6 +528,11 @@ def _resolves(url: str) -> bool:
     return True
 
 
+def of_django(name: str) -> Any:
+    """One of Django's own settings; None if there is none of that name."""
+    return getattr(settings, name, None)
+
+
 def problems() -> tuple[Problem, ...]:
     """Every mistake in ``settings.CARROT`` that can be seen without importing project code."""
     return _read()[1]

@@ -530,6 +530,7 @@ class ConsumerSet:
             on_recycle=functools.partial(
                 self.logger.critical, "Queue %s: this process should be restarted: %s", self.queue
             ),
+            on_stop=self.stop_consuming,
         )
         await self._engine.start()
         if refusals:

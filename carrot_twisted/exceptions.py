@@ -30,6 +30,10 @@ class BrokerError(CarrotError):
     """
 
 
+class UnknownWorker(CarrotError):
+    """There is no worker of this name: it has ended, or there never was one."""
+
+
 class PoisonMessage(CarrotError):
     """A delivery that no retry can help: its body, header or task makes no sense.
 

@@ -1,31 +1,47 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an operator does to all waiting tasks at once: throw them away, or ring for them again."""
+"""What operators do: to many tasks at once, to queues, and to workers. From any Django process."""
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib import import_module
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from django.db import router, transaction
 
-from carrot_twisted import blocking, conf, outbox
-from carrot_twisted.exceptions import BrokerError
-from carrot_twisted.models import MessageLog
+from carrot_twisted import blocking, conf, handlers, outbox
+from carrot_twisted.exceptions import (
+    BrokerError,
+    CarrotConfigException,
+    CarrotError,
+    UnknownWorker,
+)
+from carrot_twisted.models import MessageLog, PausedQueue, Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from django.db.models import QuerySet
     from pika import BlockingConnection
 
     from carrot_twisted.conf import QueueSettings
+    from carrot_twisted.message_log import MessageLogQuerySet
     from carrot_twisted.virtual_host import VirtualHost
+
+    Progress = Callable[[int], None]
 
 _logger = logging.getLogger("carrot_twisted.housekeeping")
 
 #: Rows per transaction: long enough to be quick, short enough that no worker has to wait.
 CHUNK = 1000
+#: The same where rows are loaded: their arguments may be large.
+REQUEUE_CHUNK = 200
+#: Columns of a row that is published again; its result and its log may be much larger.
+REPEATED = ("task", "task_args", "content", "exchange", "queue", "routing_key", "priority")
 #: Seconds without a sign of life from a broker after which a purge gives up.
 PATIENCE = 10
 
@@ -120,10 +136,126 @@ def delete_some(rows: QuerySet[MessageLog], limit: int, *, skip_locked: bool) ->
         How many rows were deleted. Fewer than ``limit``: no more are left.
     """
     chosen = rows.select_for_update(skip_locked=skip_locked).values_list("pk", flat=True)
-    doomed = MessageLog.objects.using(rows.db).filter(pk__in=list(chosen[:limit]))
+    return _drop(MessageLog.objects.using(rows.db).filter(pk__in=list(chosen[:limit])))
+
+
+def _drop(doomed: QuerySet[MessageLog]) -> int:
     # "only": where a project listens to deletions, Django loads the rows to tell of them.
     _, by_model = doomed.only("pk").delete()
     return by_model.get(MessageLog._meta.label, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requeued:
+    """What became of many rows that were to be published again."""
+
+    count: int
+    """How many were."""
+    refused: Mapping[str, int]
+    """Why others were not, and how many for that reason. These are as they were."""
+
+
+def cancel_tasks(rows: MessageLogQuerySet, progress: Progress | None = None) -> int:
+    """Keep those of the rows from running that wait; see ``MessageLog.cancel``.
+
+    Args:
+        rows: a query, neither sliced nor distinct. What it finds later is left alone.
+        progress: called after each chunk, with how many were cancelled until then.
+
+    Returns:
+        How many were cancelled.
+    """
+    waiting = rows.filter(status=MessageLog.PUBLISHED)
+
+    def cancel(chosen: MessageLogQuerySet) -> int:
+        return chosen.cancel_waiting()
+
+    # First what nobody is about to change, so that workers and this never wait for each other.
+    chunks = (_in_chunks(waiting, CHUNK, cancel, skip_locked=first) for first in (True, False))
+    return _added_up(chain.from_iterable(chunks), progress)
+
+
+def requeue_tasks(rows: MessageLogQuerySet, progress: Progress | None = None) -> Requeued:
+    """Publish those of the rows again that have come to their end; see ``MessageLog.requeue``.
+
+    Rows that somebody else changes at that moment are left alone.
+
+    Args:
+        rows: a query, neither sliced nor distinct. What it finds later is left alone.
+        progress: called after each chunk, with how many were published until then.
+    """
+    refused: Counter[str] = Counter()
+
+    def requeue(chosen: MessageLogQuerySet) -> int:
+        again = []
+        for row in chosen.only(*REPEATED):
+            try:
+                again.append(row.again())
+            except CarrotError as error:
+                refused[str(error)] += 1
+        if again:
+            _drop(chosen.filter(pk__in=[row.retry_of for row in again]))
+            chosen.enqueue(again)
+        return len(again)
+
+    final = rows.filter(status__in=MessageLog.FINAL)
+    chunks = _in_chunks(final, REQUEUE_CHUNK, requeue, skip_locked=True)
+    return Requeued(count=_added_up(chunks, progress), refused=refused)
+
+
+def delete_tasks(rows: MessageLogQuerySet, progress: Progress | None = None) -> int:
+    """Delete those of the rows that have come to their end.
+
+    Rows that somebody else changes at that moment are left alone.
+
+    Args:
+        rows: a query, neither sliced nor distinct. What it finds later is left alone.
+        progress: called after each chunk, with how many were deleted until then.
+
+    Returns:
+        How many were deleted.
+    """
+    final = rows.filter(status__in=MessageLog.FINAL)
+    return _added_up(_in_chunks(final, CHUNK, _drop, skip_locked=True), progress)
+
+
+def _in_chunks(
+    rows: MessageLogQuerySet,
+    size: int,
+    work: Callable[[MessageLogQuerySet], int],
+    *,
+    skip_locked: bool,
+) -> Iterator[int]:
+    """Do something with the rows that are there now, each chunk in a transaction of its own.
+
+    Yields:
+        What came of each chunk, when it is committed.
+    """
+    using = router.db_for_write(MessageLog)
+    rows = rows.using(using).order_by("pk")
+    # What becomes one of them meanwhile, as a task that is run again and fails, is none of them.
+    newest = rows.values_list("pk", flat=True).last()
+    if newest is None:
+        return
+    rows = rest = rows.filter(pk__lte=newest)
+    while True:
+        with transaction.atomic(using=using):
+            chosen = rest.select_for_update(skip_locked=skip_locked).values_list("pk", flat=True)
+            keys = list(chosen[:size])
+            if not keys:
+                return
+            count = work(MessageLog.objects.using(using).filter(pk__in=keys))
+        yield count
+        rest = rows.filter(pk__gt=keys[-1])
+
+
+def _added_up(counts: Iterable[int], progress: Progress | None) -> int:
+    total = 0
+    for count in counts:
+        total += count
+        if progress is not None:
+            progress(total)
+    return total
 
 
 def requeue_all() -> int:
@@ -150,3 +282,103 @@ def requeue_all() -> int:
             "Queue %r is not in CARROT['queues']; its tasks wait until it is there again.", name
         )
     return outbox.ring_for_all(names, using)
+
+
+def pause_queue(name: str, by: str = "", reason: str = "") -> None:
+    """Let no service take messages off a queue, until ``resume_queue``.
+
+    Publishing goes on, and what runs comes to its end. Services look with each heartbeat (a quarter
+    of ``CARROT["lease"]``), and stay paused when they are started anew. To pause a queue that is
+    paused changes who and why.
+
+    Args:
+        name: a queue of tasks, or of a message handler.
+        by: who does it, for people.
+        reason: why, for people.
+
+    Raises:
+        CarrotConfigException: there is no such queue, or the setting has mistakes.
+    """
+    known = _known_queues()
+    if name not in known:
+        raise CarrotConfigException(
+            f"There is no queue {name!r} to pause. Known queues: {', '.join(known)}."
+        )
+    PausedQueue.objects.using(router.db_for_write(MessageLog)).update_or_create(
+        name=name, defaults={"by": by, "reason": reason}
+    )
+
+
+def resume_queue(name: str) -> bool:
+    """Let services take messages off a queue again; see ``pause_queue``.
+
+    Args:
+        name: of the queue. One that has left the settings meanwhile can be resumed, too.
+
+    Returns:
+        Whether it was paused.
+
+    Raises:
+        CarrotConfigException: there is no such queue, or the setting has mistakes.
+    """
+    paused = PausedQueue.objects.using(router.db_for_write(MessageLog))
+    deleted, _ = paused.filter(name=name).delete()
+    if not deleted and name not in (known := _known_queues()):
+        raise CarrotConfigException(
+            f"There is no queue {name!r} to resume. Known queues: {', '.join(known)}."
+        )
+    return bool(deleted)
+
+
+def _known_queues() -> list[str]:
+    """Names of all queues, of tasks and of handlers."""
+    settings = conf.current()
+    for module in handlers.modules():
+        import_module(module)
+    return [*settings.queues, *(queue.name for queue in handlers.queues(settings))]
+
+
+def quiet_worker(name: str) -> None:
+    """Let a worker take nothing more, until ``unquiet_worker``; what it runs comes to its end.
+
+    It hears of that with its next heartbeat (a quarter of ``CARROT["lease"]``). It stays alive,
+    goes on with schedules and with what was left in the outbox, and says in its state that it is
+    quiet. A service that is started in its place is another worker, and works.
+
+    Args:
+        name: of the worker's row.
+
+    Raises:
+        UnknownWorker: there is none of that name.
+    """
+    _command(name, Worker.QUIET)
+
+
+def unquiet_worker(name: str) -> None:
+    """Let a quiet worker take tasks and messages again, with its next heartbeat.
+
+    Args:
+        name: of the worker's row.
+
+    Raises:
+        UnknownWorker: there is none of that name.
+    """
+    _command(name, "")
+
+
+def stop_worker(name: str) -> None:
+    """Let a worker stop with its next heartbeat, as by SIGTERM: its exit status is 0.
+
+    Args:
+        name: of the worker's row.
+
+    Raises:
+        UnknownWorker: there is none of that name.
+    """
+    _command(name, Worker.STOP)
+
+
+def _command(name: str, command: str) -> None:
+    workers = Worker.objects.using(router.db_for_write(MessageLog))
+    if not workers.filter(name=name).update(command=command):
+        raise UnknownWorker(f"There is no worker {name!r}: it has ended, or never was there.")

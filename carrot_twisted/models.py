@@ -12,6 +12,7 @@ from __future__ import annotations
 from carrot_twisted.attempt import Attempt
 from carrot_twisted.message_log import MessageLog, message_id
 from carrot_twisted.operator_action import OperatorAction
+from carrot_twisted.paused_queue import PausedQueue
 from carrot_twisted.rollups import QueueStatistics, TaskStatistics
 from carrot_twisted.scheduled_task import ScheduledTask
 from carrot_twisted.worker import Worker
@@ -20,6 +21,7 @@ __all__ = [
     "Attempt",
     "MessageLog",
     "OperatorAction",
+    "PausedQueue",
     "QueueStatistics",
     "ScheduledTask",
     "TaskStatistics",

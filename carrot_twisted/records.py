@@ -17,7 +17,7 @@ from django.db.models.functions import Now, Right
 from carrot_twisted import failpoints, processes, statements
 from carrot_twisted.attempt import MAX_ATTEMPTS, MAX_EXCEPTION, MAX_LOG
 from carrot_twisted.message_log import due_in
-from carrot_twisted.models import Attempt, MessageLog, Worker
+from carrot_twisted.models import Attempt, MessageLog, PausedQueue, Worker
 from carrot_twisted.outcomes import Kind, Result, Verdict
 
 if TYPE_CHECKING:
@@ -390,18 +390,31 @@ def add(rows: Sequence[MessageLog], using: str) -> None:
     MessageLog.objects.using(using).bulk_create(rows, ignore_conflicts=True)
 
 
-def heartbeat(worker: Worker, using: str) -> float:
-    """Renew the lease of this process, and tell its ``state``.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """What operators want of a service."""
+
+    command: str = ""
+    """Of it as a whole, see ``Worker.command``."""
+    paused: frozenset[str] = frozenset()
+    """Names of all queues that nothing is to be consumed from."""
+
+
+def heartbeat(worker: Worker, using: str) -> tuple[float, Wishes]:
+    """Renew the lease of this process, tell its ``state``, and hear what operators want of it.
 
     The first heartbeat makes the process known, before it claims anything.
 
     Returns:
-        The database's time, in seconds since the epoch.
+        The database's time, in seconds since the epoch, and the wishes.
     """
     rows = Worker.objects.using(using)
     if not rows.filter(name=worker.name).update(heartbeat_at=Now(), state=worker.state):
         # Or another service took this one for dead: its rows may be gone, its name is its own.
         worker.save(force_insert=True, using=using)
     failpoints.reached("on_heartbeat")
-    beat: datetime = rows.values_list("heartbeat_at", flat=True).get(name=worker.name)
-    return beat.timestamp()
+    beat, command = rows.values_list("heartbeat_at", "command").get(name=worker.name)
+    # Should another service forget this one, its new row says the same.
+    worker.command = command
+    paused = PausedQueue.objects.using(using).values_list("name", flat=True)
+    return beat.timestamp(), Wishes(command=command, paused=frozenset(paused))

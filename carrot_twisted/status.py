@@ -15,7 +15,7 @@ from django.db.models import DurationField, ExpressionWrapper, F
 from django.db.models.functions import Now
 
 from carrot_twisted import conf, records
-from carrot_twisted.models import MessageLog
+from carrot_twisted.models import MessageLog, PausedQueue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -47,6 +47,10 @@ class WorkerStatus:
     """Of each busy thread: thread, task, uuid, seconds, stuck; as of the last heartbeat."""
     problems: list[str]
     """What keeps it from working, in its own words."""
+    quiet: bool
+    """It takes nothing more, as operators want; as of the last heartbeat."""
+    command: str
+    """What operators want of it; it may not have heard of that yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +61,7 @@ class QueueStatus:
     configured: bool
     consumable: bool
     workers: int
-    """Living workers that consume from it, or try to."""
+    """Living workers that consume from it, or try to; not those that are quiet."""
     waiting: int
     oldest: float | None
     """Seconds since the oldest waiting task was published."""
@@ -71,11 +75,25 @@ class QueueStatus:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PausedStatus:
+    """One queue that operators have paused, of tasks or of a handler's messages."""
+
+    name: str
+    since: datetime
+    by: str
+    reason: str
+    text: str
+    """All of it in a sentence."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Status:
     """Everything, and what is wrong with it."""
 
     workers: list[WorkerStatus]
     queues: list[QueueStatus]
+    paused: list[PausedStatus]
+    """No problem: somebody wants that."""
     problems: list[str]
     """A sentence each; empty if all is well."""
 
@@ -93,7 +111,14 @@ def read(using: str) -> Status:
     workers = _workers(settings.lease, using)
     queues = _queues(settings, workers, using)
     problems = [*_problems_of_workers(workers, settings.lease), *_problems_of_queues(queues)]
-    return Status(workers=workers, queues=queues, problems=problems)
+    return Status(workers=workers, queues=queues, paused=_paused(using), problems=problems)
+
+
+def _paused(using: str) -> list[PausedStatus]:
+    return [
+        PausedStatus(name=one.name, since=one.since, by=one.by, reason=one.reason, text=f"{one}.")
+        for one in PausedQueue.objects.using(using).order_by("name")
+    ]
 
 
 def _age_of(field: Combinable) -> ExpressionWrapper[Any]:
@@ -120,6 +145,8 @@ def _workers(lease: float, using: str) -> list[WorkerStatus]:
             alive=records.is_alive(one),
             running=one.state.get("running", []),
             problems=one.state.get("problems", []),
+            quiet=one.state.get("quiet", False),
+            command=one.command,
         )
         for one in known.order_by("started_at", "name")
     ]
@@ -131,7 +158,9 @@ def _queues(
     rows = MessageLog.objects.using(using)
     depths = rows.depths()
     unsent = rows.outbox_state()
-    consumed = Counter(name for one in workers if one.alive for name in one.queues)
+    consumed = Counter(
+        name for one in workers if one.alive and not one.quiet for name in one.queues
+    )
     names = [*settings.queues, *sorted(set(depths) - set(settings.queues))]
 
     def queue(name: str) -> QueueStatus:

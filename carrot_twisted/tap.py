@@ -22,7 +22,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.python import usage
 from txaio.tx import make_logger, set_global_log_level
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from carrot_twisted.service.consumption import Consumption
     from carrot_twisted.service.engine import Engine, ServiceOptions
+    from carrot_twisted.service.web import WebServer
 
 _log = make_logger()
 
@@ -110,6 +111,7 @@ class Options(CallbackOptions):
         ["consumer-class", None, None, "Dotted path, for all queues, instead of the settings'."],
         ["max-tasks", None, None, "End with status 75 after so many tasks.", number],
         ["max-memory", None, None, "End with status 75 above so many MB of memory.", number],
+        ["web", None, None, "Serve pages, too: tcp:8080:interface=127.0.0.1, for example."],
     )
     optFlags = (["no-scheduler", None, "Publish no scheduled tasks; only consume."],)
 
@@ -154,6 +156,7 @@ class CarrotService(Service):
         pid_file: held by this process.
         guise: in which twistd starts us; dropped when root is needed.
         consume: arguments of ``consume``, instead of tasks; "callback" is its path.
+        web: endpoint at which pages are served; None: none are.
     """
 
     name = "carrot"
@@ -168,6 +171,7 @@ class CarrotService(Service):
         pid_file: PidFile | None = None,
         guise: Guise | None = None,
         consume: dict[str, Any] | None = None,
+        web: str | None = None,
     ) -> None:
         self._settings_module = settings_module
         self._options = options
@@ -177,6 +181,8 @@ class CarrotService(Service):
         self._pid_file = pid_file
         self._guise = guise
         self._consume = consume
+        self._web_endpoint = web
+        self._web: WebServer | None = None
         self._terminal = None if nodaemon else _terminal()
         self._engine: Engine | Consumption | None = None
         self._reactor: Any = None
@@ -253,19 +259,36 @@ class CarrotService(Service):
 
         try:
             checks.require()
-            return Engine(
+            engine = Engine(
                 conf.current(),
                 self._engine_options(),
                 self._reactor,
                 on_fatal=self._fatal,
                 on_crash=self._crash,
                 on_recycle=self._recycle,
+                on_stop=self._stop_on_request,
             )
+            self._web = self._make_web()
         except CarrotConfigException as error:
             raise _Misconfigured(str(error)) from error
         except (Exception, SystemExit) as error:
             # A consumer class of the project's: only the traceback says where.
             raise _Misconfigured(f"No consumer is made: {_traceback()}") from error
+        return engine
+
+    def _make_web(self) -> WebServer | None:
+        if self._web_endpoint is None:
+            return None
+        from carrot_twisted.exceptions import CarrotConfigException
+        from carrot_twisted.service.web import WebServer
+
+        try:
+            return WebServer(self._web_endpoint, self._reactor)
+        except CarrotConfigException as error:
+            raise _Misconfigured(str(error)) from error
+        except (Exception, SystemExit) as error:
+            # The project's URLs and middleware: only the traceback says where.
+            raise _Misconfigured(f"No pages can be served: {_traceback()}") from error
 
     def _make_consumption(self, callback: str, **arguments: Any) -> Consumption:
         from carrot_twisted import callbacks
@@ -313,9 +336,22 @@ class CarrotService(Service):
         engine = self._engine
         self._watchdog = Watchdog(self._notifier, lambda: engine.silence, self._reactor)
         self._watchdog.start()
-        Deferred.fromCoroutine(self._engine.start()).addErrback(self._crash)
+        Deferred.fromCoroutine(self._start()).addErrback(self._crash)
         self._notifier.tell(STATUS="Starting: not yet consuming from all queues")
         self._tell_state()
+
+    async def _start(self) -> None:
+        from carrot_twisted.exceptions import CarrotConfigException
+
+        assert self._engine is not None
+        if self._web is not None:
+            try:
+                await self._web.start()
+            except CarrotConfigException as error:
+                self._fatal(str(error))
+                return
+        if not self._ending:
+            await self._engine.start()
 
     def _tell_state(self) -> None:
         """Say when it is ready, and from then on what keeps it from working."""
@@ -324,7 +360,7 @@ class CarrotService(Service):
         news = {}
         if engine.consuming and not self._ready:
             news["READY"] = "1"
-        status = "; ".join(engine.problems) or "Consuming from all queues"
+        status = "; ".join(engine.problems) or engine.summary
         if status != self._status:
             news["STATUS"] = status
         # What is not taken is told again with the next look.
@@ -374,6 +410,8 @@ class CarrotService(Service):
             self._reactor.stop()
 
     def _hurry(self) -> None:
+        if self._web is not None:
+            self._web.hurry()
         if self._engine is not None:
             self._engine.hurry()
 
@@ -391,7 +429,10 @@ class CarrotService(Service):
             self._notifier.tell(
                 STOPPING="1", STATUS=f"Stopping; {running} {what} are still running"
             )
+            # No new requests from now on; those under way end while tasks do.
+            web = succeed(True) if self._web is None else Deferred.fromCoroutine(self._web.stop())
             clean = await self._engine.stop()
+            clean = await web and clean
             _log.info("Stopped; {n} {what} were run", n=self._engine.finished, what=what)
             if self._watch is not None:
                 self._watch.stop()
@@ -551,6 +592,7 @@ def makeService(options: Options) -> CarrotService:
         pid_file=pid_file,
         guise=guise,
         consume=options.consume,
+        web=options["web"],
     )
 
 

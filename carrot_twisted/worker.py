@@ -13,6 +13,14 @@ class Worker(models.Model):
     The name is new for each process and never used again: a restarted service is another worker.
     """
 
+    QUIET = "quiet"
+    STOP = "stop"
+    COMMAND_CHOICES = (
+        ("", "Work"),
+        (QUIET, "Take nothing more, go on with what runs"),
+        (STOP, "Stop"),
+    )
+
     name = models.CharField(max_length=100, primary_key=True)
     host = models.CharField(max_length=200)
     pid = models.PositiveIntegerField()
@@ -33,6 +41,14 @@ class Worker(models.Model):
         default=dict,
         db_default={},
         help_text="What its threads run, and what keeps it from working, as of its last heartbeat.",
+    )
+    command = models.CharField(
+        max_length=10,
+        blank=True,
+        default="",
+        db_default="",
+        choices=COMMAND_CHOICES,
+        help_text="What operators want of it; it obeys with its next heartbeat.",
     )
     started_at = models.DateTimeField(db_default=Now())
     heartbeat_at = models.DateTimeField(db_default=Now())

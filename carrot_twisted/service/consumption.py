@@ -185,8 +185,9 @@ class Consumption:
         )
         self._custody.clock = reactor
 
-    #: What it runs, for people.
+    #: What it runs, and what it does when it has no problems, for people.
     work = "callbacks"
+    summary = "Consuming from all queues"
 
     @property
     def name(self) -> str:

@@ -229,6 +229,11 @@ class Dispatcher:
         while self._suspects:
             self._requeue(self._suspects.popleft())
 
+    def recall(self) -> None:
+        """Give back what is claimed and was not begun."""
+        for job in self._pool.recall():
+            self._give_back(job)
+
     def resume(self) -> None:
         """Claim again."""
         self._paused = False
@@ -625,8 +630,7 @@ class Dispatcher:
         self._return_waiting()
         while self._suspects:
             self._requeue(self._suspects.popleft())
-        for job in self._pool.recall():
-            self._give_back(job)
+        self.recall()
 
     def stop_threads(self) -> None:
         """Let the threads end that are free. The writer ends next: nothing is claimed any more."""
@@ -640,9 +644,8 @@ class Dispatcher:
         Returns:
             How many tasks were still running.
         """
-        for job in self._pool.recall():
-            # Claimed while the stop began, and there was no free thread to give it back.
-            self._give_back(job)
+        # Claimed while the stop began, and there was no free thread to give it back.
+        self.recall()
         running = [job for job in self._jobs.values() if job.run is not None and not job.result]
         for job in running:
             self._record(job, Result(kind=Kind.RELEASED, started=1.0))

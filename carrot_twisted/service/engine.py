@@ -37,7 +37,7 @@ from carrot_twisted.execution import Limits
 from carrot_twisted.handlers import HandlerQueue
 from carrot_twisted.models import MessageLog, Worker
 from carrot_twisted.outage import Outage
-from carrot_twisted.records import Claimant
+from carrot_twisted.records import Claimant, Wishes
 from carrot_twisted.scheduler import ScheduledTaskManager
 from carrot_twisted.service.chore import Chore
 from carrot_twisted.service.connection import BrokerConnection, close_all
@@ -139,6 +139,7 @@ class Engine:
         on_fatal: called with a text when the service cannot work with this configuration.
         on_crash: called with an error that the service cannot live with.
         on_recycle: called with the reason when a fresh process should take over.
+        on_stop: called when operators want this worker to stop.
 
     Raises:
         CarrotConfigException: a queue or consumer class that does not exist.
@@ -152,10 +153,14 @@ class Engine:
         on_fatal: Callable[[str], None],
         on_crash: Callable[[Failure], None],
         on_recycle: Callable[[str], None],
+        on_stop: Callable[[], object],
     ) -> None:
         self._settings = settings
         self._reactor = reactor
         self._on_fatal = on_fatal
+        self._on_stop = on_stop
+        #: What operators want, as of the last heartbeat.
+        self._wishes = Wishes()
         self._using = router.db_for_write(MessageLog)
         self._shutdown_timeout = options.shutdown_timeout or settings.shutdown_timeout
         #: The database's time when the reactor's clock was at zero: this host's may be set.
@@ -173,6 +178,7 @@ class Engine:
         self.worker = _this_worker(
             queues, sum(options.concurrency or queue.concurrency for queue in queues)
         )
+        self._names = [queue.name for queue in queues]
         self._writer = LogWriter(
             self._claimant,
             self._using,
@@ -297,8 +303,16 @@ class Engine:
 
     @property
     def consuming(self) -> bool:
-        """Whether the broker delivers from each of the queues."""
-        return all(subscription.consuming for subscription in self._subscriptions)
+        """Whether the broker delivers from each of the queues that are not paused."""
+        return all(subscription.ready for subscription in self._subscriptions)
+
+    @property
+    def summary(self) -> str:
+        """What it does when it has no problems, for people."""
+        if self._wishes.command == Worker.QUIET:
+            return "Quiet: it takes nothing more"
+        paused = [name for name in self._names if name in self._wishes.paused]
+        return f"Consuming; paused: {', '.join(paused)}" if paused else "Consuming from all queues"
 
     @property
     def problems(self) -> list[str]:
@@ -538,11 +552,12 @@ class Engine:
             ],
             # As the database takes it: for a text that it refuses the lease would be lost.
             "problems": [outcomes.stored(text, MAX_REASON) for text in self.problems],
+            "quiet": self._wishes.command == Worker.QUIET,
         }
 
     def _renew_lease(self) -> None:
         """On the writer's thread, so that what it does next knows of it."""
-        database_time = records.heartbeat(self.worker, self._using)
+        database_time, wishes = records.heartbeat(self.worker, self._using)
         self._writer.clock_offset = database_time - time.time()
         now = self._reactor.seconds()
         self._database_zero = database_time - now
@@ -550,10 +565,51 @@ class Engine:
             # So late, others may have lost their leases: the database was frozen, say.
             self._lease_since = now
         # In others' eyes only then: the transaction may be rolled back.
-        transaction.on_commit(partial(self._renewed, now), using=self._using)
+        transaction.on_commit(partial(self._renewed, now, wishes), using=self._using)
 
-    def _renewed(self, when: float) -> None:
+    def _renewed(self, when: float, wishes: Wishes) -> None:
         self._last_beat = when
+        self._reactor.callFromThread(self._obey, wishes)
+
+    def _obey(self, wishes: Wishes) -> None:
+        """In the reactor: do what operators want."""
+        before, self._wishes = self._wishes, wishes
+        if self._stopping or wishes == before:
+            return
+        if wishes.command == Worker.STOP:
+            _log.info("Operators want this worker to stop")
+            self._on_stop()
+            return
+        if wishes.command != before.command:
+            quiet = wishes.command == Worker.QUIET
+            _log.info(
+                "This worker takes nothing more, as operators want"
+                if quiet
+                else "This worker takes tasks and messages again, as operators want"
+            )
+        for name in self._names:
+            if name in wishes.paused - before.paused:
+                _log.info("Queue {queue} is paused, as operators want", queue=name)
+            elif name in before.paused - wishes.paused:
+                _log.info("Queue {queue} goes on, as operators want", queue=name)
+        self._regulate()
+        # They are waiting to see it.
+        self._beat()
+
+    def _regulate(self) -> None:
+        """Have each queue consumed, or not, as the database and the operators let it."""
+        away, quiet = self._writer.away, self._wishes.command == Worker.QUIET
+        for name, subscription, dispatcher in zip(
+            self._names, self._subscriptions, self._dispatchers, strict=True
+        ):
+            resting = quiet or name in self._wishes.paused
+            if not (away or resting):
+                dispatcher.resume()
+            subscription.want(not away, resting)
+            if away or resting:
+                dispatcher.pause()
+            if resting and not away:
+                dispatcher.recall()
 
     def _claimant(self, alone: bool = False) -> Claimant:
         """On the writer's thread, inside the transaction that claims or judges."""
@@ -582,16 +638,11 @@ class Engine:
 
     def _database_away(self, reason: str) -> None:
         self._lease_since = None
-        for subscription, dispatcher in zip(self._subscriptions, self._dispatchers, strict=True):
-            subscription.want(False)
-            dispatcher.pause()
+        self._regulate()
 
     def _database_back(self) -> None:
-        if self._stopping:
-            return
-        for subscription, dispatcher in zip(self._subscriptions, self._dispatchers, strict=True):
-            dispatcher.resume()
-            subscription.want(True)
+        if not self._stopping:
+            self._regulate()
 
     def _queue_lost(self, queue: QueueSettings) -> None:
         if not isinstance(queue, HandlerQueue):

@@ -550,6 +550,10 @@ class MessageDispatcher:
         for job, timer in resting.items():
             timer.cancel()
             job.delivery.requeue()
+        self.recall()
+
+    def recall(self) -> None:
+        """Give back what no thread has begun."""
         for job in self._pool.recall():
             self._give_back(job)
 

@@ -4,9 +4,10 @@
 The wanted state (``consume`` or not, which prefetch) and the present one are compared by
 ``_adjust``, which brings the one to the other; whoever changes the wanted state calls it.
 
-Two have to want it: the service (not while the database is away), and the project's consumer, by
-``start_consuming``. The consumer's hooks are called here, at django-carrot's moments. A hook that
-raises is logged; a step that it was to do, such as ``start_consuming``, is done without it.
+Three have to want it: the service (not while the database is away), operators (who may pause a
+queue), and the project's consumer, by ``start_consuming``. The consumer's hooks are called here, at
+django-carrot's moments. A hook that raises is logged; a step that it was to do, such as
+``start_consuming``, is done without it.
 """
 
 from __future__ import annotations
@@ -83,6 +84,8 @@ class Subscription:
         self._reactor = reactor
         #: The service wants it.
         self._wanted = True
+        #: Operators do not.
+        self._resting = False
         #: The project's consumer wants it.
         self._asked = False
         #: The project's consumer has asked for the connection.
@@ -109,8 +112,13 @@ class Subscription:
         return self._tag is not None
 
     @property
+    def ready(self) -> bool:
+        """Whether the broker delivers to us now, or would if operators wanted it."""
+        return self.consuming or (self._resting and self._channel is not None)
+
+    @property
     def problem(self) -> str | None:
-        """Why the broker does not deliver to us now, in a text for people; None: it does."""
+        """Why the broker does not deliver as is wanted, in a text for people; None: it does."""
         reason = self._reason()
         return reason and f"queue {self._label} is not consumed: {reason}"
 
@@ -119,7 +127,7 @@ class Subscription:
         return self._name or "that the broker names"
 
     def _reason(self) -> str | None:
-        if self.consuming:
+        if self.ready:
             return None
         if self._stopping:
             return "the service stops"
@@ -164,9 +172,15 @@ class Subscription:
         self._tell(consumer.on_connection_open, connection)
         Deferred.fromCoroutine(self._run(protocol)).addErrback(self._broken)
 
-    def want(self, consume: bool) -> Deferred[None]:
-        """Consume, or cancel the consumer; what was delivered can be settled all the same."""
+    def want(self, consume: bool, resting: bool = False) -> Deferred[None]:
+        """Consume, or cancel the consumer; what was delivered can be settled all the same.
+
+        Args:
+            consume: the service can do with messages.
+            resting: operators want none all the same.
+        """
         self._wanted = consume
+        self._resting = resting
         return self._adjust_soon()
 
     def stop(self) -> Deferred[None]:
@@ -369,7 +383,7 @@ class Subscription:
         else:
             wanted_prefetch = self._prefetch
         headroom = self._dispatcher.pace.headroom
-        wanted = self._wanted and self._asked
+        wanted = self._wanted and self._asked and not self._resting
         # With another prefetch, a new consumer follows at once: the queue counts as consumed.
         changing = (wanted_prefetch, headroom) != (self._prefetch, self._headroom)
         if self._tag is not None and (not wanted or changing):

@@ -51,6 +51,9 @@ class Working(Protocol):
     def resume(self) -> None:
         """Begin again."""
 
+    def recall(self) -> None:
+        """Give back what is on its way to the threads and was not begun."""
+
     def hold(self) -> None:
         """Begin nothing more, keep what waits."""
 

@@ -84,8 +84,11 @@ class TestAUnit:
         longest = conf.DEFAULTS["shutdown_timeout"] + 2 * LAST_WRITES + CONFIRMS + FAREWELL
         assert float(service["TimeoutStopSec"]) > longest + LAST_MOMENT
         assert service["RestartPreventExitStatus"] == str(EXIT_CONFIG)
-        if service["Restart"] == "always":
+        # Status 0 is a stop that somebody wanted, perhaps by the database: it is the end.
+        assert service["Restart"] == "on-failure"
+        if "callback" not in unit.name:
             assert service["SuccessExitStatus"] == str(EXIT_RECYCLE)
+            assert service["RestartForceExitStatus"] == str(EXIT_RECYCLE)
 
     def test_uses_what_the_page_tells_to_write(self, unit: Path) -> None:
         name = "orders.env" if "callback" in unit.name else "shop.env"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from django.db import transaction
 
-from carrot_twisted import conf
+from carrot_twisted import conf, housekeeping
 from carrot_twisted.models import Worker
 from carrot_twisted.service import chore
 from carrot_twisted.service.engine import CUSTODY_INTERVAL, Engine, ServiceOptions
@@ -36,6 +36,7 @@ class Running:
             on_fatal=self.told.append,
             on_crash=self.told.append,
             on_recycle=self.told.append,
+            on_stop=lambda: self.told.append("stop"),
         )
         self.lease = conf.current().lease
 
@@ -118,3 +119,74 @@ def test_a_lease_that_was_not_committed_is_renewed_with_the_next_claim(running: 
         return Worker.objects.get().heartbeat_at > LONG_AGO
 
     assert [renews(True), renews(False), renews(False)] == [False, True, False]
+
+
+class TestWishes:
+    @pytest.fixture
+    def calls(self, running: Running, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+        """What the queue's parts are told, in order."""
+        found: list[Any] = []
+        engine = running.engine
+        (subscription,), (dispatcher,) = engine._subscriptions, engine._dispatchers
+        monkeypatch.setattr(subscription, "want", lambda *given: found.append(given))
+        for name in ("pause", "resume", "recall"):
+            monkeypatch.setattr(dispatcher, name, lambda name=name: found.append(name))
+        return found
+
+    def test_a_paused_queue_is_consumed_no_more_and_what_was_not_begun_goes_back(
+        self, running: Running, calls: list[Any]
+    ) -> None:
+        running.beat()
+        assert calls == []
+        housekeeping.pause_queue("default")
+        running.beat()
+        # The consumer is cancelled first: what goes back must not come again.
+        assert calls == [(True, True), "pause", "recall"]
+        assert running.engine.summary == "Consuming; paused: default"
+        running.beat()
+        assert calls[3:] == []
+        housekeeping.resume_queue("default")
+        running.beat()
+        assert calls[3:] == ["resume", (True, False)]
+        assert running.engine.summary == "Consuming from all queues"
+
+    def test_another_service_s_queue_is_no_matter(self, running: Running, calls: list[Any]) -> None:
+        housekeeping.pause_queue("other")
+        running.beat()
+        assert set(calls) <= {"resume", (True, False)}
+
+    def test_a_database_that_comes_back_does_not_resume_it(
+        self, running: Running, calls: list[Any]
+    ) -> None:
+        housekeeping.pause_queue("default")
+        running.beat()
+        calls.clear()
+        running.engine._writer._outage.failed("away")
+        running.engine._database_away("away")
+        assert calls == [(False, True), "pause"]
+        running.engine._writer._outage.over()
+        running.engine._database_back()
+        assert calls[2:] == [(True, True), "pause", "recall"]
+
+    def test_a_quiet_worker_takes_nothing_and_says_so(
+        self, running: Running, calls: list[Any]
+    ) -> None:
+        running.beat()
+        housekeeping.quiet_worker(running.engine.name)
+        running.beat()
+        running.work()
+        assert calls == [(True, True), "pause", "recall"]
+        assert Worker.objects.get().state["quiet"]
+        assert running.engine.summary == "Quiet: it takes nothing more"
+        housekeeping.unquiet_worker(running.engine.name)
+        running.beat()
+        running.work()
+        assert calls[3:] == ["resume", (True, False)]
+        assert not Worker.objects.get().state["quiet"]
+
+    def test_the_wish_to_stop_is_told_once(self, running: Running) -> None:
+        running.beat()
+        housekeeping.stop_worker(running.engine.name)
+        running.beat()
+        running.beat()
+        assert running.told == ["stop"]

@@ -28,6 +28,7 @@ PASSED_ON = (
     "shutdown_timeout",
     "max_tasks",
     "max_memory",
+    "web",
 )
 
 
@@ -94,6 +95,12 @@ class Command(BaseCommand):
             type=read_by(tap.number),
             metavar="MB",
             help=f"With more memory than that in use {self.recycling}",
+        )
+        parser.add_argument(
+            "--web",
+            metavar="ENDPOINT",
+            help="Serve pages, too, at this endpoint of Twisted's, such as "
+            "tcp:8080:interface=127.0.0.1.",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:

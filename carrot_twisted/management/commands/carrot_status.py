@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from django.core.management.base import CommandParser
 
-    from carrot_twisted.status import Status
+    from carrot_twisted.status import Status, WorkerStatus
 
 # Exit statuses, as those of `carrot_daemon status` where they mean the same.
 EXIT_PROBLEMS = 1
@@ -70,6 +70,7 @@ class Command(BaseCommand):
 def _lines(found: Status) -> Iterable[str]:
     yield f"{len(found.problems) or 'No'} problem{'' if len(found.problems) == 1 else 's'}"
     yield from (f"  {text}" for text in found.problems)
+    yield from (one.text for one in found.paused)
     yield ""
     yield from _table(
         ("queue", "waiting", "oldest", "running", "unsent", "oldest", "workers"),
@@ -94,7 +95,7 @@ def _lines(found: Status) -> Iterable[str]:
                 one.name,
                 one.host,
                 one.pid,
-                f"{one.heartbeat_age:.0f} s ago" if one.alive else "died",
+                _seen(one),
                 one.threads,
                 len(one.running),
                 ", ".join(one.queues),
@@ -118,6 +119,12 @@ def _lines(found: Status) -> Iterable[str]:
                 for _, thread in busy
             ],
         )
+
+
+def _seen(one: WorkerStatus) -> str:
+    if not one.alive:
+        return "died"
+    return f"{one.heartbeat_age:.0f} s ago{', quiet' if one.quiet else ''}"
 
 
 def _duration(seconds: float | None) -> str:
