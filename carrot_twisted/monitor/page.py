@@ -175,10 +175,16 @@ def denied(request: HttpRequest, *_args: Any, **_kwargs: Any) -> HttpResponseBas
     """For those whom the monitor does not let in: the login, or the reason why not."""
     if not request.user.is_authenticated:
         return redirect_to_login(request.get_full_path(), conf.login_url())
-    text = engine().get_template("carrot_twisted/stranger.html")
     context = {"permission": access.VIEW, "logout_url": _logout_url()}
-    content = text.render(context, request)
-    return _with_headers(HttpResponse(content, status=403))
+    return alone(request, "stranger.html", context, 403)
+
+
+def alone(
+    request: HttpRequest, template: str, context: Mapping[str, Any], status: int = 200
+) -> HttpResponse:
+    """A page that shows nothing of the monitor, not even its navigation."""
+    text = engine().get_template(f"carrot_twisted/{template}")
+    return _with_headers(HttpResponse(text.render({**context}, request), status=status))
 
 
 class Action(View):
