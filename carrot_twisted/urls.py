@@ -9,11 +9,12 @@ from __future__ import annotations
 from django.urls import path
 
 from carrot_twisted.monitor import assets
+from carrot_twisted.monitor.overview import Overview
 from carrot_twisted.monitor.page import page
 from carrot_twisted.monitor.task_list import TaskList
 
 urlpatterns = [
-    path("", page(TaskList), name="carrot-monitor"),
+    path("", page(Overview), name="carrot-monitor"),
     path("tasks/", page(TaskList), name="carrot-tasks"),
     path("assets/<slug:digest>/<str:name>", assets.serve, name="carrot-asset"),
 ]

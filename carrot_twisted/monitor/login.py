@@ -6,12 +6,14 @@ A project that serves it has a page of its own: this one is then no way around t
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.contrib.auth.views import LoginView
-from django.http import HttpResponse
 
 from carrot_twisted.monitor.page import alone
+
+if TYPE_CHECKING:
+    from django.http import HttpResponse
 
 
 class Login(LoginView):
@@ -19,6 +21,6 @@ class Login(LoginView):
 
     next_page = "carrot-monitor"
 
-    def render_to_response(self, context: Any, **_kwargs: Any) -> HttpResponse:  # type: ignore[override]
+    def render_to_response(self, context: Any, **_kwargs: Any) -> HttpResponse:
         """The page with the form."""
         return alone(self.request, "login.html", context)

@@ -58,7 +58,7 @@ REFRESH = 3
 NOTICE = "carrot_notice"
 _TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 #: Name of the URL, and title, of the pages in the navigation.
-SECTIONS = (("carrot-tasks", _("Tasks")),)
+SECTIONS = (("carrot-monitor", _("Overview")), ("carrot-tasks", _("Tasks")))
 
 
 @cache
