@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 #: Units of the drawing; browsers scale it.
-WIDTH, HEIGHT = 640.0, 170.0
+WIDTH, HEIGHT = 480.0, 150.0
 #: Room for the labels of the axes, and above the highest value.
-LEFT, BOTTOM, TOP = 52.0, 20.0, 8.0
+LEFT, BOTTOM, TOP = 52.0, 24.0, 8.0
 #: Labels of the axis of times.
 TIME_LABELS = 5
 #: Parts of the axis of values.

@@ -32,7 +32,7 @@ from carrot_twisted.exceptions import CarrotError
 from carrot_twisted.monitor import access
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from django.http import HttpRequest
     from django.http.response import HttpResponseBase
@@ -58,7 +58,13 @@ REFRESH = 3
 NOTICE = "carrot_notice"
 _TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 #: Name of the URL, and title, of the pages in the navigation.
-SECTIONS = (("carrot-monitor", _("Overview")), ("carrot-tasks", _("Tasks")))
+SECTIONS = (
+    ("carrot-monitor", _("Overview")),
+    ("carrot-tasks", _("Tasks")),
+    ("carrot-queues", _("Queues")),
+    ("carrot-workers", _("Workers")),
+    ("carrot-actions", _("Actions")),
+)
 
 
 @cache
@@ -193,10 +199,18 @@ class Action(View):
     permission: ClassVar[str] = access.ACT
 
     def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        """Do it; where that is not allowed, or fails, show a page that says so."""
-        try:
+        """Do it."""
+
+        def act() -> HttpResponse:
             access.demand(request, self.permission)
             return self.act(request, *args, **kwargs)
+
+        return self.guarded(request, act)
+
+    def guarded(self, request: HttpRequest, work: Callable[[], HttpResponse]) -> HttpResponse:
+        """Where something is not allowed, or fails, a page that says so."""
+        try:
+            return work()
         except PermissionDenied as error:
             return refusal(request, str(error))
         except CarrotError as error:

@@ -79,3 +79,9 @@ def share(part: float) -> str:
     """A part of one, in percent; a little is never shown as nothing."""
     percent = part * 100
     return f"{percent:.0f} %" if percent == 0 or percent >= 10 else f"{max(percent, 0.1):.1f} %"
+
+
+@register.filter
+def whole(number: int) -> str:
+    """A number with its thousands set apart."""
+    return f"{number:,}"
