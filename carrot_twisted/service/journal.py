@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from txaio.tx import make_logger
 
-from carrot_twisted import outcomes
+from carrot_twisted import copies, outcomes, showing
 from carrot_twisted.message_log import MAX_TASK
 from carrot_twisted.models import MessageLog
 from carrot_twisted.service import copying
@@ -46,13 +46,8 @@ MAX_HEADERS = 10_000
 TELL_INTERVAL = 10.0
 #: The largest number of retries that every database takes: anybody may write it into a message.
 MAX_RETRIES = 1_000_000
-#: Properties of a message that its row tells; of headers those that copies have, too.
-PROPERTIES = (
-    *("message_id", "content_type", "content_encoding", "timestamp", "type", "app_id", "user_id"),
-    *("correlation_id", "reply_to", "expiration"),
-)
 #: Headers that the row has columns for.
-_TOLD = (copying.EXCEPTION_HEADER, copying.TRACEBACK_HEADER)
+_TOLD = (copies.EXCEPTION_HEADER, copies.TRACEBACK_HEADER)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -174,7 +169,7 @@ def row_of(handled: Handled, worker: str, limit: int, offset: float) -> MessageL
         status=MessageLog.COMPLETED if failure is None else MessageLog.FAILED,
         task=_name(handled.queue.handler, MAX_TASK),
         task_args=_about(delivery),
-        content=readable(delivery.body, delivery.properties.content_encoding, limit),
+        content=showing.readable(delivery.body, delivery.properties.content_encoding, limit),
         exchange=_name(exchange, 255),
         queue=_name(handled.queue.name, 255),
         routing_key=_name(routing_key, 255),
@@ -190,25 +185,10 @@ def row_of(handled: Handled, worker: str, limit: int, offset: float) -> MessageL
     )
 
 
-def readable(body: bytes, encoding: str | None, limit: int) -> str:
-    """The body of a message as text, cut at ``limit`` characters.
-
-    What is no text in the encoding that it says is shown as escapes.
-    """
-    # A character takes four bytes at most; one more than may be shown tells that there is more.
-    part = body[: 4 * limit + 4]
-    try:
-        text = part.decode(str(encoding or "utf-8"), "backslashreplace")
-    except (LookupError, ValueError):
-        text = part.decode("utf-8", "backslashreplace")
-    shown = outcomes.stored(text[:limit], limit)
-    return f"{shown}… (cut: it has {len(body)} bytes)" if len(text) > limit else shown
-
-
 def _about(delivery: Delivery) -> str:
     """What a message says of itself, as a JSON object."""
     properties = delivery.properties
-    about = {name: getattr(properties, name) for name in PROPERTIES}
+    about = {name: getattr(properties, name) for name in showing.PROPERTIES}
     about = {name: value for name, value in about.items() if value is not None}
     headers = {
         str(key): value for key, value in (properties.headers or {}).items() if key not in _TOLD

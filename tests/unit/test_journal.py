@@ -14,7 +14,7 @@ from django.db import transaction
 from hypothesis import given
 from hypothesis import strategies as st
 
-from carrot_twisted import conf, handlers, housekeeping, outbox, records
+from carrot_twisted import conf, handlers, housekeeping, outbox, records, showing
 from carrot_twisted.exceptions import InvalidMessage, InvalidQueueRegistration
 from carrot_twisted.models import MessageLog
 from carrot_twisted.outcomes import Verdict
@@ -157,7 +157,7 @@ def test_of_one_that_was_handled_the_row_is_completed(desk: Desk, settings: Any)
     ],
 )
 def test_a_body_is_shown_as_people_read_it(body: bytes, encoding: str | None, shown: str) -> None:
-    assert journal.readable(body, encoding, 100) == shown
+    assert showing.readable(body, encoding, 100) == shown
 
 
 DEEP: list[Any] = []
