@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows that tell of messages with handlers: what became of each, for people who look at it.
+"""Rows that tell of messages with handlers or callbacks: what became of each, for people to see.
 
 Such a row is written when its message is settled, with the next batch of the writer, and says how
-that ended: COMPLETED, or FAILED for one that went to the archive. It is never PUBLISHED or IN
-PROGRESS, so nothing claims it, sends it or takes it for a task. No message depends on it: while
-the database is away rows wait, up to MAX_WAITING, and what comes then is left out and counted; a
-process that is killed takes those along that wait.
+that ended. COMPLETED: the handler has returned. FAILED: the message went to the archive; one with
+a callback also if that has dropped it, or has ended its consumer by an error, where the message
+may be back in its queue. It is never PUBLISHED or IN PROGRESS, so nothing claims it, sends it or
+takes it for a task. No message depends on it: while the database is away rows wait, up to
+MAX_WAITING, and what comes then is left out and counted; a process that is killed takes those
+along that wait.
 
-In such a row ``task`` is the handler's dotted path, ``content`` the body as people read it, and
-``task_args`` an object with the message's properties (see ``MessageLog.is_task``).
+In such a row ``task`` is the dotted path of the handler or callback, ``content`` the body as people
+read it, and ``task_args`` an object with the message's properties (see ``MessageLog.is_task``).
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ class Handled:
     queue: HandlerQueue
     delivery: Delivery
     failure: Failure | None
-    """Why it is in the archive; None: its handler has returned."""
+    """What went wrong; None: nothing did."""
     arrived: float
     """Seconds since the epoch, on this host's clock."""
     started: float
@@ -72,6 +74,8 @@ class _Waiting:
     worker: str
     limit: int
     offset: float
+    told: bool = False
+    """It is known what became of it."""
     _row: MessageLog | None = field(default=None, init=False)
 
     def row(self) -> MessageLog:
@@ -81,11 +85,11 @@ class _Waiting:
 
 
 class Journal:
-    """Has rows written for those messages whose handlers, or the settings, ask for it.
+    """Has rows written for those messages whose queues ask for it.
 
     Args:
         writer: writes them.
-        worker: name of this service.
+        worker: name of this process.
         limit: characters that are kept of a body.
         reactor: Twisted's reactor.
     """
@@ -118,6 +122,9 @@ class Journal:
 
         def done(error: str | None) -> None:
             with self._lock:
+                if waiting.told:
+                    return
+                waiting.told = True
                 self._size -= size
             if error is not None:
                 self._reactor.callFromThread(self._leave_out, error)

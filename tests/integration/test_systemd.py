@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from carrot_twisted import conf
-from carrot_twisted.service.engine import CONFIRMS, LAST_WRITES
+from carrot_twisted.service.engine import CONFIRMS
+from carrot_twisted.service.log_writer import LAST_WRITES
 from carrot_twisted.service.protocol import FAREWELL
 from carrot_twisted.tap import EXIT_CONFIG, EXIT_RECYCLE, LAST_MOMENT
 from carrot_twisted.utilities import publish_message

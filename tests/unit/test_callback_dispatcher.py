@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from carrot_twisted.handlers import Message
     from carrot_twisted.outbox import Post
+    from carrot_twisted.service.journal import Handled
 
 
 class Desk:
@@ -35,12 +36,14 @@ class Desk:
         self.called: list[bytes] = []
         self.errors: dict[bytes, BaseException] = {}
         self.sent: list[tuple[Post, Callable[[str | None], None]]] = []
+        self.noted: list[Handled] = []
         self.gate = threading.Semaphore(1)
         (queue,) = callbacks.queues_of(self.callback, queues={"mine": {}}, **options)
         self.dispatcher = CallbackDispatcher(
             queue=queue,
             gate=self.gate,
             send=lambda post, settled: self.sent.append((post, settled)),
+            note=self.noted.append,
             reactor=self.clock,
         )
         self.channel = Channel()

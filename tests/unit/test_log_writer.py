@@ -75,6 +75,7 @@ class Desk:
             ),
             "default",
             self.reactor,
+            away="is away, nothing new is started",
             on_away=lambda reason: self.told.append(f"away: {reason}"),
             on_back=lambda: self.told.append("back"),
             on_broken=lambda failure: self.told.append(f"broken: {failure.value}"),
