@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import json
+import time
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from django.core.management import call_command
+from django.db import connection, transaction
 
 from carrot_twisted.models import MessageLog
 from tests.integration.test_callbacks import (
@@ -20,7 +22,7 @@ from tests.integration.test_callbacks import (
     send,
     start,
 )
-from tests.integration.test_database_outages import Limited, limited, no_connections
+from tests.integration.test_database_outages import TABLE, Limited, limited, no_connections
 from tests.processes import wait_until
 
 if TYPE_CHECKING:
@@ -71,14 +73,22 @@ def test_with_log_all_each_has_one_when_it_has_come_to_its_end(
     row = MessageLog.objects.get(content="fine")
     assert json.loads(row.task_args) == {"message_id": "7", "headers": {"n": 1}}
     assert (row.exchange, row.routing_key, row.attempts) == ("", QUEUE, 1)
+    assert row.start_time
+    assert row.completion_time
     assert row.publish_time <= row.start_time <= row.completion_time
 
 
-def test_one_that_ends_its_consumer_has_a_row_that_says_why(
+def test_one_that_ends_its_consumer_has_a_row_that_says_why_and_the_end_waits_for_it(
     start: StartService, broker: Broker
 ) -> None:
     service = start()
-    send(broker, "fail")
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(f"LOCK TABLE {TABLE}")
+        send(broker, "fail")
+        service.wait_for("its consumer ends")
+        wait_until(lambda: broker.depth(QUEUE) == 1)
+        # Nothing else is left to be done there.
+        time.sleep(0.3)
     assert service.ends() == 13
     assert rows() == [("FAILED", "fail", "ValueError: fail")]
     row = MessageLog.objects.get()

@@ -232,6 +232,22 @@ class TestWithoutTheDatabase:
             desk.journal.note(handled(queue))
         assert len(desk.entries) == 1
 
+    def test_what_is_said_of_a_row_first_counts(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An error that ends a batch is told to all of it, also to what had been committed."""
+        monkeypatch.setattr(journal, "MAX_WAITING", journal.ROW_SIZE + 4)
+        queue = queue_of()
+        desk.journal.note(handled(queue))
+        desk.entries[0].done(None)
+        desk.entries[0].done("broken")
+        desk.clock.advance(0)
+        for _ in range(2):
+            desk.journal.note(handled(queue))
+        assert len(desk.entries) == 2
+        desk.journal.stop()
+        assert [line.partition("MessageLog: ")[2][:8] for line in desk.told] == ["too many"]
+
     def test_what_the_database_refuses_is_told_at_the_end_at_the_latest(self, desk: Desk) -> None:
         desk.journal.note(handled(queue_of()))
         desk.entries[0].done("value too long")
