@@ -2,7 +2,8 @@
 """Writes rows that tell of messages in a process that asks nothing else of the database.
 
 A database that is away costs rows, never a message nor its callback: it is not asked before there
-is a row to write, and nothing waits for it but the writer's own thread.
+is a row to write, and nothing waits for it but the writer's own thread. Times in the rows are
+those of this machine, which has no heartbeat to compare clocks by.
 """
 
 from __future__ import annotations
