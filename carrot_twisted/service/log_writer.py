@@ -223,8 +223,9 @@ class LogWriter:
         """
         if self.away:
             self.give_up()
+        ended = self.stop()
         try:
-            await self.stop().addTimeout(seconds, self._reactor)
+            await ended.addTimeout(seconds, self._reactor)
         except Exception as error:
             _log.debug("Not waited for any longer: {error}", error=error)
             self.give_up()
