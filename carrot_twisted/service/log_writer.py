@@ -151,7 +151,7 @@ class LogWriter:
         #: Others' transactions are in the way of what is to be written.
         self._obstruction = Outage(time.monotonic)
         #: Operations that were put aside for that, by id().
-        self._aside: set[int] = set()
+        self._aside: dict[int, Operation] = {}
         #: When the database was asked what it has not answered yet.
         self._asked: float | None = None
         #: The driver's connection of the last transaction, and whether locks are waited for on it
@@ -263,6 +263,9 @@ class LogWriter:
                     entry.done(outcomes.exception_line(error, MAX_REASON))
                 connections[self._using].close()
             reset_queries()
+        for left in self._aside.values():
+            if isinstance(left, Entry):
+                left.done("others' transactions were in the way to the end")
         connections.close_all()
         self._sign = None
 
@@ -374,7 +377,8 @@ class LogWriter:
 
         def tell() -> None:
             if self._aside:
-                self._aside.difference_update(map(id, batch))
+                for one in batch:
+                    self._aside.pop(id(one), None)
             for op, answer in zip(claims, answers, strict=True):
                 op.answer(answer)
             if finishes:
@@ -389,6 +393,7 @@ class LogWriter:
         if len(batch) > 1:
             return all(self._persist([operation]) for operation in batch)
         (operation,) = batch
+        self._aside.pop(id(operation), None)
         if isinstance(operation, Finish) and operation.finished.result.log is not None:
             # Not its further lines: there PostgreSQL repeats what is in the row.
             words, _, _ = outcomes.exception_text(error, MAX_REASON).partition("\n")
@@ -419,7 +424,7 @@ class LogWriter:
                 self._set_obstructed(error)
         # The locked ones last: another time, others have their turn before them.
         aside = [*left, *locked]
-        self._aside.update(map(id, aside))
+        self._aside |= {id(operation): operation for operation in aside}
         self._reactor.callFromThread(self._reactor.callLater, ASIDE, self._submit_all, aside)
         self._set_back()
 

@@ -273,6 +273,15 @@ class TestARowOfAHandledMessage:
         assert desk.told[0].startswith("away")
         assert MessageLog.objects.get().pk == row.pk
 
+    def test_one_that_others_hold_up_to_the_end_is_told_as_left_out(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(records, "add", Failing(records.add, *[LOCKED] * 3))
+        told = desk.enter(entry())
+        desk.work()
+        assert told == ["others' transactions were in the way to the end"]
+        assert not MessageLog.objects.exists()
+
     def test_one_that_is_refused_keeps_nothing_else_from_being_written(
         self, desk: Desk, monkeypatch: pytest.MonkeyPatch
     ) -> None:
