@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from django.db.models import BooleanField, Case, F, Value, When
 from django.db.models.functions import Now
 
-from carrot_twisted import failpoints, processes, statements
+from carrot_twisted import begun_message, failpoints, processes, statements
 from carrot_twisted.message_log import due_in
 from carrot_twisted.models import MessageLog, Worker
 from carrot_twisted.outcomes import Kind, Result, Verdict
@@ -244,6 +244,7 @@ def reap(claimant: Claimant, using: str) -> int:
         relay_at=due_in(0),
     )
     Worker.objects.using(using).filter(name__in=dead).delete()
+    begun_message.forget_old(using)
     failpoints.reached("in_reap")
     return count
 

@@ -45,6 +45,7 @@ class CallbackDispatcher(MessageDispatcher):
             concurrency=queue.concurrency,
             send=send,
             note=lambda _handled: None,
+            losses=None,
             reactor=reactor,
         )
         self._callback_queue = queue

@@ -31,6 +31,7 @@ from carrot_twisted import (
     records,
     task_logging,
 )
+from carrot_twisted.begun_message import Losses
 from carrot_twisted.consumer import make_consumer
 from carrot_twisted.exceptions import CarrotConfigException
 from carrot_twisted.execution import Limits
@@ -220,19 +221,23 @@ class Engine:
             if not isinstance(queue, HandlerQueue)
         ]
         self._journal = Journal(self._writer, self.worker.name, settings.max_result_size, reactor)
+        self._losses = Losses(
+            worker=self.worker.name, limit=settings.max_crashes, using=self._using
+        )
         handling = [
             MessageDispatcher(
                 queue=queue,
                 concurrency=options.concurrency or queue.concurrency,
                 send=partial(self._publisher.send, queue.host),
                 note=self._journal.note,
+                losses=self._losses,
                 reactor=reactor,
             )
             for queue in queues
             if isinstance(queue, HandlerQueue)
         ]
         self._dispatchers: list[Working] = [*tasks, *handling]
-        Quarantine(tasks, reactor, beside=handling)
+        Quarantine(self._dispatchers, reactor)
         self._recycling = Recycling(
             dispatchers=self._dispatchers,
             max_tasks=options.max_tasks,
@@ -440,6 +445,7 @@ class Engine:
         left = MessageLog.objects.using(using).filter(worker=name, status=MessageLog.IN_PROGRESS)
 
         def leave() -> None:
+            self._losses.leave()
             if not left.exists():
                 Worker.objects.using(using).filter(name=name).delete()
 

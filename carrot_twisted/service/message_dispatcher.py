@@ -11,7 +11,9 @@ but for the methods noted otherwise. A message::
     decide    ``retry.decide``, a pure function
     settle    in one place: acknowledge, keep it for a while, or copy, and then acknowledge
 
-A process that dies at any point leaves the message to the broker, which delivers it again.
+A process that dies at any point leaves the message to the broker, which delivers it again. What
+comes again is noted in the database while it is handled (``begun_message``): one under which
+processes were lost runs alone, and goes to the archive after too many of them.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ import pika
 from txaio.tx import make_logger
 
 from carrot_twisted import failpoints, handling, outcomes, retry, task_logging
+from carrot_twisted.exceptions import WorkerLost
 from carrot_twisted.handlers import Message
 from carrot_twisted.interruption import Abandoned, TimedCall
 from carrot_twisted.outage import Outage
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from uuid import UUID
 
+    from carrot_twisted.begun_message import Losses
     from carrot_twisted.handlers import HandlerQueue
     from carrot_twisted.outbox import Post
     from carrot_twisted.retry import Decision
@@ -83,10 +87,18 @@ class Job:
     """What is to be done now that its handler has ended."""
     took: float = 0.0
     """Seconds that its handler has kept a thread."""
+    alone: bool = False
+    """Nothing else runs in this process, and nothing will until it has ended."""
+    fingerprint: str | None = None
+    """Under which it is noted that it has begun."""
     done: bool = False
     """It has come to its end here, and was acknowledged if its channel was open."""
     ended: float = 0.0
     """When it had ended, in seconds since the epoch."""
+
+
+class _NotAlone(Exception):
+    """Processes were lost under a message: it is to be handled when nothing else runs here."""
 
 
 class MessageDispatcher:
@@ -97,16 +109,25 @@ class MessageDispatcher:
         concurrency: number of threads.
         send: the way to the broker, for copies.
         note: called, when a message is settled for good, with what became of it.
+        losses: counts processes that die while a message is handled; None: nobody does.
         reactor: Twisted's reactor.
     """
 
     def __init__(
-        self, *, queue: HandlerQueue, concurrency: int, send: Send, note: Note, reactor: Any
+        self,
+        *,
+        queue: HandlerQueue,
+        concurrency: int,
+        send: Send,
+        note: Note,
+        losses: Losses | None,
+        reactor: Any,
     ) -> None:
         self.pace = Pace(concurrency=concurrency, fixed=queue.prefetch)
         self._queue = queue
         self._send = send
         self._note = note
+        self._losses = losses
         self._reactor = reactor
         self._host = socket.gethostname()
         self._keeper = TimeKeeper(reactor, self._give_up)
@@ -116,6 +137,8 @@ class MessageDispatcher:
         self._jobs: dict[Job, None] = {}
         #: Kept because of the database, with the timers that end it.
         self._resting: dict[Job, Any] = {}
+        #: Processes were lost under them: they wait until nothing else runs here.
+        self._suspects: deque[Job] = deque()
         #: Those of the jobs whose copy the broker has not confirmed yet.
         self._copying: dict[Job, None] = {}
         #: Those whose copy it did not take, with the timers of the next try.
@@ -139,6 +162,11 @@ class MessageDispatcher:
     def running(self) -> int:
         """Messages whose handlers run or are about to, and those that are being copied."""
         return len(self._jobs)
+
+    @property
+    def suspects(self) -> int:
+        """Messages that wait until nothing else runs in this process."""
+        return len(self._suspects)
 
     @property
     def begun(self) -> int:
@@ -229,9 +257,16 @@ class MessageDispatcher:
         self._held = False
         self._pump()
 
+    def claim_suspect(self) -> None:
+        """Begin one suspect; the caller knows that nothing else runs in this process."""
+        job = self._suspects.popleft()
+        job.alone = True
+        self._begin(job)
+
     def forget_closed(self) -> None:
         """Drop what waits of a channel that is closed: the broker has it again."""
         self._waiting = deque(d for d in self._waiting if d.settler.is_open)
+        self._suspects = deque(job for job in self._suspects if job.delivery.settler.is_open)
         for job in [] if self._stopping else self._pool.recall():
             if job.delivery.settler.is_open:
                 self._pool.put(job)
@@ -258,9 +293,11 @@ class MessageDispatcher:
             return
         began = time.monotonic()
         try:
-            job.failure = handling.handle(
-                lambda: self._queue.call(self._message(job.delivery)), self._timed(job)
-            )
+            job.failure = handling.handle(lambda: self._call(job), self._timed(job))
+            self._note_end(job)
+            if job.failure is not None and isinstance(job.failure.error, _NotAlone):
+                self._reactor.callFromThread(self._suspect, job)
+                return
             failpoints.reached("handled_before_settle")
             self._decide(job, time.monotonic() - began)
         except Abandoned:
@@ -270,6 +307,44 @@ class MessageDispatcher:
             # Out of memory, perhaps. The message must not hang on this job for ever.
             _log.failure("A worker thread met an error outside of its handler")
             self._reactor.callFromThread(self._rest, job, outcomes.release_delay(job.waits + 1))
+
+    def _call(self, job: Job) -> Any:
+        """On a worker thread: call the handler, if it may begin now."""
+        if self._losses is not None and job.delivery.redelivered:
+            fingerprint = copying.fingerprint(job.delivery, self._queue.name)
+            lost = self._losses.begin(fingerprint, alone=job.alone)
+            if lost >= self._losses.limit:
+                raise WorkerLost(f"{lost} processes were lost while this message was handled")
+            if lost and not job.alone:
+                raise _NotAlone
+            job.fingerprint = fingerprint
+        return self._queue.call(self._message(job.delivery))
+
+    def _note_end(self, job: Job) -> None:
+        """On a worker thread."""
+        if job.fingerprint is None:
+            return
+        assert self._losses is not None
+        fingerprint, job.fingerprint = job.fingerprint, None
+        try:
+            self._losses.end(fingerprint)
+        except Exception:
+            # This very process lives: only if it comes again elsewhere, a loss is counted wrongly.
+            _log.debug("It could not be noted that a message has been handled")
+
+    def _suspect(self, job: Job) -> None:
+        """Processes were lost under it: what runs beside it must not be blamed for the next."""
+        if job not in self._jobs:
+            # Released at the deadline of a stop.
+            return
+        if self._stopping or self._paused:
+            self._give_back(job)
+            return
+        del self._jobs[job]
+        job.failure = None
+        self._suspects.append(job)
+        self.on_suspect()
+        self._pump()
 
     def _decide(self, job: Job, took: float) -> None:
         """On a worker thread, for the project's backoff function is asked."""
@@ -312,6 +387,7 @@ class MessageDispatcher:
         """On the new thread: bring the stuck call to its end."""
         job: Job = call.run
         try:
+            self._note_end(job)
             job.failure = handling.give_up(call)
         except BaseException:
             # Nobody else ends this job: its own thread has no say any more.
@@ -381,6 +457,7 @@ class MessageDispatcher:
             # Released at the deadline of a stop.
             return
         del self._jobs[job]
+        job.alone = False
         if self._stopping or self._paused:
             job.delivery.requeue()
             return
@@ -508,6 +585,9 @@ class MessageDispatcher:
         for job in [job for job in self._resting if now - job.arrived >= deadline]:
             self._resting.pop(job).cancel()
             overdue.append(job.delivery)
+        for job in [job for job in self._suspects if now - job.arrived >= deadline]:
+            self._suspects.remove(job)
+            overdue.append(job.delivery)
         for delivery in overdue:
             delivery.requeue()
         if oldest > STUCK:
@@ -544,12 +624,14 @@ class MessageDispatcher:
         self._pool.stop()
 
     def _give_back_all(self) -> None:
-        """What waits, rests, or is about to begin."""
+        """What waits, rests, is a suspect, or is about to begin."""
         self._return_waiting()
         resting, self._resting = self._resting, {}
         for job, timer in resting.items():
             timer.cancel()
             job.delivery.requeue()
+        while self._suspects:
+            self._suspects.popleft().delivery.requeue()
         for job in self._pool.recall():
             self._give_back(job)
 

@@ -26,6 +26,10 @@ class Working(Protocol):
     on_stuck: Callable[[], None]
 
     @property
+    def suspects(self) -> int:
+        """What waits until nothing else runs in this process: others were lost under it."""
+
+    @property
     def running(self) -> int:
         """What is under way."""
 
@@ -56,6 +60,9 @@ class Working(Protocol):
 
     def unhold(self) -> None:
         """Begin again."""
+
+    def claim_suspect(self) -> None:
+        """Begin one suspect; the caller knows that nothing else runs in this process."""
 
     def forget_closed(self) -> None:
         """Drop waiting deliveries of a channel that is closed: the broker has them again."""

@@ -100,6 +100,23 @@ def test_where_it_was_published_to_is_known_also_of_a_copy(queue: Any) -> None:
     assert copying.origin_of(delivery("x", "y", headers=post.properties.headers)) == ("x", "y")
 
 
+def test_a_fingerprint_is_of_one_message_of_one_queue_however_often_it_comes() -> None:
+    def told(queue: str = "mail", exchange: str = "data", **properties: Any) -> str:
+        return copying.fingerprint(delivery(exchange, **properties), queue)
+
+    one = told(headers={"a": 1}, message_id="\udc80")
+    assert len(one) == 64
+    again = {"a": 1, "x-delivery-count": 3, "x-acquired-count": 4}
+    assert told(headers=again, message_id="\udc80") == one
+    others = [
+        told("other", headers={"a": 1}, message_id="\udc80"),
+        told(exchange="other", headers={"a": 1}, message_id="\udc80"),
+        told(headers={"a": 2}, message_id="\udc80"),
+        told(headers={"a": 1}),
+    ]
+    assert len({one, *others}) == 5
+
+
 def test_it_goes_to_the_queue_of_its_delay_or_to_the_archive(queue: Any) -> None:
     post = copy(queue, delivery(), Decision(action=Action.RETRY, delay=5))
     assert post.routing_key == "mail.retry.6000ms"

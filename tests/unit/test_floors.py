@@ -50,6 +50,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "wire",
     ),
     1: (
+        "begun_message",
         "message_log",
         "migrations.*",
         "models",

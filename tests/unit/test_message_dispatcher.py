@@ -31,6 +31,28 @@ LOCKED = OperationalError("database is locked")
 LOCKED.__cause__ = type("Locked", (Exception,), {"sqlite_errorcode": 5})()
 
 
+class Losses:
+    """Stands in for the records of what has begun."""
+
+    limit = 3
+
+    def __init__(self) -> None:
+        self.lost: dict[str, int] = {}
+        self.begun: list[tuple[str, bool]] = []
+        self.error: Exception | None = None
+
+    def begin(self, fingerprint: str, *, alone: bool) -> int:
+        if self.error is not None:
+            raise self.error
+        self.begun.append((fingerprint, alone))
+        return self.lost.get(fingerprint, 0)
+
+    def end(self, fingerprint: str) -> None:
+        if self.error is not None:
+            raise self.error
+        self.lost.pop(fingerprint, None)
+
+
 class Desk:
     """A dispatcher among fakes; its handler raises what the body is in ``errors``."""
 
@@ -41,6 +63,7 @@ class Desk:
         self.meanwhile: Callable[[], object] = lambda: None
         self.sent: list[tuple[Post, Callable[[str | None], None]]] = []
         self.settled: list[Handled] = []
+        self.losses = Losses()
         handlers.message_handler("mail")(self.handle)
         (queue,) = handlers.queues(conf.current())
         self.dispatcher = MessageDispatcher(
@@ -48,6 +71,7 @@ class Desk:
             concurrency=concurrency,
             send=lambda post, settled: self.sent.append((post, settled)),
             note=self.settled.append,
+            losses=self.losses,  # type: ignore[arg-type]
             reactor=self.clock,
         )
         self.open_channel()
@@ -465,6 +489,121 @@ def test_while_a_suspect_runs_nothing_begins(desk: Desk) -> None:
     assert desk.work() == 2
 
 
+class TestLostProcesses:
+    """A handler that kills its process meets its message again, and the broker does not count."""
+
+    @pytest.fixture
+    def quarantine(self, desk: Desk) -> Quarantine:
+        return Quarantine([desk.dispatcher], desk.clock)
+
+    def fingerprint(self, desk: Desk, body: bytes) -> str:
+        return copying.fingerprint(
+            Delivery(desk.settler, 0, pika.BasicProperties(), body, "", "mail"), "mail"
+        )
+
+    def test_what_comes_for_the_first_time_is_not_noted(self, desk: Desk) -> None:
+        desk.deliver()
+        desk.work()
+        assert (desk.losses.begun, desk.handled) == ([], [b"body"])
+
+    @pytest.mark.parametrize("error", [None, ValueError("no"), LOCKED, SystemExit(1)])
+    def test_what_comes_again_is_noted_until_its_handler_has_ended(
+        self, desk: Desk, error: BaseException | None
+    ) -> None:
+        if error is not None:
+            desk.errors[b"body"] = error
+        key = self.fingerprint(desk, b"body")
+        desk.meanwhile = lambda: desk.losses.lost.setdefault(key, 1)
+        desk.deliver(redelivered=True)
+        desk.work()
+        assert desk.losses.begun == [(key, False)]
+        assert desk.losses.lost == {}
+        assert desk.handled == [b"body"]
+
+    @pytest.mark.usefixtures("quarantine")
+    def test_one_that_has_cost_a_process_runs_alone_and_the_others_after_it(
+        self, desk: Desk
+    ) -> None:
+        key = self.fingerprint(desk, b"suspect")
+        desk.losses.lost[key] = 2
+        beside = desk.deliver(b"beside")
+        suspect = desk.deliver(b"suspect", redelivered=True)
+        jobs = desk.dispatcher._pool.recall()
+        desk.dispatcher._work(jobs[1])
+        desk.turn()
+        after = desk.deliver(b"after")
+        assert (desk.dispatcher.suspects, desk.dispatcher.running) == (1, 1)
+        desk.dispatcher._work(jobs[0])
+        desk.turn()
+        assert (desk.handled, desk.channel.acked) == ([b"beside"], {beside})
+        assert (desk.dispatcher.suspects, desk.dispatcher.running) == (0, 1)
+        assert desk.work() == 1
+        assert desk.losses.begun == [(key, False), (key, True)]
+        assert desk.channel.acked == {beside, suspect}
+        assert desk.work() == 1
+        assert desk.channel.acked == {beside, suspect, after}
+
+    def test_one_that_has_cost_too_many_is_archived_and_not_begun(self, desk: Desk) -> None:
+        desk.losses.lost[self.fingerprint(desk, b"body")] = 3
+        desk.deliver(redelivered=True)
+        desk.work()
+        assert desk.handled == []
+        ((post, _),) = desk.sent
+        assert post.properties.headers["x-carrot-exception"] == (
+            "WorkerLost: 3 processes were lost while this message was handled"
+        )
+        assert desk.answer() == ["mail.archived"]
+        assert desk.channel.acked == {1}
+
+    def test_a_suspect_goes_back_with_the_database_a_stop_or_after_long(self, desk: Desk) -> None:
+        for give_back in (
+            desk.dispatcher.pause,
+            lambda: desk.dispatcher.free_waiting(0),
+            desk.dispatcher.stop_claiming,
+        ):
+            desk.dispatcher.resume()
+            desk.losses.lost[self.fingerprint(desk, b"body")] = 1
+            tag = desk.deliver(redelivered=True)
+            desk.work()
+            assert desk.dispatcher.suspects == 1
+            give_back()
+            assert desk.dispatcher.suspects == 0
+            assert tag in desk.channel.requeued
+        assert desk.handled == []
+
+    def test_one_of_a_lost_channel_is_the_brokers(self, desk: Desk) -> None:
+        desk.losses.lost[self.fingerprint(desk, b"body")] = 1
+        desk.deliver(redelivered=True)
+        desk.work()
+        desk.lose_channel()
+        assert (desk.dispatcher.suspects, desk.dispatcher.running) == (0, 0)
+
+    def test_without_the_database_it_is_not_begun_and_no_retry_is_counted(self, desk: Desk) -> None:
+        desk.losses.error = LOCKED
+        desk.deliver(redelivered=True)
+        desk.work()
+        assert (desk.handled, desk.sent) == ([], [])
+        desk.losses.error = None
+        desk.turn(1)
+        desk.meanwhile = lambda: setattr(desk.losses, "error", LOCKED)
+        desk.work()
+        assert desk.handled == [b"body"]
+        assert desk.channel.acked == {1}
+
+    def test_a_suspect_that_the_database_keeps_waiting_is_one_again(self, desk: Desk) -> None:
+        Quarantine([desk.dispatcher], desk.clock)
+        key = self.fingerprint(desk, b"body")
+        desk.losses.lost[key] = 1
+        desk.errors[b"body"] = LOCKED
+        desk.deliver(redelivered=True)
+        assert desk.work() == 1
+        assert desk.work() == 1
+        desk.losses.lost[key] = 1
+        desk.turn(1)
+        assert desk.work() == 1
+        assert [alone for _, alone in desk.losses.begun] == [False, True, False]
+
+
 class Tasks:
     """Stands in for the dispatcher of a queue of tasks, one of which has cost workers."""
 
@@ -487,7 +626,7 @@ class Tasks:
 def test_a_suspect_runs_alone_also_where_messages_are_handled(desk: Desk) -> None:
     """Else the crash of a handler would be blamed on it."""
     tasks = Tasks()
-    Quarantine([tasks], desk.clock, beside=[desk.dispatcher])  # type: ignore[list-item]
+    Quarantine([tasks, desk.dispatcher], desk.clock)  # type: ignore[list-item]
     first = desk.deliver()
     tasks.on_suspect()
     desk.deliver()
