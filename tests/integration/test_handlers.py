@@ -39,7 +39,7 @@ NAMES = (
         "refuse",
         "wait",
     ),
-    *("spoiled", "mixed", "slow", "count", "crowd", "delayed", "quorum", "shop", "storm"),
+    *("spoiled", "mixed", "slow", "count", "crowd", "delayed", "deadly", "quorum", "shop", "storm"),
 )
 SETTINGS = {
     "backoff_func": "tests.project.handlers.backoff",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -143,6 +144,17 @@ def delayed(message: Message) -> None:
         raise ValueError("later")
 
 
+def deadly(body: Any) -> None:
+    """Kill the process, as a fault in a library written in C does; others take a while."""
+    ledger(f"deadly {body}")
+    if body == "die":
+        # Those that run beside it are under way, too.
+        time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGSEGV)
+    time.sleep(0.2 if body == "beside" else 0.001)
+    ledger(f"survived {body}")
+
+
 def backoff(retries: int) -> float:
     """Quick retries."""
     return (0.1, 0.3, 0.5)[min(retries, 2)]
@@ -171,6 +183,7 @@ if "CARROT_TEST_HANDLERS" in os.environ:
         "count": count,
         "crowd": crowd,
         "delayed": delayed,
+        "deadly": deadly,
     }
     for _name, _handler in _handlers.items():
         message_handler(f"handled.{_name}")(_handler)
