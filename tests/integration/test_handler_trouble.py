@@ -150,6 +150,19 @@ def test_a_queue_that_is_deleted_while_it_is_consumed_is_made_again_with_its_bin
     assert service.stop() == 0
 
 
+def test_a_transaction_that_a_handler_leaves_aborted_is_not_the_next_ones(
+    start: StartService, broker: Broker, ledger: Ledger
+) -> None:
+    """What the original has USE_DJANGO for."""
+    start("disorder", handlers={"max_retries": 0})
+    for body in ("break", 1, "break", 2):
+        send(broker, "disorder", body)
+    wait_until(lambda: len(ledger()) == 4)
+    assert ledger() == ["disorder break", "disorder 1", "disorder break", "disorder 2"]
+    wait_until(lambda: broker.depth(queue("disorder")) == 0)
+    assert broker.depth(archive("disorder")) == 0
+
+
 def test_handlers_that_publish_for_the_first_time_all_at_once(
     start: StartService, broker: Broker
 ) -> None:

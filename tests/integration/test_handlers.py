@@ -39,7 +39,19 @@ NAMES = (
         "refuse",
         "wait",
     ),
-    *("spoiled", "mixed", "slow", "count", "crowd", "delayed", "deadly", "quorum", "shop", "storm"),
+    *(
+        "spoiled",
+        "mixed",
+        "slow",
+        "count",
+        "crowd",
+        "delayed",
+        "deadly",
+        "disorder",
+        "quorum",
+        "shop",
+        "storm",
+    ),
 )
 SETTINGS = {
     "backoff_func": "tests.project.handlers.backoff",

@@ -8,11 +8,12 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from django.db import connection
-from django.db.utils import OperationalError
+from django.db import connection, transaction
+from django.db.utils import DatabaseError, OperationalError
 
 from carrot_twisted.handlers import Message, PermanentFailure, message_handler
 from carrot_twisted.limits import time_limit
@@ -129,6 +130,17 @@ def count(body: Any) -> None:
     ledger(f"count {body} {MessageLog.objects.filter(task='no such task').count()}")
 
 
+def disorder(body: Any) -> None:
+    """Leave a transaction behind that the database has aborted, or ask the database."""
+    if body == "break":
+        transaction.atomic().__enter__()
+        with suppress(DatabaseError), connection.cursor() as cursor:
+            cursor.execute("SELECT no_such_column")
+    else:
+        MessageLog.objects.exists()
+    ledger(f"disorder {body}")
+
+
 def crowd(body: Any) -> None:
     """Say how many of these are at work at once."""
     name = threading.current_thread().name
@@ -184,6 +196,7 @@ if "CARROT_TEST_HANDLERS" in os.environ:
         "crowd": crowd,
         "delayed": delayed,
         "deadly": deadly,
+        "disorder": disorder,
     }
     for _name, _handler in _handlers.items():
         message_handler(f"handled.{_name}")(_handler)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import pika
@@ -128,6 +129,13 @@ def test_it_goes_to_the_queue_of_its_delay_or_to_the_archive(queue: Any) -> None
     assert "x-retry-count" not in post.properties.headers
 
 
+def test_the_retries_are_counted_in_the_header_of_the_settings(queue: Any) -> None:
+    policy = dataclasses.replace(queue.policy, header="x-tries")
+    queue = dataclasses.replace(queue, policy=policy)
+    headers = copy(queue, delivery(headers={"x-tries": 1, "x-retry-count": 7})).properties.headers
+    assert (headers["x-tries"], headers["x-retry-count"]) == (2, 7)
+
+
 def test_the_properties_of_a_copy_fit_into_a_frame(queue: Any) -> None:
     headers = copy(queue, delivery(headers={"a": "x" * 99_000})).properties.headers
     assert "x-carrot-exception" in headers
@@ -172,6 +180,13 @@ class TestLayout:
             *("mail.archived", "mail.retry.200ms"),
             "mail",
         ]
+
+    def test_arguments_of_the_handler_are_the_work_queues_only(self) -> None:
+        layout = Layout(name="mail", arguments={"x-max-length": 5, "x-max-priority": 3})
+        archive, retry, _, _, work = layout.steps([200])
+        assert work.arguments["arguments"].items() >= {("x-max-length", 5), ("x-max-priority", 3)}
+        for other in (archive, retry):
+            assert not {"x-max-length", "x-max-priority"} & set(other.arguments["arguments"])
 
     def test_all_queues_of_a_quorum_queue_are_quorum_queues_and_drop_nothing(self) -> None:
         lazy = {"x-message-ttl": 5, "x-queue-mode": "lazy"}

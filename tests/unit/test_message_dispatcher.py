@@ -61,6 +61,7 @@ class Desk:
         self.handled: list[bytes] = []
         self.errors: dict[bytes, BaseException] = {}
         self.meanwhile: Callable[[], object] = lambda: None
+        self.returned: object = None
         self.sent: list[tuple[Post, Callable[[str | None], None]]] = []
         self.settled: list[Handled] = []
         self.losses = Losses()
@@ -76,11 +77,12 @@ class Desk:
         )
         self.open_channel()
 
-    def handle(self, message: handlers.Message) -> None:
+    def handle(self, message: handlers.Message) -> object:
         self.handled.append(message.body)
         self.meanwhile()
         if message.body in self.errors:
             raise self.errors[message.body]
+        return self.returned
 
     def open_channel(self) -> None:
         self.channel = Channel()
@@ -135,6 +137,14 @@ def test_a_message_is_acknowledged_when_its_handler_has_returned(desk: Desk) -> 
     desk.work()
     assert desk.channel.frames == [("ack", 3, True)]
     assert (desk.dispatcher.running, desk.dispatcher.finished) == (0, 3)
+
+
+@pytest.mark.parametrize("returned", [False, 0, ValueError("returned"), "requeue"])
+def test_what_a_handler_returns_is_not_used(desk: Desk, returned: object) -> None:
+    desk.returned = returned
+    desk.deliver()
+    desk.work()
+    assert (desk.channel.acked, desk.sent) == ({1}, [])
 
 
 def test_no_more_is_begun_than_the_pace_allows(desk: Desk) -> None:
