@@ -12,10 +12,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from django.db import models
+from django.db.models import F
 from django.db.models.functions import Now
 
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+#: So many losses, and a message runs alone.
+SUSPECT = 2
 #: A record whose message never came again, deleted with its queue perhaps, is kept for so long.
 KEPT = timedelta(days=30)
 
@@ -36,41 +43,56 @@ class BegunMessage(models.Model):
 
 @dataclass(frozen=True, kw_only=True)
 class Losses:
-    """Counts, for one worker, the processes that were lost while messages were handled."""
+    """Counts, for one worker, the processes that were lost while messages were handled.
+
+    Messages are noted in batches, shortly before their handlers begin, so that an innocent one may
+    be counted that was about to begin when another one killed the process. From SUSPECT losses on
+    each runs alone: what is counted then is its own doing.
+    """
 
     worker: str
     limit: int
-    """After so many a message is not begun any more."""
+    """After so many a message is not begun any more; at least one of them has to be its own."""
     using: str
     """Database alias."""
 
-    def begin(self, fingerprint: str, *, alone: bool) -> int:
-        """A message that was delivered before is about to be handled: note it.
+    def may_begin(self, lost: int, *, alone: bool) -> bool:
+        """Whether a message under which so many processes were lost may begin now."""
+        return lost < SUSPECT or (alone and not self.is_too_much(lost))
+
+    def is_too_much(self, lost: int) -> bool:
+        """Whether a message has cost so many processes that it is given up."""
+        return lost >= max(self.limit, SUSPECT + 1)
+
+    def begin(self, fingerprints: Collection[str], *, alone: bool) -> dict[str, int]:
+        """Messages that were delivered before are about to be handled: note those that may be.
 
         Args:
-            fingerprint: of the message.
+            fingerprints: of the messages.
             alone: nothing else runs in this process.
 
         Returns:
-            How many workers were lost while they handled it. It is noted, and may begin, if that is
-            0, or if this is below the limit and it is alone.
+            For each of them, how many workers were lost while they handled it.
         """
         records = BegunMessage.objects.using(self.using)
-        found = records.filter(pk=fingerprint).first()
-        if found is None:
-            records.bulk_create(
-                [BegunMessage(fingerprint=fingerprint, worker=self.worker)], ignore_conflicts=True
-            )
-            return 0
+        found = {one.fingerprint: one for one in records.filter(pk__in=fingerprints)}
         # What this very process has begun is not lost: its connection was.
-        lost = found.losses + (found.worker != self.worker)
-        if not lost or (alone and lost < self.limit):
-            records.filter(pk=fingerprint).update(worker=self.worker, losses=lost, begun_at=Now())
-        return lost
+        lost = {key: one.losses + (one.worker != self.worker) for key, one in found.items()}
+        records.bulk_create(
+            [
+                BegunMessage(fingerprint=key, worker=self.worker)
+                for key in sorted({*fingerprints} - {*found})
+            ],
+            ignore_conflicts=True,
+        )
+        again = [key for key, count in lost.items() if self.may_begin(count, alone=alone)]
+        others = records.filter(pk__in=again).exclude(worker=self.worker)
+        others.update(worker=self.worker, losses=F("losses") + 1, begun_at=Now())
+        return dict.fromkeys(fingerprints, 0) | lost
 
-    def end(self, fingerprint: str) -> None:
-        """Its handler has ended."""
-        BegunMessage.objects.using(self.using).filter(pk=fingerprint).delete()
+    def end(self, fingerprints: Collection[str]) -> None:
+        """Their handlers have ended."""
+        BegunMessage.objects.using(self.using).filter(pk__in=fingerprints).delete()
 
     def leave(self) -> None:
         """This worker stops in order: what it gives back was not lost."""

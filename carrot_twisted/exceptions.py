@@ -57,13 +57,6 @@ class UnreadableBody(PermanentFailure):
     """
 
 
-class WorkerLost(PermanentFailure):
-    """Processes died while a message was handled, again and again.
-
-    It is not raised by a handler, nor in one: a message's headers and row have it.
-    """
-
-
 class InvalidQueueRegistration(CarrotError):
     """A message handler was registered with arguments that cannot work. Nothing was registered."""
 

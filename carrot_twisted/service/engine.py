@@ -46,6 +46,7 @@ from carrot_twisted.service.dispatcher import Dispatcher
 from carrot_twisted.service.hooked_dispatcher import HookedDispatcher
 from carrot_twisted.service.journal import Journal
 from carrot_twisted.service.log_writer import LogWriter
+from carrot_twisted.service.loss_counter import LossCounter
 from carrot_twisted.service.message_dispatcher import MessageDispatcher
 from carrot_twisted.service.posting import ReactorPublisher
 from carrot_twisted.service.protocol import FAREWELL
@@ -224,13 +225,14 @@ class Engine:
         self._losses = Losses(
             worker=self.worker.name, limit=settings.max_crashes, using=self._using
         )
+        counter = LossCounter(self._losses, self._writer, reactor)
         handling = [
             MessageDispatcher(
                 queue=queue,
                 concurrency=options.concurrency or queue.concurrency,
                 send=partial(self._publisher.send, queue.host),
                 note=self._journal.note,
-                losses=self._losses,
+                losses=counter,
                 reactor=reactor,
             )
             for queue in queues

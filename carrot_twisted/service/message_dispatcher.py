@@ -31,7 +31,6 @@ import pika
 from txaio.tx import make_logger
 
 from carrot_twisted import failpoints, handling, outcomes, retry, task_logging
-from carrot_twisted.exceptions import WorkerLost
 from carrot_twisted.handlers import Message
 from carrot_twisted.interruption import Abandoned, TimedCall
 from carrot_twisted.outage import Outage
@@ -45,14 +44,14 @@ from carrot_twisted.service.prefetch import Pace
 from carrot_twisted.service.time_keeper import TimeKeeper
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from uuid import UUID
 
-    from carrot_twisted.begun_message import Losses
     from carrot_twisted.handlers import HandlerQueue
     from carrot_twisted.outbox import Post
     from carrot_twisted.retry import Decision
     from carrot_twisted.service.delivery import Delivery
+    from carrot_twisted.service.loss_counter import LossCounter
 
     Note = Callable[[Handled], None]
     """Is told of a message that is settled."""
@@ -89,16 +88,14 @@ class Job:
     """Seconds that its handler has kept a thread."""
     alone: bool = False
     """Nothing else runs in this process, and nothing will until it has ended."""
+    asking: bool = False
+    """The database has not answered yet whether it may begin."""
     fingerprint: str | None = None
     """Under which it is noted that it has begun."""
     done: bool = False
     """It has come to its end here, and was acknowledged if its channel was open."""
     ended: float = 0.0
     """When it had ended, in seconds since the epoch."""
-
-
-class _NotAlone(Exception):
-    """Processes were lost under a message: it is to be handled when nothing else runs here."""
 
 
 class MessageDispatcher:
@@ -120,7 +117,7 @@ class MessageDispatcher:
         concurrency: int,
         send: Send,
         note: Note,
-        losses: Losses | None,
+        losses: LossCounter | None,
         reactor: Any,
     ) -> None:
         self.pace = Pace(concurrency=concurrency, fixed=queue.prefetch)
@@ -137,6 +134,9 @@ class MessageDispatcher:
         self._jobs: dict[Job, None] = {}
         #: Kept because of the database, with the timers that end it.
         self._resting: dict[Job, Any] = {}
+        #: Those of the jobs, come again, that are noted in the next batch.
+        self._unasked: list[Job] = []
+        self._asks = False
         #: Processes were lost under them: they wait until nothing else runs here.
         self._suspects: deque[Job] = deque()
         #: Those of the jobs whose copy the broker has not confirmed yet.
@@ -240,7 +240,68 @@ class MessageDispatcher:
     def _begin(self, job: Job) -> None:
         job.since = self._reactor.seconds()
         self._jobs[job] = None
-        self._pool.put(job)
+        if self._losses is None or not job.delivery.redelivered:
+            self._pool.put(job)
+            return
+        job.asking = True
+        self._unasked.append(job)
+        if not self._asks:
+            self._asks = True
+            self._reactor.callLater(0, self._ask)
+
+    def _ask(self) -> None:
+        """What comes again may have cost processes; note that it begins, batch by batch."""
+        assert self._losses is not None
+        asked, self._unasked = self._unasked, []
+        self._asks = bool(asked)
+        if not asked:
+            return
+        keys = [copying.fingerprint(job.delivery, self._queue.name) for job in asked]
+        alone = all(job.alone for job in asked)
+        answer = self._losses.begin(keys, alone=alone)
+        answer.addCallback(self._answered, asked, keys, alone)
+        answer.addErrback(self._unanswered, asked)
+        # While the database has one batch the next collects.
+        answer.addCallback(lambda _: self._ask())
+
+    def _answered(
+        self, lost: Mapping[str, int], asked: Sequence[Job], keys: Sequence[str], alone: bool
+    ) -> None:
+        assert self._losses is not None
+        for job, key in zip(asked, keys, strict=True):
+            noted = self._losses.may_begin(lost[key], alone=alone)
+            if job not in self._jobs:
+                # Given back meanwhile.
+                if noted:
+                    self._losses.end(key)
+                continue
+            job.asking = False
+            if noted:
+                job.fingerprint = key
+                self._pool.put(job)
+            elif self._losses.is_too_much(lost[key]):
+                text = f"worker lost {lost[key]} times"
+                job.failure = Failure(fault=Fault.PERMANENT, exception=text, traceback="")
+                self._decide(job, 0.0)
+            else:
+                del self._jobs[job]
+                self._suspects.append(job)
+        self.on_suspect()
+        self._pump()
+
+    def _unanswered(self, failure: Any, asked: Sequence[Job]) -> None:
+        """The database is away, or in the way."""
+        _log.debug("Messages that come again cannot be noted: {e}", e=failure.value)
+        for job in asked:
+            self._rest(job, outcomes.release_delay(job.waits + 1))
+        self._go_on()
+
+    def _note_end(self, job: Job) -> None:
+        """It is not being handled any more."""
+        job.asking = False
+        fingerprint, job.fingerprint = job.fingerprint, None
+        if fingerprint is not None and self._losses is not None:
+            self._losses.end(fingerprint)
 
     def pause(self) -> None:
         """Begin nothing for now and give back what waits. Running handlers go on."""
@@ -297,11 +358,9 @@ class MessageDispatcher:
             return
         began = time.monotonic()
         try:
-            job.failure = handling.handle(lambda: self._call(job), self._timed(job))
-            self._note_end(job)
-            if job.failure is not None and isinstance(job.failure.error, _NotAlone):
-                self._reactor.callFromThread(self._suspect, job)
-                return
+            job.failure = handling.handle(
+                lambda: self._queue.call(self._message(job.delivery)), self._timed(job)
+            )
             failpoints.reached("handled_before_settle")
             self._decide(job, time.monotonic() - began)
         except Abandoned:
@@ -311,44 +370,6 @@ class MessageDispatcher:
             # Out of memory, perhaps. The message must not hang on this job for ever.
             _log.failure("A worker thread met an error outside of its handler")
             self._reactor.callFromThread(self._rest, job, outcomes.release_delay(job.waits + 1))
-
-    def _call(self, job: Job) -> Any:
-        """On a worker thread: call the handler, if it may begin now."""
-        if self._losses is not None and job.delivery.redelivered:
-            fingerprint = copying.fingerprint(job.delivery, self._queue.name)
-            lost = self._losses.begin(fingerprint, alone=job.alone)
-            if lost >= self._losses.limit:
-                raise WorkerLost(f"{lost} processes were lost while this message was handled")
-            if lost and not job.alone:
-                raise _NotAlone
-            job.fingerprint = fingerprint
-        return self._queue.call(self._message(job.delivery))
-
-    def _note_end(self, job: Job) -> None:
-        """On a worker thread."""
-        if job.fingerprint is None:
-            return
-        assert self._losses is not None
-        fingerprint, job.fingerprint = job.fingerprint, None
-        try:
-            self._losses.end(fingerprint)
-        except Exception:
-            # This very process lives: only if it comes again elsewhere, a loss is counted wrongly.
-            _log.debug("It could not be noted that a message has been handled")
-
-    def _suspect(self, job: Job) -> None:
-        """Processes were lost under it: what runs beside it must not be blamed for the next."""
-        if job not in self._jobs:
-            # Released at the deadline of a stop.
-            return
-        if self._stopping or self._paused:
-            self._give_back(job)
-            return
-        del self._jobs[job]
-        job.failure = None
-        self._suspects.append(job)
-        self.on_suspect()
-        self._pump()
 
     def _decide(self, job: Job, took: float) -> None:
         """On a worker thread, for the project's backoff function is asked."""
@@ -391,7 +412,6 @@ class MessageDispatcher:
         """On the new thread: bring the stuck call to its end."""
         job: Job = call.run
         try:
-            self._note_end(job)
             job.failure = handling.give_up(call)
         except BaseException:
             # Nobody else ends this job: its own thread has no say any more.
@@ -428,6 +448,7 @@ class MessageDispatcher:
         for job in ended:
             decision = job.decision
             assert decision is not None
+            self._note_end(job)
             self.finished += decision.action not in (Action.WAIT, Action.REQUEUE)
             self._tell(job, decision)
             try:
@@ -462,6 +483,7 @@ class MessageDispatcher:
             return
         del self._jobs[job]
         job.alone = False
+        self._note_end(job)
         if self._stopping or self._paused:
             job.delivery.requeue()
             return
@@ -636,12 +658,13 @@ class MessageDispatcher:
             job.delivery.requeue()
         while self._suspects:
             self._suspects.popleft().delivery.requeue()
-        for job in self._pool.recall():
+        for job in [*self._pool.recall(), *(job for job in self._jobs if job.asking)]:
             self._give_back(job)
 
     def _give_back(self, job: Job) -> None:
         if job in self._jobs:
             del self._jobs[job]
+            self._note_end(job)
             job.delivery.requeue()
             self.on_suspect()
 

@@ -6,7 +6,9 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+from django.db import connection
 from django.db.models.functions import Now
+from django.test.utils import CaptureQueriesContext
 
 from carrot_twisted import begun_message
 from carrot_twisted.begun_message import BegunMessage, Losses
@@ -14,48 +16,67 @@ from carrot_twisted.begun_message import BegunMessage, Losses
 pytestmark = pytest.mark.django_db
 
 
-def losses(worker: str) -> Losses:
-    return Losses(worker=worker, limit=3, using="default")
+def losses(worker: str, limit: int = 5) -> Losses:
+    return Losses(worker=worker, limit=limit, using="default")
+
+
+def lost(worker: str, key: str = "message", *, alone: bool = True) -> int:
+    return losses(worker).begin([key], alone=alone)[key]
 
 
 def test_each_worker_that_left_its_record_is_counted_once() -> None:
-    assert losses("one").begin("message", alone=False) == 0
+    assert lost("one") == 0
     # Its connection was lost, and the message came again.
-    assert losses("one").begin("message", alone=False) == 0
-    assert losses("two").begin("message", alone=True) == 1
-    assert losses("two").begin("message", alone=True) == 1
-    assert losses("three").begin("message", alone=True) == 2
-    assert losses("four").begin("message", alone=True) == 3
-    assert losses("five").begin("other", alone=True) == 0
+    assert lost("one") == 0
+    assert lost("two") == 1
+    assert lost("two") == 1
+    assert [lost(name) for name in ("three", "four", "five", "six", "seven")] == [2, 3, 4, 5, 5]
+    assert lost("seven", "other") == 0
 
 
-def test_what_must_run_alone_first_or_never_is_not_noted_as_begun() -> None:
-    losses("one").begin("message", alone=False)
-    assert [losses("two").begin("message", alone=False) for _ in range(5)] == [1] * 5
-    for worker in ("two", "three", "four", "five", "six"):
-        losses(worker).begin("message", alone=True)
-    assert losses("seven").begin("message", alone=True) == 3
+def test_many_are_noted_at_once() -> None:
+    lost("one", "first")
+    with CaptureQueriesContext(connection) as queries:
+        found = losses("two").begin(["first", "second", "third", "third"], alone=False)
+    assert found == {"first": 1, "second": 0, "third": 0}
+    assert [query["sql"].split()[0] for query in queries][:3] == ["SELECT", "INSERT", "UPDATE"]
+    assert BegunMessage.objects.filter(worker="two").count() == 3
+    losses("two").end(["first", "second"])
+    assert losses("three").begin(["first", "third"], alone=False) == {"first": 0, "third": 1}
+
+
+def test_what_must_run_alone_first_is_not_noted_as_begun() -> None:
+    for worker in ("one", "two", "three"):
+        lost(worker)
+    assert [lost("four", alone=False) for _ in range(5)] == [3] * 5
     assert BegunMessage.objects.get().worker == "three"
 
 
+@pytest.mark.parametrize("limit", [1, 2, 3, 5])
+def test_none_is_given_up_that_has_not_cost_a_process_while_it_was_alone(limit: int) -> None:
+    one = losses("one", limit)
+    begins = [(one.may_begin(n, alone=False), one.may_begin(n, alone=True)) for n in range(4)]
+    assert begins == [(True, True), (True, True), (False, True), (False, limit > 3)]
+    assert [one.is_too_much(n) for n in range(6)].index(True) == max(limit, 3)
+
+
 def test_a_handler_that_has_ended_clears_its_message() -> None:
-    losses("one").begin("message", alone=False)
-    losses("two").begin("message", alone=True)
-    losses("two").end("message")
-    assert losses("three").begin("message", alone=False) == 0
+    lost("one")
+    lost("two")
+    losses("two").end(["message"])
+    assert lost("three") == 0
 
 
 def test_a_stop_in_order_is_no_loss() -> None:
-    losses("one").begin("message", alone=False)
-    losses("other").begin("other", alone=False)
+    lost("one")
+    lost("other", "other")
     losses("one").leave()
-    assert losses("two").begin("message", alone=False) == 0
-    assert losses("two").begin("other", alone=False) == 1
+    assert lost("two") == 0
+    assert lost("two", "other") == 1
 
 
 def test_records_that_nobody_asks_for_go_in_the_end() -> None:
-    losses("one").begin("old", alone=False)
-    losses("one").begin("new", alone=False)
+    losses("one").begin(["old", "new"], alone=False)
     old = BegunMessage.objects.filter(pk="old")
     old.update(begun_at=Now() - begun_message.KEPT - timedelta(hours=1))
     begun_message.forget_old("default")
