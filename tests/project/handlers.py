@@ -174,7 +174,7 @@ def backoff(retries: int) -> float:
 
 def falling_backoff(retries: int) -> float:
     """Each delay is shorter than the one before it."""
-    return 0.7 - 0.05 * retries
+    return 0.8 - 0.1 * retries
 
 
 if "CARROT_TEST_HANDLERS" in os.environ:
