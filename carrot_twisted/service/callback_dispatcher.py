@@ -48,7 +48,12 @@ class CallbackDispatcher(MessageDispatcher):
         reactor: Any,
     ) -> None:
         super().__init__(
-            queue=queue, concurrency=queue.concurrency, send=send, note=note, reactor=reactor
+            queue=queue,
+            concurrency=queue.concurrency,
+            send=send,
+            note=note,
+            losses=None,
+            reactor=reactor,
         )
         self._callback_queue = queue
         self._gate = gate

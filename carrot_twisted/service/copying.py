@@ -8,6 +8,7 @@ against our own user), expiration (the copy would vanish), and headers that rout
 
 from __future__ import annotations
 
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import pika
@@ -54,7 +55,14 @@ def is_same(one: Delivery, other: Delivery) -> bool:
     return _identity(one) == _identity(other)
 
 
-def _identity(delivery: Delivery) -> tuple[object, ...]:
+def fingerprint(delivery: Delivery, queue: str) -> str:
+    """Tells a message of a queue from others, but for those that nothing distinguishes."""
+    exchange, routing_key, body, properties = _identity(delivery)
+    told = repr((queue, exchange, routing_key, properties))
+    return sha256(told.encode(errors="backslashreplace") + body).hexdigest()
+
+
+def _identity(delivery: Delivery) -> tuple[str, str, bytes, dict[str, Any]]:
     properties = vars(delivery.properties) | {
         "headers": {
             key: value

@@ -31,6 +31,7 @@ from carrot_twisted import (
     records,
     task_logging,
 )
+from carrot_twisted.begun_message import Losses
 from carrot_twisted.consumer import make_consumer
 from carrot_twisted.exceptions import CarrotConfigException
 from carrot_twisted.execution import Limits
@@ -45,6 +46,7 @@ from carrot_twisted.service.dispatcher import Dispatcher
 from carrot_twisted.service.hooked_dispatcher import HookedDispatcher
 from carrot_twisted.service.journal import Journal
 from carrot_twisted.service.log_writer import LAST_WRITES, LogWriter
+from carrot_twisted.service.loss_counter import LossCounter
 from carrot_twisted.service.message_dispatcher import MessageDispatcher
 from carrot_twisted.service.posting import ReactorPublisher
 from carrot_twisted.service.protocol import FAREWELL
@@ -238,19 +240,24 @@ class Engine:
             if not isinstance(queue, HandlerQueue)
         ]
         self._journal = Journal(self._writer, self.worker.name, settings.max_result_size, reactor)
+        self._losses = Losses(
+            worker=self.worker.name, limit=settings.max_crashes, using=self._using
+        )
+        counter = LossCounter(self._losses, self._writer, reactor)
         handling = [
             MessageDispatcher(
                 queue=queue,
                 concurrency=options.concurrency or queue.concurrency,
                 send=partial(self._publisher.send, queue.host),
                 note=self._note_handled,
+                losses=counter,
                 reactor=reactor,
             )
             for queue in queues
             if isinstance(queue, HandlerQueue)
         ]
         self._dispatchers: list[Working] = [*tasks, *handling]
-        Quarantine(tasks, reactor, beside=handling)
+        Quarantine(self._dispatchers, reactor)
         self._recycling = Recycling(
             dispatchers=self._dispatchers,
             max_tasks=options.max_tasks,
@@ -460,6 +467,7 @@ class Engine:
         left = MessageLog.objects.using(using).filter(worker=name, status=MessageLog.IN_PROGRESS)
 
         def leave() -> None:
+            self._losses.leave()
             if not left.exists():
                 Worker.objects.using(using).filter(name=name).delete()
 

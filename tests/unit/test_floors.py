@@ -54,6 +54,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     ),
     1: (
         "attempt",
+        "begun_message",
         "message_log",
         "migrations.*",
         "models",
