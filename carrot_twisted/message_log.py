@@ -117,6 +117,16 @@ class MessageLogQuerySet(models.QuerySet["MessageLog"]):
         """The outbox: committed rows that the broker has not confirmed."""
         return self.filter(status=MessageLog.PUBLISHED, confirmed_at__isnull=True)
 
+    def cancel_waiting(self) -> int:
+        """CANCELLED for those that wait. For many rows there is ``housekeeping.cancel_tasks``.
+
+        Returns:
+            How many rows that were.
+        """
+        waiting = self.filter(status=MessageLog.PUBLISHED)
+        # Without its token: whoever sends the message just now has no more to say of it.
+        return waiting.update(status=MessageLog.CANCELLED, token=None)
+
     def overdue(self) -> MessageLogQuerySet:
         """Rows that should have been sent and were not.
 
@@ -250,10 +260,6 @@ class MessageLog(models.Model):
             ),
             models.Index("publish_time", name="carrot_cancelled", condition=Q(status="CANCELLED")),
         ]
-        permissions = (
-            ("act_messagelog", "Can act on tasks, queues and workers"),
-            ("purge_messagelog", "Can throw away waiting tasks and archived messages"),
-        )
 
     def __str__(self) -> str:
         return self.task
@@ -407,6 +413,24 @@ class MessageLog(models.Model):
                 changed.
             MessageLog.DoesNotExist: this row was requeued or deleted meanwhile.
         """
+        again = self.again()
+        using = self._state.db or router.db_for_write(MessageLog)
+        with transaction.atomic(using=using):
+            deleted, _ = self.delete(using=using)
+            if not deleted:
+                raise MessageLog.DoesNotExist(
+                    f"The row {again.retry_of} is gone: it was requeued or deleted meanwhile."
+                )
+            MessageLog.objects.using(using).enqueue([again])
+        return again
+
+    def again(self) -> MessageLog:
+        """An unsaved row with this task, and the same arguments, that names this one.
+
+        Raises:
+            CarrotConfigException: the queue is not in the settings any more.
+            InvalidMessage: the arguments of this row cannot be read, or it is no task.
+        """
         if not self.is_task:
             raise InvalidMessage(
                 "This row is no task: it tells of a message that handler "
@@ -415,8 +439,7 @@ class MessageLog(models.Model):
             )
         conf.current().queue(self.queue)
         wire.stored_object(self.content)
-        using = self._state.db or router.db_for_write(MessageLog)
-        again = MessageLog(
+        return MessageLog(
             task=self.task,
             task_args=self._args_json(),
             content=self.content or wire.NO_KWARGS,
@@ -426,14 +449,21 @@ class MessageLog(models.Model):
             priority=self.priority,
             retry_of=self.pk,
         )
-        with transaction.atomic(using=using):
-            deleted, _ = self.delete(using=using)
-            if not deleted:
-                raise MessageLog.DoesNotExist(
-                    f"The row {again.retry_of} is gone: it was requeued or deleted meanwhile."
-                )
-            MessageLog.objects.using(using).enqueue([again])
-        return again
+
+    def cancel(self) -> bool:
+        """Keep this task from running, if it waits: its message, when it comes, starts nothing.
+
+        Also one that ran before and waits for its next attempt.
+
+        Returns:
+            Whether that was in time. False: it runs, or has come to its end; nothing has changed.
+        """
+        using = self._state.db or router.db_for_write(MessageLog)
+        cancelled = MessageLog.objects.using(using).filter(pk=self.pk).cancel_waiting()
+        if cancelled:
+            self.status = self.CANCELLED
+            self.token = None
+        return bool(cancelled)
 
     def _args_json(self) -> str:
         """The stored text, letter for letter; that of django-carrot's rows as JSON."""
