@@ -5,148 +5,124 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from django.core.exceptions import PermissionDenied
 from django.db import router, transaction
 from django.urls import reverse
-from django.utils.translation import gettext
+from django.utils.translation import gettext as _
 
 from carrot_twisted.exceptions import InvalidMessage
 from carrot_twisted.models import MessageLog, OperatorAction
-from carrot_twisted.monitor import access
-from carrot_twisted.monitor.page import Action, back, refusal, rendered
-from carrot_twisted.monitor.task_page import TaskPage, gone
+from carrot_twisted.monitor.confirming import Confirmed, Question
+from carrot_twisted.monitor.page import Action, back, refusal
+from carrot_twisted.monitor.task_page import gone
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from uuid import UUID
 
     from django.http import HttpRequest, HttpResponse
+    from django.http.response import HttpResponseBase
 
 
 class TaskAction(Action):
-    """One that is done to one row."""
+    """One that is done to one row: ``row``."""
 
-    def act(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        """Do it, unless the row is gone."""
-        row = _row(kwargs["pk"])
-        return gone(request, kwargs["pk"]) if row is None else self.act_on(request, row)
+    row: MessageLog
 
-    def act_on(self, request: HttpRequest, row: MessageLog) -> HttpResponse:
-        """Do it to this row, with a note of it in the same transaction."""
-        raise NotImplementedError
-
-
-class ConfirmedTaskAction(TaskAction):
-    """One that first asks, on a page of its own: no script is needed for that."""
-
-    def get(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        """Ask."""
-        try:
-            access.demand(request, self.permission)
-        except PermissionDenied as error:
-            return refusal(request, str(error))
-        row = _row(kwargs["pk"])
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        """Answer; where the row is gone, with the page that says so."""
+        # As it is now, also where pages are read from a replica.
+        row = MessageLog.objects.using(_using()).filter(pk=kwargs["pk"]).first()
         if row is None:
             return gone(request, kwargs["pk"])
-        context = {"row": row, "section": TaskPage.section, "live": False, **self.question(row)}
-        return rendered(request, "task_confirm.html", context)
+        self.row = row
+        return super().dispatch(request, *args, **kwargs)
 
-    def question(self, row: MessageLog) -> Mapping[str, Any]:
-        """``title`` and ``text`` of the page, and ``answer``: the text of its button."""
-        raise NotImplementedError
+    @property
+    def url(self) -> str:
+        """The page of the row."""
+        return reverse("carrot-task", args=[self.row.pk])
 
 
-class TaskRequeue(ConfirmedTaskAction):
+class TaskRequeue(TaskAction, Confirmed):
     """Publish the task again, as a new row."""
 
-    def question(self, row: MessageLog) -> Mapping[str, Any]:
-        """What it means for a row in this state."""
+    def question(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Question:
         texts = {
-            MessageLog.PUBLISHED: gettext(
-                "It has not run yet: it will be published anew, and run once."
-            ),
-            MessageLog.IN_PROGRESS: gettext(
+            MessageLog.PUBLISHED: _("It has not run yet: it is published anew, and runs once."),
+            MessageLog.IN_PROGRESS: _(
                 "It is running just now. The new one may run beside it, and what this one "
-                "returns will not be kept."
+                "returns is not kept."
             ),
         }
-        return {
-            "title": gettext("Run this task again?"),
-            "text": texts.get(row.status, gettext("It runs with the same arguments.")),
-            "answer": gettext("Run again"),
-        }
+        return Question(
+            title=_("Run this task again?"),
+            text=_about(self.row) + texts.get(self.row.status, _("It gets the same arguments.")),
+            button=_("Run again"),
+            cancel=self.url,
+        )
 
-    def act_on(self, request: HttpRequest, row: MessageLog) -> HttpResponse:
-        """Publish it, and go to the new row."""
+    def act(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         # The row forgets it with its deletion.
-        pk = row.pk
+        pk: UUID = self.row.pk
         try:
             with transaction.atomic(using=_using()):
-                again = row.requeue()
-                target = f"{row.task} {pk} as {again.pk}"
+                again = self.row.requeue()
+                target = f"{self.row.task} {pk} as {again.pk}"
                 OperatorAction.note(request.user, "requeue", target)
         except MessageLog.DoesNotExist:
             return gone(request, pk)
         except InvalidMessage as error:
             # Its text quotes arguments, which may be such as are not shown.
-            text = gettext("The arguments of this row cannot be read, so it cannot run again.")
-            return refusal(request, text if row.is_task else str(error), 400)
+            text = _("The arguments of this row cannot be read, so it cannot run again.")
+            return refusal(request, text if self.row.is_task else str(error), 400)
         url = reverse("carrot-task", args=[again.pk])
-        return back(request, url, gettext("It was published again: this is the new task."))
+        return back(request, url, _("It was published again: this is the new task."))
 
 
 class TaskCancel(TaskAction):
     """Keep a task that waits from running."""
 
-    def act_on(self, request: HttpRequest, row: MessageLog) -> HttpResponse:
-        """Cancel it, if that is in time."""
+    def act(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         with transaction.atomic(using=_using()):
-            cancelled = row.cancel()
+            cancelled = self.row.cancel()
             if cancelled:
-                OperatorAction.note(request.user, "cancel", _target(row))
-        url = reverse("carrot-task", args=[row.pk])
+                OperatorAction.note(request.user, "cancel", f"{self.row.task} {self.row.pk}")
         if not cancelled:
-            text = gettext("Too late to cancel it: it runs already, or has come to its end.")
-            return back(request, url, text)
-        return back(request, url, gettext("It is cancelled, and will not run."))
+            text = _("Too late to cancel it: it runs already, or has come to its end.")
+            return back(request, self.url, text)
+        return back(request, self.url, _("It is cancelled, and will not run."))
 
 
-class TaskDelete(ConfirmedTaskAction):
+class TaskDelete(TaskAction, Confirmed):
     """Delete the row of a task that has come to its end."""
 
-    def question(self, row: MessageLog) -> Mapping[str, Any]:
-        """What is lost."""
-        return {
-            "title": gettext("Delete this row?"),
-            "text": gettext(
+    def question(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Question:
+        return Question(
+            title=_("Delete this row?"),
+            text=_about(self.row)
+            + _(
                 "Its arguments, result, traceback and log are deleted with it. This cannot be "
                 "undone."
             ),
-            "answer": gettext("Delete"),
-            "danger": True,
-        }
+            button=_("Delete"),
+            cancel=self.url,
+        )
 
-    def act_on(self, request: HttpRequest, row: MessageLog) -> HttpResponse:
-        """Delete it, and go to the list."""
-        final = MessageLog.objects.using(_using()).filter(pk=row.pk, status__in=MessageLog.FINAL)
+    def act(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        rows = MessageLog.objects.using(_using()).filter(pk=self.row.pk)
         with transaction.atomic(using=_using()):
-            _, deleted = final.delete()
+            _count, deleted = rows.filter(status__in=MessageLog.FINAL).delete()
             if MessageLog._meta.label in deleted:
-                OperatorAction.note(request.user, "delete", _target(row))
-                return back(request, reverse("carrot-tasks"), gettext("The row is deleted."))
-        if _row(row.pk) is None:
-            return gone(request, row.pk)
-        text = gettext("It has not come to its end yet. A task that waits can be cancelled first.")
+                OperatorAction.note(request.user, "delete", f"{self.row.task} {self.row.pk}")
+                return back(request, reverse("carrot-tasks"), _("The row is deleted."))
+        if not rows.exists():
+            return gone(request, self.row.pk)
+        text = _("It has not come to its end yet. A task that waits can be cancelled first.")
         return refusal(request, text, 400)
+
+
+def _about(row: MessageLog) -> str:
+    return f"{row.task} ({row.get_status_display()}). "
 
 
 def _using() -> str:
     return router.db_for_write(MessageLog)
-
-
-def _row(pk: Any) -> MessageLog | None:
-    """The row as it is now, also where pages are read from a replica."""
-    return MessageLog.objects.using(_using()).filter(pk=pk).first()
-
-
-def _target(row: MessageLog) -> str:
-    return f"{row.task} {row.pk}"

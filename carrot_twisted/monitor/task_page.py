@@ -13,7 +13,7 @@ from django.utils.html import format_html, format_html_join
 from django.utils.http import urlencode
 from django.utils.translation import gettext
 
-from carrot_twisted.models import MessageLog
+from carrot_twisted.models import Attempt, MessageLog
 from carrot_twisted.monitor import log_lines, redaction, time_line, traceback_lines
 from carrot_twisted.monitor.page import CONTENT_SECURITY_POLICY, Page, rendered
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: Characters of a text that are shown, until somebody asks for all of them.
 CROP = 20_000
+#: Attempts that are listed.
+ATTEMPTS = 20
 #: How many of the newest rows are looked through for the one that has replaced another.
 NEWEST = 5_000
 
@@ -59,6 +61,7 @@ class TaskPage(Page):
     def context(self, request: HttpRequest, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Everything of one row."""
         row: MessageLog = args[0]
+        attempts = attempts_of(row) if row.attempts else []
         everything = "all" in request.GET
         part = partial(_part, everything=everything)
         if row.is_task:
@@ -78,16 +81,17 @@ class TaskPage(Page):
             "row": row,
             "live": row.status in MessageLog.UNFINISHED,
             "final": row.status in MessageLog.FINAL,
-            "steps": time_line.steps_of(row, attempts_of(row)),
+            "steps": time_line.steps_of(row, attempts),
             "parts": [each for each in parts if each["text"]],
             "traceback": _traceback(row.traceback or ""),
-            "log": _log(request, row.log or ""),
+            "log": _log(request, row, attempts),
         }
 
 
-def attempts_of(row: MessageLog) -> Sequence[time_line.Attempt]:
-    """The attempts that the row does not tell of any more: none are kept."""
-    return ()
+def attempts_of(row: MessageLog) -> list[Attempt]:
+    """The last ATTEMPTS of those that came to nothing, in their order."""
+    attempts = Attempt.objects.using(router.db_for_read(MessageLog)).filter(message=row.pk)
+    return [*attempts.order_by("-number")[:ATTEMPTS]][::-1]
 
 
 class TaskLog(Page):
@@ -131,25 +135,43 @@ def _traceback(text: str) -> str:
     return format_html_join("\n", '<span class="frame-{}">{}</span>', lines)
 
 
-def _log(request: HttpRequest, text: str) -> dict[str, Any]:
+def _log(request: HttpRequest, row: MessageLog, attempts: Sequence[Attempt]) -> dict[str, Any]:
+    """The log of the row, or of an earlier attempt, as far as the address asks for it."""
     level = request.GET.get("level", "").upper()
     if level not in log_lines.LEVELS:
         level = log_lines.DEFAULT_LEVEL
     wanted = request.GET.get("find", "")[:200]
-    lines = log_lines.lines_of(text)
+    number = request.GET.get("attempt", "")
+    attempt = next((one for one in attempts if str(one.number) == number), None)
+    lines = log_lines.lines_of((row.log or "") if attempt is None else attempt.log)
     chosen = log_lines.chosen(lines, level, wanted)
-    more = {"find": wanted} if wanted else {}
+
+    def query(**other: Any) -> str:
+        # What is as usual stays out of the address.
+        asked = {"attempt": attempt and attempt.number, "level": level, "find": wanted, **other}
+        return urlencode({name: value for name, value in asked.items() if value})
+
     return {
+        "attempt": attempt,
         "total": len(lines),
         "shown": len(chosen),
         "find": wanted,
         "level": level,
+        "everything": query(find=None),
+        "attempts": [
+            {
+                "title": gettext("Attempt %(number)s") % {"number": one.number} if one else None,
+                "current": one is attempt,
+                "query": query(attempt=one and one.number),
+            }
+            for one in (*attempts, None)
+        ],
         "levels": [
             {
                 "name": name,
                 "count": count,
                 "current": name == level,
-                "query": urlencode({"level": name, **more}),
+                "query": query(level=name),
             }
             for name, count in log_lines.counts(lines).items()
         ],

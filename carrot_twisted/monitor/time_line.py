@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from django.utils.translation import gettext
 
 from carrot_twisted.message_log import GRACE
-from carrot_twisted.models import MessageLog
+from carrot_twisted.models import Attempt, MessageLog
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,26 +30,12 @@ class Step:
     text: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Attempt:
-    """One that the row itself does not tell of any more."""
-
-    number: int
-    worker: str
-    started: datetime
-    ended: datetime | None
-    outcome: str
-    """A word or two."""
-    exception: str = ""
-
-
 def steps_of(row: MessageLog, earlier: Sequence[Attempt] = ()) -> list[Step]:
     """What is known of this row's life, in its order.
 
     Args:
         row: the row.
-        earlier: attempts before the last one, in their order; that one, too, where another one is
-            awaited.
+        earlier: attempts that came to nothing, in their order.
     """
     steps = _Steps()
     if not row.is_task:
@@ -110,12 +96,14 @@ def _add_start(steps: _Steps, number: int, when: datetime, worker: str) -> None:
 
 
 def _add_attempt(steps: _Steps, attempt: Attempt) -> None:
-    _add_start(steps, attempt.number, attempt.started, attempt.worker)
-    title = gettext("Attempt %(number)s: %(outcome)s") % {
-        "number": attempt.number,
-        "outcome": attempt.outcome,
-    }
-    steps.add(title, attempt.ended, kind="bad", text=attempt.exception)
+    if attempt.started is not None:
+        _add_start(steps, attempt.number, attempt.started, attempt.worker)
+    steps.add(
+        gettext("Attempt %(number)s came to nothing") % {"number": attempt.number},
+        attempt.ended,
+        kind="bad",
+        text=f"{attempt.get_outcome_display()}. {attempt.exception or ''}",
+    )
 
 
 def _add_end(steps: _Steps, row: MessageLog) -> None:

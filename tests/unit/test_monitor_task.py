@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from carrot_twisted.models import MessageLog, OperatorAction
+from carrot_twisted.models import Attempt, MessageLog, OperatorAction
 from carrot_twisted.monitor import task_page
 
 if TYPE_CHECKING:
@@ -231,8 +231,10 @@ def test_it_takes_few_queries_however_much_it_shows(viewer: Client) -> None:
 
     small, large = make(), make("FAILED", log=f"{HEAD} INFO:: a\n" * 2000, traceback="x\n" * 500)
     queries(small)
-    # The session, the user, its permissions and those of its groups, and the row.
-    assert len(queries(small)) == len(queries(large)) == 5
+    for number in range(2 * task_page.ATTEMPTS):
+        tried(large, number)
+    # The session, the user, its permissions and those of its groups, the row and its attempts.
+    assert len(queries(small)) == len(queries(large)) == 6
     assert sum("carrot_twisted_messagelog" in sql for sql in queries(large)) == 1
 
 
@@ -375,6 +377,66 @@ def test_the_log_is_there_as_a_file(viewer: Client) -> None:
     assert url("carrot-task-log", row) in page_of(viewer, row)
     assert viewer.get(url("carrot-task-log", make(log=None))).content == b""
     assert viewer.get(url("carrot-task-log", uuid.uuid4())).status_code == 404
+
+
+# ---- Earlier attempts
+
+
+def tried(row: MessageLog, number: int, **given: Any) -> Attempt:
+    """An attempt that came to nothing."""
+    fields = {"worker": f"lost:{number}", "started": row.publish_time, "outcome": Attempt.LOST}
+    return Attempt.objects.create(message=row.pk, number=number, **{"log": "", **fields, **given})
+
+
+def test_earlier_attempts_are_in_the_time_line(viewer: Client) -> None:
+    row = make("FAILED", attempts=3)
+    tried(row, 2, exception=HOSTILE)
+    tried(row, 1)
+    tried(make(), 1, worker="of another")
+    html = page_of(viewer, row)
+    text = text_of(html)
+    places = [
+        text.index(part)
+        for part in (
+            "Published",
+            "Started by worker lost:1",
+            "Attempt 1 came to nothing Worker lost.",
+            "Started, attempt 2 by worker lost:2",
+            "Started, attempt 3 by worker host:1",
+        )
+    ]
+    assert places == sorted(places)
+    assert escape(HOSTILE) in html
+    assert "of another" not in text
+
+
+def test_the_last_of_many_attempts_are_listed(viewer: Client) -> None:
+    row = make(attempts=task_page.ATTEMPTS + 2)
+    for number in range(1, task_page.ATTEMPTS + 2):
+        tried(row, number)
+    text = text_of(page_of(viewer, row))
+    assert "lost:1 " not in text
+    assert "lost:2 " in text
+    assert f"lost:{task_page.ATTEMPTS + 1} " in text
+
+
+def test_each_attempt_has_its_log(viewer: Client) -> None:
+    row = make("IN_PROGRESS", attempts=2, log=f"{HEAD} INFO:: second")
+    tried(row, 1, log=f"{HEAD} INFO:: first <b>\n{HEAD} DEBUG:: more")
+    html = page_of(viewer, row)
+    assert "second" in html
+    assert "first" not in html
+    assert 'href="?attempt=1&amp;level=INFO#log"' in html
+    html = page_of(viewer, row, "?attempt=1")
+    assert "first &lt;b&gt;" in html
+    assert "second" not in html
+    assert 'href="?attempt=1&amp;level=DEBUG#log"' in html
+    assert 'name="attempt" value="1"' in html
+    assert 'href="?level=INFO#log"' in html
+    assert 'id="follow"' not in html
+    for query in ("?attempt=7", "?attempt=x", "?attempt="):
+        assert "second" in page_of(viewer, row, query)
+    assert "The last attempt" not in page_of(viewer, make(log="x"))
 
 
 # ---- A row that is gone

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from carrot_twisted import task_logging
 from carrot_twisted.message_log import GRACE
-from carrot_twisted.models import MessageLog
+from carrot_twisted.models import Attempt, MessageLog
 from carrot_twisted.monitor import log_lines, time_line, traceback_lines
 
 HEAD = "Thread-3   2026-01-31 08:00:00,250"
@@ -195,13 +195,13 @@ def test_the_life_of_a_task_that_came_to_its_end() -> None:
 
 
 def test_the_life_of_a_task_that_is_tried_again() -> None:
-    first = time_line.Attempt(
-        number=1, worker="w:1", started=at(1), ended=at(4), outcome="retry", exception="no"
+    first = Attempt(
+        number=1, worker="w:1", started=at(1), ended=at(4), outcome=Attempt.LOST, exception="no"
     )
     told = [
         "done: Published at 0",
         "done: Started by worker w:1 at 1 +1",
-        "bad: Attempt 1: retry no at 4 +3",
+        "bad: Attempt 1 came to nothing Worker lost. no at 4 +3",
     ]
     again = {"attempts": 1, "start_time": at(1), "relay_at": at(60 - GRACE)}
     assert life(earlier=[first], **again) == [*told, "waiting: Next try due at 60"]
