@@ -100,6 +100,12 @@ class MessageDispatcher:
         reactor: Twisted's reactor.
     """
 
+    timeout_hint = (
+        "A message was held for longer than the broker's consumer_timeout: raise that, or, since "
+        "RabbitMQ 3.12, the queue's x-consumer-timeout. What runs goes on, but the message comes "
+        "again."
+    )
+
     def __init__(
         self, *, queue: HandlerQueue, concurrency: int, send: Send, note: Note, reactor: Any
     ) -> None:
@@ -120,6 +126,8 @@ class MessageDispatcher:
         self._copying: dict[Job, None] = {}
         #: Those whose copy it did not take, with the timers of the next try.
         self._uncopied: dict[Job, Any] = {}
+        #: The timer that ends the waiting for those copies, in a stop.
+        self._last_copies: Any = None
         #: Those whose channel was lost, by the message's id: the broker delivers them again.
         self._orphans: dict[str, list[Job]] = {}
         #: What the threads have done and the reactor does not know yet.
@@ -529,7 +537,7 @@ class MessageDispatcher:
         for job, timer in uncopied.items():
             timer.cancel()
             self._give_back(job)
-        self._reactor.callLater(LAST_COPIES, self._give_back_copying)
+        self._last_copies = self._reactor.callLater(LAST_COPIES, self._give_back_copying)
 
     def _give_back_copying(self) -> None:
         for job in self._copying:
@@ -546,6 +554,8 @@ class MessageDispatcher:
         """Let the threads end that are free."""
         self._keeper.stop()
         self._pool.stop()
+        if self._last_copies is not None and self._last_copies.active():
+            self._last_copies.cancel()
 
     def _give_back_all(self) -> None:
         """What waits, rests, or is about to begin."""
