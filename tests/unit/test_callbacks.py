@@ -27,6 +27,7 @@ from carrot_twisted.virtual_host import VirtualHost
 from tests.processes import REPOSITORY
 from tests.project import callbacks as project
 
+QUORUM: dict[str, Any] = {"arguments": {"x-queue-type": "quorum"}}
 LOCKED = OperationalError("database is locked")
 LOCKED.__cause__ = type("Locked", (Exception,), {"sqlite_errorcode": 5})()
 
@@ -221,6 +222,9 @@ class TestQueues:
             ({"queues": {"a": {"durable": 1}}}, "'durable' is True or False, not 1"),
             ({"queues": {"a": {"arguments": {"x": object}}}}, "values that AMQP knows"),
             ({"queues": {"a": {"arguments": {"x-queue-type": "stream"}}}}, "not 'stream'"),
+            ({"queues": {"a": {**QUORUM, "durable": False}}}, "a quorum queue is durable"),
+            ({"queues": {"a": {**QUORUM, "exclusive": True}}}, "a quorum queue is durable"),
+            ({"queues": {"a": {**QUORUM, "auto_delete": True}}}, "a quorum queue is durable"),
             ({"queues": {"": {"auto_delete": False}}}, "Give it a name"),
             ({"queues": {"": {}}, "on_error": "archive"}, "needs a queue with a name"),
             ({"exchanges": ["e"]}, "exchanges is a dictionary"),
