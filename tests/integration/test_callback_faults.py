@@ -9,13 +9,14 @@ from __future__ import annotations
 import subprocess
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import pika
 import pytest
 import pytest_twisted
-from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThread
 from twisted.logger import globalLogPublisher
 
 import carrot_twisted
@@ -29,11 +30,13 @@ from tests.reactor import in_reactor, left_clean, pause, soon, until
 from tests.settings import CARROT
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator
+
     from carrot_twisted.handlers import Message
     from carrot_twisted.service.consumption import CallbackConsumer
     from devtools.servers import RabbitMQ
 
-    Consume = Callable[..., Awaitable["Desk"]]
+    Consume = Callable[..., Coroutine[Deferred[Any], Any, "Desk"]]
 
 QUEUE, OTHER, EXCLUSIVE = "faulty.queue", "faulty.other", "faulty.exclusive"
 EXCHANGE = "faulty.exchange"
@@ -210,7 +213,7 @@ async def test_a_callback_longer_than_the_brokers_delivery_timeout_runs_once_and
 
 @in_reactor
 async def test_a_callback_that_takes_longer_than_heartbeats_does_not_cost_the_connection(
-    consume: Consume, client: Broker, settings: Any
+    consume: Consume, client: Broker, private_broker: RabbitMQ, settings: Any
 ) -> None:
     """The broker gives up a client that does not answer for two heartbeats."""
     settings.CARROT = {**CARROT, "heartbeat": 1}
@@ -218,7 +221,10 @@ async def test_a_callback_that_takes_longer_than_heartbeats_does_not_cost_the_co
     protocol = desk.protocol
     client.send(QUEUE, b"long")
     await until(lambda: desk.running)
+    looking = deferToThread(private_broker.ctl, "list_channels", "consumer_count", "confirm")
     await pause(3.5)
+    # fedora-messaging has confirms on each of its channels.
+    assert ["1", "false"] in map(str.split, (await looking).splitlines())
     desk.go.set()
     await until(lambda: not desk.running)
     await desk.cancel()
@@ -238,7 +244,7 @@ async def test_a_queue_that_another_connection_has_to_itself_is_told_and_waited_
     other = Broker(private_broker.url)
     other.channel.queue_declare(EXCLUSIVE, exclusive=True)
     waiting = consume(queues={EXCLUSIVE: {"exclusive": True, "durable": False}})
-    started = ensureDeferred(waiting)
+    started = Deferred.fromCoroutine(waiting)
     told = f"Queue {EXCLUSIVE} is not consumed: queue '{EXCLUSIVE}' could not be declared: RESOURCE"
     await until(lambda: told in log.text)
     other.connection.close()
@@ -371,8 +377,13 @@ async def test_what_a_program_publishes_that_is_not_python_is_called_back(
 
     def amqp_publish(key: str, body: str | bytes, *options: str) -> None:
         subprocess.run(
-            ["amqp-publish", f"--url={private_broker.url}", "--exchange=amq.topic"]
-            + [f"--routing-key={key}", *options],
+            [
+                "amqp-publish",
+                f"--url={private_broker.url}",
+                "--exchange=amq.topic",
+                f"--routing-key={key}",
+                *options,
+            ],
             input=body if isinstance(body, bytes) else body.encode(),
             check=True,
             timeout=10,
@@ -389,3 +400,32 @@ async def test_what_a_program_publishes_that_is_not_python_is_called_back(
     assert as_bytes.content == b"\x00\xff"
     assert plain.content == "text"
     assert [message.properties.message_id for message in desk.messages] == [None] * 3
+
+
+@in_reactor
+async def test_what_fedora_messaging_publishes_is_called_back(
+    consume: Consume, client: Broker
+) -> None:
+    """As version 3.9.1 has sent it."""
+    desk = await consume(bindings={"exchange": "amq.topic", "routing_keys": ["faulty.#"]})
+    headers = {
+        "fedora_messaging_schema": "base.message",
+        "fedora_messaging_schema_package": "fedora_messaging",
+        "fedora_messaging_severity": 20,
+        "sent-at": "2026-11-28T03:56:27+00:00",
+        "priority": 0,
+    }
+    properties = pika.BasicProperties(
+        content_type="application/json",
+        content_encoding="utf-8",
+        delivery_mode=2,
+        message_id="5869c2b7-71f0-40e0-9588-32e73ebe22fd",
+        headers=headers,
+    )
+    body = b'{"hello": "\\u00e4"}'
+    client.channel.basic_publish("amq.topic", "faulty.org.example", body, properties)
+    await until(lambda: desk.messages)
+    (message,) = desk.messages
+    assert message.content == {"hello": "ä"}
+    assert message.headers == headers
+    assert message.properties.message_id == properties.message_id

@@ -298,6 +298,19 @@ def test_a_callback_that_does_not_end_in_time_does_not_hold_up_the_stop(
     wait_until(lambda: broker.depth(QUEUE) == 1)
 
 
+def test_a_second_signal_does_not_wait_for_the_callback(
+    start: StartService, broker: Broker, ledger: Ledger
+) -> None:
+    service = start()
+    send(broker, "wait 1")
+    wait_until(lambda: ledger() == ["begin wait 1"])
+    service.signal()
+    service.wait_for("1 callbacks are still running")
+    service.signal(signal.SIGINT)
+    assert service.ends(5) == 0
+    wait_until(lambda: broker.depth(QUEUE) == 1)
+
+
 def test_a_queue_that_is_deleted_is_declared_and_consumed_again(
     start: StartService, broker: Broker, ledger: Ledger
 ) -> None:

@@ -17,7 +17,6 @@ from carrot_twisted import conf, publisher, topology
 from carrot_twisted.message_log import due_in
 from carrot_twisted.models import MessageLog, Worker
 from carrot_twisted.utilities import create_message, publish_many, publish_message
-from tests.conftest import Broker
 from tests.integration.test_service import Ledger, StartService, finished, run
 from tests.processes import constants, wait_until
 from tests.project import tasks
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from devtools.servers import RabbitMQ
+    from tests.conftest import Broker
 
 QUORUM = {"x-queue-type": "quorum"}
 

@@ -140,9 +140,7 @@ def tls_broker(folder: Path) -> Iterator[RabbitMQ]:
     with (
         temporary_folder() as place,
         running(
-            RabbitMQ(
-                place / "rabbitmq", port=port, configuration=configuration, plugins=[PLUGIN]
-            )
+            RabbitMQ(place / "rabbitmq", port=port, configuration=configuration, plugins=[PLUGIN])
         ) as server,
         pytest.MonkeyPatch.context() as patch,
     ):

@@ -7,6 +7,7 @@ import functools
 import subprocess
 import sys
 from typing import Any
+from unittest import mock
 
 import pytest
 from django.db import connections
@@ -378,6 +379,13 @@ def test_the_package_has_the_functions_and_no_others() -> None:
         assert getattr(carrot_twisted, name).__module__ == "carrot_twisted.messaging"
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = carrot_twisted.nothing
+
+
+def test_tests_of_others_may_put_a_mock_in_the_place_of_publish() -> None:
+    with mock.patch("carrot_twisted.publish") as publish:
+        carrot_twisted.publish({"number": 8}, "amq.topic", "shop.order.paid")
+    publish.assert_called_once_with({"number": 8}, "amq.topic", "shop.order.paid")
+    assert carrot_twisted.publish.__module__ == "carrot_twisted.messaging"
 
 
 @pytest.mark.parametrize("function", [carrot_twisted.consume, carrot_twisted.twisted_consume])

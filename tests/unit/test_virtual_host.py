@@ -252,9 +252,8 @@ def test_files_make_another_host() -> None:
 
 
 def test_who_logs_in_by_a_certificate_is_not_who_logs_in_by_a_name() -> None:
-    files = {"ca_file": "a", "certificate_file": "b"}
-    one = VirtualHost("amqps://u:p@h/", **files, external=True)
-    other = VirtualHost("amqps://u:p@h/", **files)
+    one = VirtualHost("amqps://u:p@h/", certificate_file="b", external=True)
+    other = VirtualHost("amqps://u:p@h/", certificate_file="b")
     assert one != other
     assert (str(one), one.user) == ("amqps://h:5671/%2F", "that the certificate names")
     assert (str(other), other.user) == ("amqps://u@h:5671/%2F", "'u'")
