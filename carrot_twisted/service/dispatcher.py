@@ -115,11 +115,6 @@ class Dispatcher:
         reactor: Twisted's reactor.
     """
 
-    timeout_hint = (
-        "The broker's consumer_timeout is shorter than CARROT['ack_deadline'] allows for: set that "
-        "to half of it at most. What runs goes on."
-    )
-
     def __init__(
         self,
         *,

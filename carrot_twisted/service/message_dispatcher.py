@@ -100,12 +100,6 @@ class MessageDispatcher:
         reactor: Twisted's reactor.
     """
 
-    timeout_hint = (
-        "A message was held for longer than the broker's consumer_timeout: raise that, or, since "
-        "RabbitMQ 3.12, the queue's x-consumer-timeout. What runs goes on, but the message comes "
-        "again."
-    )
-
     def __init__(
         self, *, queue: HandlerQueue, concurrency: int, send: Send, note: Note, reactor: Any
     ) -> None:

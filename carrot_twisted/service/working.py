@@ -18,8 +18,6 @@ class Working(Protocol):
     """Takes one queue's messages, has them worked on in threads, and settles them."""
 
     pace: Pace
-    timeout_hint: str
-    """What to do where the broker waits for an acknowledgement no longer than work may take."""
     finished: int
     """What came to an end here."""
     on_settled: Callable[[], None]
