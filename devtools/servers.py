@@ -19,10 +19,21 @@ from devtools.rabbitmq import RabbitMQ, find_scripts
 __all__ = ["PostgreSQL", "RabbitMQ", "ServerError", "find_missing", "temporary_folder"]
 
 
+#: Debian packages, and a program of each: one reads the package's units, the other publishes
+#: messages as programs do that know nothing of Python.
+TOOLS = {"systemd": "systemd-analyze", "amqp-tools": "amqp-publish"}
+
+
 def find_missing(
-    *, rabbitmq: bool = True, postgresql: bool = True, systemd: bool = False
+    *, rabbitmq: bool = True, postgresql: bool = True, tools: bool = False
 ) -> list[str]:
-    """Return the Debian packages that are needed and not installed."""
+    """Return the Debian packages that are needed and not installed.
+
+    Args:
+        rabbitmq: a broker is.
+        postgresql: a database is.
+        tools: programs that only tests run are.
+    """
     missing = []
     if importlib.util.find_spec("ensurepip") is None:
         missing.append(f"python{sys.version_info.major}.{sys.version_info.minor}-venv")
@@ -30,6 +41,6 @@ def find_missing(
         missing.append("rabbitmq-server")
     if postgresql and find_programs() is None:
         missing.append("postgresql")
-    if systemd and shutil.which("systemd-analyze") is None:
-        missing.append("systemd")
+    if tools:
+        missing += [package for package, program in TOOLS.items() if not shutil.which(program)]
     return missing

@@ -131,6 +131,10 @@ class MessageDispatcher:
         self._held = False
         self._paused = False
         self._stopping = False
+        self.timeout_hint = (
+            f"{queue.handler} has kept a message for longer than the broker's consumer_timeout: "
+            "raise that, or publish a task for such work."
+        )
         self.finished = 0
         self.on_settled: Callable[[], None] = lambda: None
         self.on_suspect: Callable[[], None] = lambda: None

@@ -18,6 +18,8 @@ class Working(Protocol):
     """Takes one queue's messages, has them worked on in threads, and settles them."""
 
     pace: Pace
+    timeout_hint: str
+    """What to do where the broker's ``consumer_timeout`` is too short for this work."""
     finished: int
     """What came to an end here."""
     on_settled: Callable[[], None]

@@ -44,13 +44,13 @@ class TestMissingPackages:
         assert re.fullmatch(r"python3\.\d+-venv", venv)
         assert others == ["rabbitmq-server", "postgresql"]
 
-    def test_systemd_is_asked_for_by_those_who_test_units(
+    def test_what_only_tests_run_is_asked_for_by_them(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("shutil.which", lambda program: None)
-        assert servers.find_missing(systemd=True)[-1] == "systemd"
+        assert servers.find_missing(tools=True)[-2:] == ["systemd", "amqp-tools"]
         monkeypatch.setattr("shutil.which", lambda program: f"/usr/bin/{program}")
-        assert "systemd" not in servers.find_missing(systemd=True)
+        assert not {"systemd", "amqp-tools"} & set(servers.find_missing(tools=True))
 
     def test_servers_that_are_not_needed_are_not_asked_for(self) -> None:
         missing = servers.find_missing(rabbitmq=False, postgresql=False)
