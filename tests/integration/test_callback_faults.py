@@ -6,6 +6,7 @@ In this process, in the real reactor, against a real RabbitMQ; see test_connecti
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import threading
 import time
@@ -53,6 +54,7 @@ def log() -> Iterator[Log]:
     with left_clean():
         globalLogPublisher.addObserver(log)
         yield log
+        gc.collect()  # a Deferred logs that nobody took its error when it is collected
         globalLogPublisher.removeObserver(log)
     assert log.failures == []
 
