@@ -295,6 +295,12 @@ def _queue(name: Any, given: Any, on_error: str) -> dict[str, Any]:
         kind in conf.QUEUE_TYPES,
         f"{where}: {conf.TYPE_ARGUMENT} must be {' or '.join(conf.QUEUE_TYPES)}, not {kind!r}.",
     )
+    # The broker's refusal would be the same as that of a queue which exists with other arguments.
+    _require(
+        kind != "quorum"
+        or (arguments["durable"] and not arguments["exclusive"] and not arguments["auto_delete"]),
+        f"{where}: a quorum queue is durable, and neither exclusive nor auto_delete.",
+    )
     if not name:
         _require(
             arguments["exclusive"] and arguments["auto_delete"],

@@ -143,6 +143,8 @@ class MessageDispatcher:
         self._copying: dict[Job, None] = {}
         #: Those whose copy it did not take, with the timers of the next try.
         self._uncopied: dict[Job, Any] = {}
+        #: The timer that ends the waiting for those copies, in a stop.
+        self._last_copies: Any = None
         #: Those whose channel was lost, by the message's id: the broker delivers them again.
         self._orphans: dict[str, list[Job]] = {}
         #: What the threads have done and the reactor does not know yet.
@@ -635,7 +637,7 @@ class MessageDispatcher:
         for job, timer in uncopied.items():
             timer.cancel()
             self._give_back(job)
-        self._reactor.callLater(LAST_COPIES, self._give_back_copying)
+        self._last_copies = self._reactor.callLater(LAST_COPIES, self._give_back_copying)
 
     def _give_back_copying(self) -> None:
         for job in self._copying:
@@ -652,6 +654,8 @@ class MessageDispatcher:
         """Let the threads end that are free."""
         self._keeper.stop()
         self._pool.stop()
+        if self._last_copies is not None and self._last_copies.active():
+            self._last_copies.cancel()
 
     def _give_back_all(self) -> None:
         """What waits, rests, is a suspect, or is about to begin."""

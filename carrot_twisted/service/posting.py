@@ -145,6 +145,13 @@ class ReactorPublisher:
                 self._elsewhere = ThreadPublisher()
             self._elsewhere.submit_post(host, post, settled)
 
+    def alarm(self, host: VirtualHost) -> str | None:
+        """Why a broker takes no messages now, if that is known; from any thread."""
+        session = self._sessions.get(host)
+        if session is not None:
+            return session.alarm
+        return None if self._elsewhere is None else self._elsewhere.alarm(host)
+
     def flush(self, timeout: float) -> bool:
         """Wait, in a worker thread, until all that was taken over is settled."""
         done = threading.Event()

@@ -10,6 +10,7 @@ import pika
 import pytest
 from django.db.utils import OperationalError
 from twisted.internet.task import Clock
+from twisted.logger import globalLogPublisher
 
 from carrot_twisted import callbacks
 from carrot_twisted.exceptions import Drop, HaltConsumer, Nack
@@ -28,6 +29,8 @@ from tests.unit.test_dispatcher import Reactor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from twisted.logger import LogEvent
 
     from carrot_twisted.handlers import Message
     from carrot_twisted.outbox import Post
@@ -115,6 +118,23 @@ def test_what_was_called_back_is_acknowledged(desk: Desk) -> None:
     assert result_of(desk) is None
 
 
+def test_what_was_called_back_is_acknowledged_without_a_word(desk: Desk) -> None:
+    """fedora-messaging writes two lines into its log for each message."""
+    told: list[LogEvent] = []
+    observer: Any = told.append
+    globalLogPublisher.addObserver(observer)
+    try:
+        desk.deliver(b"a")
+        desk.work()
+        desk.errors = {b"drop": Drop("not mine")}
+        desk.deliver(b"drop")
+        desk.work()
+    finally:
+        globalLogPublisher.removeObserver(observer)
+    assert [event["error"] for event in told if "error" in event] == ["Drop: not mine"]
+    assert len(told) == 1
+
+
 def test_nack_returns_and_drop_rejects_one_message(desk: Desk) -> None:
     desk.errors = {b"nack": Nack(), b"drop": Drop()}
     desk.deliver(b"nack", b"drop", b"last")
@@ -175,6 +195,26 @@ def test_its_result_comes_when_all_is_settled_and_sent(desk: Desk) -> None:
     assert (cancelled.called, desk.events[-1]) == (True, "ended, 1 frames sent")
     assert result_of(desk) is desk.consumer
     assert desk.consumer.cancel().called
+
+
+@pytest.mark.parametrize(
+    ("error", "acked", "requeued"),
+    [(HaltConsumer(7), {1}, set()), (ValueError("no"), set(), {1}), (Drop(), set(), set())],
+)
+def test_what_a_callback_raises_during_a_stop_settles_its_message_and_is_no_failure_of_the_stop(
+    desk: Desk, error: BaseException, acked: set[int], requeued: set[int]
+) -> None:
+    desk.errors = {b"running": error}
+    desk.deliver(b"running")
+    (job,) = desk.dispatcher._pool.recall()
+    desk.consumer.cancel()
+    # It had begun before that.
+    desk.dispatcher._stopping = False
+    desk.dispatcher._work(job)
+    desk.dispatcher._stopping = True
+    desk.clock.advance(0)
+    assert (desk.channel.acked, desk.channel.requeued) == (acked, requeued)
+    assert result_of(desk) is desk.consumer
 
 
 def test_nor_does_it_come_before_an_acknowledgement_of_the_same_turn_is_sent() -> None:

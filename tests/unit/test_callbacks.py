@@ -7,6 +7,7 @@ import functools
 import subprocess
 import sys
 from typing import Any
+from unittest import mock
 
 import pytest
 from django.db import connections
@@ -27,6 +28,7 @@ from carrot_twisted.virtual_host import VirtualHost
 from tests.processes import REPOSITORY
 from tests.project import callbacks as project
 
+QUORUM: dict[str, Any] = {"arguments": {"x-queue-type": "quorum"}}
 LOCKED = OperationalError("database is locked")
 LOCKED.__cause__ = type("Locked", (Exception,), {"sqlite_errorcode": 5})()
 
@@ -221,6 +223,9 @@ class TestQueues:
             ({"queues": {"a": {"durable": 1}}}, "'durable' is True or False, not 1"),
             ({"queues": {"a": {"arguments": {"x": object}}}}, "values that AMQP knows"),
             ({"queues": {"a": {"arguments": {"x-queue-type": "stream"}}}}, "not 'stream'"),
+            ({"queues": {"a": {**QUORUM, "durable": False}}}, "a quorum queue is durable"),
+            ({"queues": {"a": {**QUORUM, "exclusive": True}}}, "a quorum queue is durable"),
+            ({"queues": {"a": {**QUORUM, "auto_delete": True}}}, "a quorum queue is durable"),
             ({"queues": {"": {"auto_delete": False}}}, "Give it a name"),
             ({"queues": {"": {}}, "on_error": "archive"}, "needs a queue with a name"),
             ({"exchanges": ["e"]}, "exchanges is a dictionary"),
@@ -374,6 +379,13 @@ def test_the_package_has_the_functions_and_no_others() -> None:
         assert getattr(carrot_twisted, name).__module__ == "carrot_twisted.messaging"
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = carrot_twisted.nothing
+
+
+def test_tests_of_others_may_put_a_mock_in_the_place_of_publish() -> None:
+    with mock.patch("carrot_twisted.publish") as publish:
+        carrot_twisted.publish({"number": 8}, "amq.topic", "shop.order.paid")
+    publish.assert_called_once_with({"number": 8}, "amq.topic", "shop.order.paid")
+    assert carrot_twisted.publish.__module__ == "carrot_twisted.messaging"
 
 
 @pytest.mark.parametrize("function", [carrot_twisted.consume, carrot_twisted.twisted_consume])
