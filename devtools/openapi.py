@@ -8,7 +8,7 @@ OpenAPI of that is needed here only, not where the API runs.
 from __future__ import annotations
 
 import json
-from typing import Any, ClassVar
+from typing import Any
 
 import django
 from drf_spectacular.generators import SchemaGenerator
@@ -40,31 +40,30 @@ _WHY = {
 class Schema(AutoSchema):
     """Reads ``takes``, ``gives``, ``parameters`` and ``errors`` of an Endpoint."""
 
+    @property
+    def _endpoint(self) -> Any:
+        return self.view
+
     def get_request_serializer(self) -> Any:
-        return self.view.takes.get(self.method)
+        return self._endpoint.takes.get(self.method)
 
     def get_response_serializers(self) -> Any:
-        status, serializer = self.view.gives[self.method]
+        status, serializer = self._endpoint.gives[self.method]
         if isinstance(serializer, Field) and not isinstance(serializer, BaseSerializer):
             serializer = self._map_serializer_field(serializer, "response")
-        reasons = (*self.view.errors.get(self.method, ()), 401, 403)
-        if self.method in self.view.takes and 400 not in reasons:
-            reasons = (400, *reasons)
+        reasons = (*self._endpoint.errors.get(self.method, ()), 401, 403)
         errors = {code: OpenApiResponse(_ERROR, description=_WHY[code]) for code in sorted(reasons)}
         return {status: serializer, **errors}
 
     def get_override_parameters(self) -> list[Any]:
         return [
-            OpenApiParameter(name, str, description=text)
-            for name, text in self.view.parameters.items()
+            # explode: a list has commas between its parts.
+            OpenApiParameter(name, schema, style="form", explode=False, description=text)
+            for name, (text, schema) in self._endpoint.parameters.items()
         ]
 
     def get_auth(self) -> list[Any]:
         return [{"session": []}]
-
-
-class _Generator(SchemaGenerator):
-    title: ClassVar[str] = "carrot-twisted"
 
 
 def description() -> str:
@@ -72,8 +71,8 @@ def description() -> str:
     from carrot_twisted.api import urls
     from carrot_twisted.api.endpoint import Endpoint
 
-    Endpoint.schema = Schema()  # type: ignore[assignment]
-    made: dict[str, Any] = _Generator(patterns=urls.urlpatterns).get_schema(public=True)
+    Endpoint.schema = Schema()
+    made: dict[str, Any] = SchemaGenerator(patterns=urls.urlpatterns).get_schema(public=True)
     made["info"] = {
         "title": "carrot-twisted",
         "version": __version__,

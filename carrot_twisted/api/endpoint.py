@@ -127,8 +127,8 @@ class Endpoint(GenericAPIView[Any]):
     metadata_class = None
     versioning_class = None
     filter_backends = ()
-    pagination_class = None
-    http_method_names: ClassVar = ["get", "post", "put", "patch", "delete", "head"]
+    pagination_class: Any = None
+    http_method_names = ["get", "post", "put", "patch", "delete", "head"]
 
     permission: ClassVar[str] = access.ACT
     """What it takes to change something here."""
@@ -136,8 +136,8 @@ class Endpoint(GenericAPIView[Any]):
     """Serializers of what is sent, by method; for others it is nothing."""
     gives: ClassVar[Mapping[str, tuple[int, Any]]] = {}
     """Status and serializer of the answer, by method; None: there is no body."""
-    parameters: ClassVar[Mapping[str, str]] = {}
-    """What may stand in the query, and what it means."""
+    parameters: ClassVar[Mapping[str, tuple[str, dict[str, Any]]]] = {}
+    """What may stand in the query: what it means, and its form, as a JSON Schema."""
     errors: ClassVar[Mapping[str, tuple[int, ...]]] = {}
     """Statuses of answers that say why not, by method; beside 401 and 403."""
 

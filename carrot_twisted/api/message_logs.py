@@ -138,8 +138,18 @@ class _Rows(Endpoint):
     order: ClassVar[Sequence[str]]
     """That of the index."""
     parameters: ClassVar = {
-        "search": "Only tasks with this text in their path or their arguments.",
-        "fields": "Names of fields, with commas between them: only these are read and answered.",
+        "search": (
+            "Only tasks with this text in their path or their arguments.",
+            {"type": "string"},
+        ),
+        "fields": (
+            "Only these fields are read, and answered: names with commas between them.",
+            {
+                "type": "array",
+                "items": {"type": "string", "enum": [*MessageLogSerializer.Meta.fields]},
+                "minItems": 1,
+            },
+        ),
     }
 
     def listed(self) -> Response:
@@ -176,7 +186,7 @@ class _Rows(Endpoint):
     @property
     def _fields(self) -> frozenset[str]:
         known = MessageLogSerializer.Meta.fields
-        text = self.request.query_params.get("fields") if self.request else None
+        text = self.request.query_params.get("fields")
         if text is None:
             return frozenset(known)
         names = frozenset(text.split(","))
