@@ -128,7 +128,7 @@ class Endpoint(GenericAPIView[Any]):
     versioning_class = None
     filter_backends = ()
     pagination_class: Any = None
-    http_method_names = ["get", "post", "put", "patch", "delete", "head"]
+    http_method_names = ["get", "post", "put", "patch", "delete", "head"]  # noqa: RUF012 - as Django has it
 
     permission: ClassVar[str] = access.ACT
     """What it takes to change something here."""

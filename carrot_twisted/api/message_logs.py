@@ -20,6 +20,7 @@ from carrot_twisted.api.endpoint import Conflict, Endpoint, Pages, RowSerializer
 from carrot_twisted.exceptions import InvalidMessage
 from carrot_twisted.models import MessageLog, OperatorAction
 from carrot_twisted.monitor import access, redaction
+from carrot_twisted.monitor.recorded import recorded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from rest_framework.request import Request
 
     from carrot_twisted.message_log import MessageLogQuerySet
+    from carrot_twisted.monitor.recorded import ManyDeed
 
 #: Texts of a row in a list are cut here: fifty logs may have a dozen megabytes.
 MAX_TEXT = 10_000
@@ -283,21 +285,10 @@ class FailedList(_List):
         self._do("requeue", housekeeping.requeue_tasks)
         return self.listed()
 
-    def _do(self, action: str, do: Callable[..., object]) -> None:
-        done = 0
-
-        def progress(count: int) -> None:
-            nonlocal done
-            done = count
-
+    def _do(self, action: str, do: ManyDeed) -> None:
         text = self.request.query_params.get("search", "")
-        try:
-            do(self.found(), progress)
-        finally:
-            # Each chunk is committed: what was done is recorded, also where the rest was not.
-            if done:
-                words = f"failed tasks with {text!r}" if text else "all failed tasks"
-                OperatorAction.note(self.request.user, action, words, done)
+        words = f"failed tasks with {text!r}" if text else "all failed tasks"
+        recorded(do, self.found(), user=self.request.user, action=action, target=words)
 
 
 class CompletedList(_List):
