@@ -101,8 +101,10 @@ class Policy:
     def retries(self, headers: Mapping[str, Any] | None) -> int:
         """How often a message has been retried; 0 if its header makes no sense."""
         value = (headers or {}).get(self.header)
+        if value is None:
+            return 0
         try:
-            count = int(value)  # type: ignore[arg-type]
+            count = int(value)
         except (TypeError, ValueError, OverflowError):
             return 0
         return max(0, count)
