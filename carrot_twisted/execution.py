@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import async_to_sync
-from django.db import connections, reset_queries
+from django.db import connections
 
 from carrot_twisted import conf, failpoints, objects, outcomes, signals, task_logging, wire
 from carrot_twisted.exceptions import PoisonMessage, TimeLimitExceeded
@@ -185,7 +185,6 @@ def _call(
         return Kind.COMPLETED, value, None
     finally:
         clean_connections()
-        reset_queries()
 
 
 def _tell_failure(
@@ -201,7 +200,6 @@ def _tell_failure(
         _call_back(run, error, on_failure)
     finally:
         clean_connections()
-        reset_queries()
 
 
 def _call_back(run: Run, error: BaseException, on_failure: FailureCallback | None) -> None:
@@ -300,9 +298,11 @@ def clean_connections() -> None:
     """Leave this thread no connection that is closed, too old, or in somebody's transaction.
 
     ``close_old_connections`` alone does not heal a leaked ``atomic()``, a raw BEGIN or autocommit
-    switched off: the thread would fail, or never commit, from then on.
+    switched off: the thread would fail, or never commit, from then on. The queries that Django
+    keeps with ``DEBUG`` are forgotten.
     """
     for connection in connections.all(initialized_only=True):
+        connection.queries_log.clear()
         try:
             if connection.connection is None and not connection.in_atomic_block:
                 continue
