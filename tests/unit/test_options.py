@@ -46,6 +46,7 @@ def test_the_settings_module_is_all_that_is_needed() -> None:
         "consumer-class": None,
         "max-tasks": None,
         "max-memory": None,
+        "web": None,
         "callback": None,
         "callback_queues": None,
         "queue-name": None,
