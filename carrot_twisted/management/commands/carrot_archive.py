@@ -84,7 +84,8 @@ class Command(BaseCommand):
     help = (
         "Messages that their handlers could not handle, in the archives <queue>.archived: list "
         "them, show them whole, replay them (back to their handlers' queues, to be tried again as "
-        "if for the first time), or delete them."
+        "if for the first time), or delete them. --queue=<queue>.dead names messages that no task "
+        "can be made of."
     )
 
     def create_parser(self, *args: Any, **kwargs: Any) -> CommandParser:
@@ -236,7 +237,8 @@ def _add_filters(parser: CommandParser, limit: int | None) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="Queue of a handler; may be given several times (all handlers').",
+        help="Queue of a handler, or <queue>.dead of tasks; may be given several times (all "
+        "handlers').",
     )
     parser.add_argument(
         "--routing-key",
