@@ -236,8 +236,8 @@ class WebServer:
             self._port = await self._endpoint.listen(self._site)
         except (CannotListenError, OSError) as error:
             raise CarrotConfigException(
-                f"--web={self._description}: {error}. Is the port taken, and may this user listen "
-                "there?"
+                f"--web={self._description}: {str(error).rstrip('.')}. Is the port taken, and may "
+                "this user listen there?"
             ) from error
         if not isinstance(self._port.getHost(), IPv4Address | IPv6Address):
             # Django asks for the client's address.

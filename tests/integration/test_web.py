@@ -172,6 +172,7 @@ def test_a_port_that_is_taken_ends_the_service_with_the_reason(
         assert service.ends() == 78
     assert f"--web=tcp:{port}:interface=127.0.0.1: Couldn't listen" in service.log
     assert "Is the port taken" in service.log
+    assert "Traceback" not in service.log
 
 
 @pytest.fixture

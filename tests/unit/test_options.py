@@ -329,6 +329,7 @@ class TestCallback:
         [
             (["--callback=a:b", "--queue=q"], "--queue is for tasks"),
             (["--callback=a:b", "--no-scheduler"], "--no-scheduler is for tasks"),
+            (["--callback=a:b", "--web=tcp:80"], "--web is for tasks"),
             (["-s", "x", "--queue-name=q"], "--queue-name needs a --callback"),
             (["-s", "x", "--routing-key=q"], "--routing-key needs a --callback"),
             (["--callback=a:b", "--bindings=[]", "--exchange=e"], "--bindings, or --exchange"),
