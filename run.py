@@ -78,8 +78,8 @@ def run_tests(arguments: Sequence[str], log: Path) -> int:
     prepare_machine(
         rabbitmq=BROKER not in os.environ,
         postgresql=DATABASE not in os.environ,
-        # It reads the package's units.
-        systemd=True,
+        # What reads the package's units, and the browser.
+        tests=True,
         log=log,
     )
     prepare_environment("postgres,test", log=log)
@@ -93,7 +93,10 @@ def run_tests(arguments: Sequence[str], log: Path) -> int:
     first: Parts = {
         **{name: (command, variables) for name, command in LINTERS.items()},
         "unit tests": ([*pytest, "tests/unit"], variables),
-        "tests on PostgreSQL": ([*pytest, "-m", "not once", *SERVED_TESTS], postgres),
+        "tests on PostgreSQL": (
+            [*pytest, "-m", "not once", *SERVED_TESTS, "tests/browser"],
+            postgres,
+        ),
     }
     # What does not depend on the database is tested here: this takes as long as all the rest.
     second: Parts = {"tests on SQLite": ([*pytest, *SERVED_TESTS], sqlite)}

@@ -68,12 +68,14 @@ setup(
         # The driver with its C library: no compiler, no libpq-dev.
         "postgres": ["psycopg[binary]>=3.2"],
         "test": [
+            "axe-playwright-python",  # looks at the monitor's pages for people who see less
             "build",  # the wheel that the acceptance tests install ...
             "setuptools>=77",  # ... without fetching a build environment
             "django-stubs>=5.2",
             "hypothesis",
             "mypy",
             "mypy-zope",
+            "playwright",  # drives Chromium
             "pytest>=8.4",
             "pytest-django>=4.11",
             "pytest-twisted>=1.14.3",

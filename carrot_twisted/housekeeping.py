@@ -299,7 +299,7 @@ def pause_queue(name: str, by: str = "", reason: str = "") -> None:
     Raises:
         CarrotConfigException: there is no such queue, or the setting has mistakes.
     """
-    known = _known_queues()
+    known = known_queues()
     if name not in known:
         raise CarrotConfigException(
             f"There is no queue {name!r} to pause. Known queues: {', '.join(known)}."
@@ -323,15 +323,19 @@ def resume_queue(name: str) -> bool:
     """
     paused = PausedQueue.objects.using(router.db_for_write(MessageLog))
     deleted, _ = paused.filter(name=name).delete()
-    if not deleted and name not in (known := _known_queues()):
+    if not deleted and name not in (known := known_queues()):
         raise CarrotConfigException(
             f"There is no queue {name!r} to resume. Known queues: {', '.join(known)}."
         )
     return bool(deleted)
 
 
-def _known_queues() -> list[str]:
-    """Names of all queues, of tasks and of handlers."""
+def known_queues() -> list[str]:
+    """Names of all queues, of tasks and of handlers.
+
+    Raises:
+        CarrotConfigException: the setting has mistakes.
+    """
     settings = conf.current()
     for module in handlers.modules():
         import_module(module)

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The records, where Django looks for them: tasks, schedules, services, queues, people's actions.
+"""The records, where Django looks for them: of tasks, schedules, services and people's actions.
+
+And what was counted of them.
 
 Every time that is compared with another is the database's clock.
 """
@@ -7,10 +9,22 @@ Every time that is compared with another is the database's clock.
 from __future__ import annotations
 
 # message_id: the first migration names it here.
+from carrot_twisted.attempt import Attempt
 from carrot_twisted.message_log import MessageLog, message_id
 from carrot_twisted.operator_action import OperatorAction
 from carrot_twisted.paused_queue import PausedQueue
+from carrot_twisted.rollups import QueueStatistics, TaskStatistics
 from carrot_twisted.scheduled_task import ScheduledTask
 from carrot_twisted.worker import Worker
 
-__all__ = ["MessageLog", "OperatorAction", "PausedQueue", "ScheduledTask", "Worker", "message_id"]
+__all__ = [
+    "Attempt",
+    "MessageLog",
+    "OperatorAction",
+    "PausedQueue",
+    "QueueStatistics",
+    "ScheduledTask",
+    "TaskStatistics",
+    "Worker",
+    "message_id",
+]

@@ -9,11 +9,24 @@ from __future__ import annotations
 from django.urls import path
 
 from carrot_twisted.monitor import assets
+from carrot_twisted.monitor.operator_actions import OperatorActions
+from carrot_twisted.monitor.overview import Overview
 from carrot_twisted.monitor.page import page
+from carrot_twisted.monitor.queue_list import Pause, Purge, QueueList, Resume
 from carrot_twisted.monitor.task_list import TaskList
+from carrot_twisted.monitor.worker_list import Quiet, Stop, Unquiet, WorkerList
 
 urlpatterns = [
-    path("", page(TaskList), name="carrot-monitor"),
+    path("", page(Overview), name="carrot-monitor"),
     path("tasks/", page(TaskList), name="carrot-tasks"),
+    path("queues/", page(QueueList), name="carrot-queues"),
+    path("queues/<path:name>/pause/", page(Pause), name="carrot-queue-pause"),
+    path("queues/<path:name>/resume/", page(Resume), name="carrot-queue-resume"),
+    path("queues/<path:name>/purge/", page(Purge), name="carrot-queue-purge"),
+    path("workers/", page(WorkerList), name="carrot-workers"),
+    path("workers/<str:name>/quiet/", page(Quiet), name="carrot-worker-quiet"),
+    path("workers/<str:name>/unquiet/", page(Unquiet), name="carrot-worker-unquiet"),
+    path("workers/<str:name>/stop/", page(Stop), name="carrot-worker-stop"),
+    path("actions/", page(OperatorActions), name="carrot-actions"),
     path("assets/<slug:digest>/<str:name>", assets.serve, name="carrot-asset"),
 ]

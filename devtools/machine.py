@@ -41,13 +41,13 @@ Servers that already run can be used instead:
     CARROT_DATABASE_URL=postgres://user:password@host:5432/name   (tests and benchmark)"""
 
 
-def prepare_machine(*, rabbitmq: bool, postgresql: bool, log: Path, systemd: bool = False) -> None:
+def prepare_machine(*, rabbitmq: bool, postgresql: bool, log: Path, tests: bool = False) -> None:
     """Install the distribution's packages that are missing."""
-    missing = find_missing(rabbitmq=rabbitmq, postgresql=postgresql, systemd=systemd)
+    missing = find_missing(rabbitmq=rabbitmq, postgresql=postgresql, tests=tests)
     if not missing:
         return
     install(missing, log=log)
-    still_missing = find_missing(rabbitmq=rabbitmq, postgresql=postgresql, systemd=systemd)
+    still_missing = find_missing(rabbitmq=rabbitmq, postgresql=postgresql, tests=tests)
     if still_missing:
         raise StepFailed(f"Installed, but not found: {', '.join(still_missing)}. See {log}.")
 

@@ -18,11 +18,20 @@ from devtools.rabbitmq import RabbitMQ, find_scripts
 
 __all__ = ["PostgreSQL", "RabbitMQ", "ServerError", "find_missing", "temporary_folder"]
 
+#: What tests use of each package of the distribution.
+PROGRAMS = {"systemd": "systemd-analyze", "chromium": "chromium"}
+
 
 def find_missing(
-    *, rabbitmq: bool = True, postgresql: bool = True, systemd: bool = False
+    *, rabbitmq: bool = True, postgresql: bool = True, tests: bool = False
 ) -> list[str]:
-    """Return the Debian packages that are needed and not installed."""
+    """Return the Debian packages that are needed and not installed.
+
+    Args:
+        rabbitmq: the server is needed.
+        postgresql: the server is needed.
+        tests: what only tests use, too: programs by their packages.
+    """
     missing = []
     if importlib.util.find_spec("ensurepip") is None:
         missing.append(f"python{sys.version_info.major}.{sys.version_info.minor}-venv")
@@ -30,6 +39,6 @@ def find_missing(
         missing.append("rabbitmq-server")
     if postgresql and find_programs() is None:
         missing.append("postgresql")
-    if systemd and shutil.which("systemd-analyze") is None:
-        missing.append("systemd")
+    if tests:
+        missing += [package for package, name in PROGRAMS.items() if shutil.which(name) is None]
     return missing

@@ -35,6 +35,8 @@ MIDDLEWARE = [
 ]
 ROOT_URLCONF = os.environ.get("CARROT_TEST_URLCONF", "tests.project.urls")
 ALLOWED_HOSTS = ["127.0.0.1"]
+# pytest-django's live server asks for it.
+STATIC_URL = "static/"
 
 
 def database(url: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("carrot_twisted", "0003_what_workers_do"),
+        ("carrot_twisted", "0005_attempts"),
     ]
 
     operations = [

@@ -51,10 +51,10 @@ def asset(name: str) -> Asset:
     Raises:
         KeyError: there is none.
     """
-    # A name from a template is a text of a class of its own, which paths do not take.
-    name = str(name) + ""
     (package, folder), content_type = _FILES[name]
-    return Asset(files(package).joinpath(folder, name).read_bytes(), content_type)
+    # A text from a template has a class of its own, which paths do not take.
+    path = files(package).joinpath(folder, "".join(name))
+    return Asset(path.read_bytes(), content_type)
 
 
 def url_of(name: str) -> str:

@@ -32,7 +32,7 @@ from carrot_twisted.exceptions import CarrotError
 from carrot_twisted.monitor import access
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from django.http import HttpRequest
     from django.http.response import HttpResponseBase
@@ -58,7 +58,13 @@ REFRESH = 3
 NOTICE = "carrot_notice"
 _TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 #: Name of the URL, and title, of the pages in the navigation.
-SECTIONS = (("carrot-tasks", _("Tasks")),)
+SECTIONS = (
+    ("carrot-monitor", _("Overview")),
+    ("carrot-tasks", _("Tasks")),
+    ("carrot-queues", _("Queues")),
+    ("carrot-workers", _("Workers")),
+    ("carrot-actions", _("Actions")),
+)
 
 
 @cache
@@ -175,10 +181,16 @@ def denied(request: HttpRequest, *_args: Any, **_kwargs: Any) -> HttpResponseBas
     """For those whom the monitor does not let in: the login, or the reason why not."""
     if not request.user.is_authenticated:
         return redirect_to_login(request.get_full_path(), conf.login_url())
-    text = engine().get_template("carrot_twisted/stranger.html")
     context = {"permission": access.VIEW, "logout_url": _logout_url()}
-    content = text.render(context, request)
-    return _with_headers(HttpResponse(content, status=403))
+    return alone(request, "stranger.html", context, 403)
+
+
+def alone(
+    request: HttpRequest, template: str, context: Mapping[str, Any], status: int = 200
+) -> HttpResponse:
+    """A page that shows nothing of the monitor, not even its navigation."""
+    text = engine().get_template(f"carrot_twisted/{template}")
+    return _with_headers(HttpResponse(text.render({**context}, request), status=status))
 
 
 class Action(View):
@@ -187,10 +199,18 @@ class Action(View):
     permission: ClassVar[str] = access.ACT
 
     def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        """Do it; where that is not allowed, or fails, show a page that says so."""
-        try:
+        """Do it."""
+
+        def act() -> HttpResponse:
             access.demand(request, self.permission)
             return self.act(request, *args, **kwargs)
+
+        return self.guarded(request, act)
+
+    def guarded(self, request: HttpRequest, work: Callable[[], HttpResponse]) -> HttpResponse:
+        """Where something is not allowed, or fails, a page that says so."""
+        try:
+            return work()
         except PermissionDenied as error:
             return refusal(request, str(error))
         except CarrotError as error:

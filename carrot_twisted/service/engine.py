@@ -44,7 +44,7 @@ from carrot_twisted.service.connection import BrokerConnection, close_all
 from carrot_twisted.service.dispatcher import Dispatcher
 from carrot_twisted.service.hooked_dispatcher import HookedDispatcher
 from carrot_twisted.service.journal import Journal
-from carrot_twisted.service.log_writer import LogWriter
+from carrot_twisted.service.log_writer import LAST_WRITES, LogWriter
 from carrot_twisted.service.message_dispatcher import MessageDispatcher
 from carrot_twisted.service.posting import ReactorPublisher
 from carrot_twisted.service.protocol import FAREWELL
@@ -52,6 +52,7 @@ from carrot_twisted.service.quarantine import Quarantine
 from carrot_twisted.service.recycling import Recycling
 from carrot_twisted.service.relay import Relay
 from carrot_twisted.service.subscription import Subscription
+from carrot_twisted.service.tally import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from carrot_twisted.conf import CarrotSettings, QueueSettings
     from carrot_twisted.consumer import Consumer
     from carrot_twisted.service.delivery import Delivery
+    from carrot_twisted.service.journal import Handled
     from carrot_twisted.service.protocol import CarrotProtocol
     from carrot_twisted.service.working import Working
     from carrot_twisted.virtual_host import VirtualHost
@@ -74,8 +76,6 @@ BEATS_PER_LEASE = 4
 #: Seconds between looks for tasks whose message is to be acknowledged while they run, and for
 #: messages that wait in vain.
 CUSTODY_INTERVAL = 15.0
-#: Seconds that the last writes get: when a stop has passed its deadline, and at its end.
-LAST_WRITES = 3.0
 #: Seconds that the broker gets to confirm what was published last.
 CONFIRMS = 1.0
 #: Seconds that a further last write gets when the time for them is over.
@@ -161,6 +161,8 @@ class Engine:
         self._wishes = Wishes()
         self._using = router.db_for_write(MessageLog)
         self._shutdown_timeout = options.shutdown_timeout or settings.shutdown_timeout
+        #: The database's time when the reactor's clock was at zero: this host's may be set.
+        self._database_zero = time.time() - reactor.seconds()
         self._lease_since: float | None = None
         self._last_beat = 0.0
         self._registering = Outage(reactor.seconds)
@@ -179,6 +181,7 @@ class Engine:
             self._claimant,
             self._using,
             reactor,
+            away="is away, nothing new is started",
             on_away=self._database_away,
             on_back=self._database_back,
             on_broken=on_crash,
@@ -211,6 +214,14 @@ class Engine:
             log=settings.max_log_size,
             seconds=settings.time_limit,
         )
+        self._tally = Tally(
+            writer=self._writer,
+            worker=self.worker.name,
+            queues=list(settings.queues),
+            using=self._using,
+            reactor=reactor,
+            now=lambda: reactor.seconds() + self._database_zero,
+        )
         consumers = [self._make_consumer(queue, options) for queue in queues]
         tasks = [
             (HookedDispatcher if consumer.reads_messages else Dispatcher)(
@@ -220,6 +231,7 @@ class Engine:
                 writer=self._writer,
                 limits=limits,
                 dead_letter=self._dead_letter_of(queue),
+                tally=self._tally,
                 reactor=reactor,
             )
             for queue, consumer in zip(queues, consumers, strict=True)
@@ -231,7 +243,7 @@ class Engine:
                 queue=queue,
                 concurrency=options.concurrency or queue.concurrency,
                 send=partial(self._publisher.send, queue.host),
-                note=self._journal.note,
+                note=self._note_handled,
                 reactor=reactor,
             )
             for queue in queues
@@ -341,6 +353,7 @@ class Engine:
         if self._scheduler is not None:
             self._scheduler.start()
         self._recycling.start()
+        self._tally.start()
         self._heartbeat.start(self._settings.lease / BEATS_PER_LEASE, now=False)
         self._custody.start(min(CUSTODY_INTERVAL, self._settings.ack_deadline / 4), now=False)
 
@@ -382,6 +395,7 @@ class Engine:
         end = self._reactor.seconds() + LAST_WRITES
         if not self._writer.away:
             await self._in_time(relayed, end)
+            await self._in_time(self._tally.stop(), end)
         await self._leave(end)
         for subscription in self._subscriptions:
             subscription.leave()
@@ -396,21 +410,13 @@ class Engine:
         if other is not self._publisher:
             # Another engine in this process has taken the place.
             publisher.install(other)
-        if self._writer.away:
-            self._writer.give_up()
         for dispatcher in self._dispatchers:
             dispatcher.stop_threads()
-        written = await self._end_writer(end)
+        written = await self._writer.end(max(end - self._reactor.seconds(), MOMENT))
+        if not written:
+            _log.error("The database did not answer; what is unwritten will run again")
         self._journal.stop()
         return written and clean
-
-    async def _end_writer(self, end: float) -> bool:
-        """Write what is left; False if the database does not answer in time."""
-        if await self._in_time(self._writer.stop(), end):
-            return True
-        self._writer.give_up()
-        _log.error("The database did not answer; what is unwritten will run again")
-        return False
 
     async def _in_time(self, result: Deferred[Any], end: float) -> bool:
         """Wait for a result until that time, or a moment; False if it did not come, or failed."""
@@ -545,6 +551,7 @@ class Engine:
         database_time, wishes = records.heartbeat(self.worker, self._using)
         self._writer.clock_offset = database_time - time.time()
         now = self._reactor.seconds()
+        self._database_zero = database_time - now
         if self._lease_since is None or now - self._last_beat > self._settings.lease / 2:
             # So late, others may have lost their leases: the database was frozen, say.
             self._lease_since = now
@@ -610,6 +617,10 @@ class Engine:
             judges=since is not None and self._reactor.seconds() - since > self._settings.lease,
             runs=lambda key, token: any(d.runs(key, token) for d in self._dispatchers),
         )
+
+    def _note_handled(self, handled: Handled) -> None:
+        self._tally.handled(handled)
+        self._journal.note(handled)
 
     def _take_custody(self) -> None:
         for dispatcher in self._dispatchers:

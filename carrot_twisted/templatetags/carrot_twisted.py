@@ -9,6 +9,7 @@ from django.template import Library
 from django.utils import timezone
 from django.utils.formats import date_format
 from django.utils.html import format_html
+from django.utils.translation import gettext as _
 
 from carrot_twisted.monitor import assets
 
@@ -60,3 +61,27 @@ def duration(value: timedelta | float | None) -> str:
             large, rest = divmod(whole, size)
             return f"{large} {name} {rest // smaller} {its_name}"
     return f"{whole} s"
+
+
+@register.filter
+def age(seconds: float | None) -> str:
+    """How long something lasts already, coarse: a page that shows it changes seldom."""
+    if seconds is None:
+        return NOTHING
+    for size, name in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size:.0f} {name}"
+    return _("less than a minute")
+
+
+@register.filter
+def share(part: float) -> str:
+    """A part of one, in percent; a little is never shown as nothing."""
+    percent = part * 100
+    return f"{percent:.0f} %" if percent == 0 or percent >= 10 else f"{max(percent, 0.1):.1f} %"
+
+
+@register.filter
+def whole(number: int) -> str:
+    """A number with its thousands set apart."""
+    return f"{number:,}"

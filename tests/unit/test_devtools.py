@@ -44,13 +44,14 @@ class TestMissingPackages:
         assert re.fullmatch(r"python3\.\d+-venv", venv)
         assert others == ["rabbitmq-server", "postgresql"]
 
-    def test_systemd_is_asked_for_by_those_who_test_units(
+    def test_what_only_tests_use_is_asked_for_by_them(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("shutil.which", lambda program: None)
-        assert servers.find_missing(systemd=True)[-1] == "systemd"
+        assert {*servers.PROGRAMS} <= {*servers.find_missing(tests=True)}
+        assert not {*servers.PROGRAMS} & {*servers.find_missing()}
         monkeypatch.setattr("shutil.which", lambda program: f"/usr/bin/{program}")
-        assert "systemd" not in servers.find_missing(systemd=True)
+        assert not {*servers.PROGRAMS} & {*servers.find_missing(tests=True)}
 
     def test_servers_that_are_not_needed_are_not_asked_for(self) -> None:
         missing = servers.find_missing(rabbitmq=False, postgresql=False)

@@ -90,6 +90,7 @@ class TestStandalone:
         User.objects.create_superuser("ada", password="of ada")
         client = Client(headers={"host": "127.0.0.1"})
         assert client.get("/").headers["Location"] == "/login/?next=/"
+        assert b"csrfmiddlewaretoken" in client.get("/login/").content
         answer = client.post("/login/", {"username": "ada", "password": "of ada"})
         assert answer.headers["Location"] == "/"
         assert client.get("/tasks/").status_code == 200

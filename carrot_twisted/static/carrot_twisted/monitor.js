@@ -16,6 +16,7 @@
 
   // ---- Times: in the reader's zone, and how long ago
   const absolute = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
+  const clock = new Intl.DateTimeFormat(undefined, { timeStyle: "short" });
   const relative = new Intl.RelativeTimeFormat(document.documentElement.lang || undefined, { numeric: "auto", style: "narrow" });
   const UNITS = [["day", 86400], ["hour", 3600], ["minute", 60], ["second", 1]];
   const ago = (seconds) => {
@@ -31,6 +32,10 @@
         ? absolute.format(when) : ago((when - Date.now()) / 1000);
       if (element.textContent !== text) element.textContent = text;
       element.title = absolute.format(when);
+    }
+    for (const element of document.querySelectorAll("[data-clock]")) {
+      const text = clock.format(new Date(element.dataset.clock));
+      if (element.textContent !== text) element.textContent = text;
     }
   };
   showTimes();
