@@ -54,6 +54,8 @@ CONTENT_SECURITY_POLICY = "; ".join(
 )
 #: Seconds between a page's looks at the server.
 REFRESH = 3
+#: In the META of a request that a service answers: path of its stream of events.
+STREAM = "carrot_twisted.events"
 #: A short text for the next page, after an action.
 NOTICE = "carrot_notice"
 _TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
@@ -147,6 +149,7 @@ def rendered(
                 {"name": name, "title": title, "url": reverse(name)} for name, title in SECTIONS
             ],
             "refresh": REFRESH,
+            "stream": request.META.get(STREAM),
             "here": request.get_full_path(),
             "may_act": access.may(request, access.ACT),
             "may_purge": access.may(request, access.PURGE),

@@ -103,16 +103,21 @@ class Pages(WSGIHandler):
 
     Args:
         urlconf: those; None: the project's.
+        stream: path of the stream of events, which pages are told of; None: there is none.
     """
 
-    def __init__(self, urlconf: Any = None) -> None:
+    def __init__(self, urlconf: Any = None, stream: str | None = None) -> None:
         super().__init__()
         self._urlconf = urlconf
+        self._stream = stream
 
     def get_response(self, request: HttpRequest) -> HttpResponseBase:
         """Not by the setting: the tasks of this process make links to the project's pages."""
         if self._urlconf is not None:
             request.urlconf = self._urlconf
+        if self._stream is not None:
+            # No header can have this name.
+            request.META[events.STREAM] = self._stream
         return super().get_response(request)
 
 
@@ -188,11 +193,11 @@ class WebServer:
             ) from error
         urlconf = self._urlconf()
         self._pool = RequestPool(reactor)
-        pages = WSGIResource(reactor, self._pool, Pages(urlconf))
         special: dict[bytes, Resource] = {}
         self._events: events.EventStream | None = None
+        stream = None
         try:
-            monitor = reverse(MONITOR_NAME, urlconf=urlconf)
+            stream = f"{reverse(MONITOR_NAME, urlconf=urlconf)}{events.PATH}"
         except NoReverseMatch:
             # It is in a namespace of the project's. Its pages ask now and then by themselves.
             pass
@@ -200,7 +205,8 @@ class WebServer:
             gate = Pages(events.gate(import_string(events.ACCESS)))
             using = router.db_for_read(MessageLog)
             self._events = events.EventStream(gate, self._pool, using, reactor)
-            special[f"{monitor}{events.PATH}".encode()] = self._events
+            special[stream.encode()] = self._events
+        pages = WSGIResource(reactor, self._pool, Pages(urlconf, stream))
         self._site = Site(Root(pages, self._pool, special), timeout=IDLE)
         self._site.noisy = False
         self._port: Any = None
