@@ -237,13 +237,17 @@ class Pass:
 
 
 @contextmanager
-def opened(archive: Archive) -> Iterator[Pass]:
+def opened(archive: Archive, patience: int = PATIENCE) -> Iterator[Pass]:
     """A pass through an archive, on a connection of its own.
+
+    Args:
+        archive: which.
+        patience: seconds without a sign of life from the broker after which it ends.
 
     Raises:
         BrokerError: the broker does not let us in, or goes away.
     """
-    connection = blocking.connect(archive.host, PATIENCE)
+    connection = blocking.connect(archive.host, patience)
     try:
         one = Pass(archive, connection)
         yield one

@@ -27,7 +27,7 @@ from django.utils.translation import gettext_lazy as _
 from django.views import View
 from django.views.decorators.csrf import csrf_protect
 
-from carrot_twisted import conf
+from carrot_twisted import changes, conf
 from carrot_twisted.exceptions import CarrotError
 from carrot_twisted.monitor import access
 
@@ -54,8 +54,6 @@ CONTENT_SECURITY_POLICY = "; ".join(
 )
 #: Seconds between a page's looks at the server.
 REFRESH = 3
-#: In the META of a request that a service answers: path of its stream of events.
-STREAM = "carrot_twisted.events"
 #: A short text for the next page, after an action.
 NOTICE = "carrot_notice"
 _TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
@@ -149,7 +147,7 @@ def rendered(
                 {"name": name, "title": title, "url": reverse(name)} for name, title in SECTIONS
             ],
             "refresh": REFRESH,
-            "stream": request.META.get(STREAM),
+            "stream": request.META.get(changes.STREAM),
             "here": request.get_full_path(),
             "may_act": access.may(request, access.ACT),
             "may_purge": access.may(request, access.PURGE),

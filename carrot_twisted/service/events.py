@@ -51,8 +51,6 @@ if TYPE_CHECKING:
 
 _log = make_logger()
 
-#: In the META of a request that this service answers: path of the stream.
-STREAM = "carrot_twisted.events"
 #: Of the stream, behind the monitor's, and the function that says who may see that.
 PATH = "events/"
 ACCESS = "carrot_twisted.monitor.access.may_view"

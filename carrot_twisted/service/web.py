@@ -31,7 +31,7 @@ from twisted.web.server import Site
 from twisted.web.wsgi import WSGIResource
 from txaio.tx import make_logger
 
-from carrot_twisted import conf
+from carrot_twisted import changes, conf
 from carrot_twisted.exceptions import CarrotConfigException
 from carrot_twisted.models import MessageLog
 from carrot_twisted.service import events
@@ -117,7 +117,7 @@ class Pages(WSGIHandler):
             request.urlconf = self._urlconf
         if self._stream is not None:
             # No header can have this name.
-            request.META[events.STREAM] = self._stream
+            request.META[changes.STREAM] = self._stream
         return super().get_response(request)
 
 
