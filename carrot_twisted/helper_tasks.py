@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from django.db import router, transaction
 from django.db.models.functions import Now
 
-from carrot_twisted import conf, housekeeping
+from carrot_twisted import conf, housekeeping, rollups
+from carrot_twisted.attempt import delete_orphans
 from carrot_twisted.models import MessageLog, ScheduledTask
 from carrot_twisted.periodic import periodic_task
 
@@ -84,6 +85,35 @@ def cleanup() -> dict[str, int]:
         "Deleted old rows: %s%s",
         ", ".join(f"{count} {state}" for state, count in deleted.items()) or "none, all are kept",
         "; the rest goes with the next run" if unfinished else "",
+    )
+    return deleted
+
+
+@periodic_task(
+    hours=1,
+    task_name="carrot: statistics",
+    queue=queue_for_our_tasks(),
+    overlap=ScheduledTask.SKIP,
+)
+def delete_old_statistics() -> dict[str, int]:
+    """Delete what was counted for charts and is older than they reach (``rollups.KEPT``).
+
+    And attempts at tasks whose rows are gone.
+
+    Returns:
+        How many buckets and attempts were deleted.
+    """
+    using = router.db_for_write(MessageLog)
+    deleted = {"buckets": rollups.delete_old(using), "attempts": 0}
+    end = time.monotonic() + BUDGET
+    count = CHUNK
+    while count == CHUNK and time.monotonic() < end:
+        with transaction.atomic(using=using):
+            count = delete_orphans(CHUNK, using)
+        deleted["attempts"] += count
+    _logger.info(
+        "Deleted old statistics: %(buckets)s buckets, and %(attempts)s attempts at deleted tasks",
+        deleted,
     )
     return deleted
 

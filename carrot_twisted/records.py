@@ -12,11 +12,12 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from django.db.models import BooleanField, Case, F, Value, When
-from django.db.models.functions import Now
+from django.db.models.functions import Now, Right
 
 from carrot_twisted import failpoints, processes, statements
+from carrot_twisted.attempt import MAX_ATTEMPTS, MAX_EXCEPTION, MAX_LOG
 from carrot_twisted.message_log import due_in
-from carrot_twisted.models import MessageLog, Worker
+from carrot_twisted.models import Attempt, MessageLog, Worker
 from carrot_twisted.outcomes import Kind, Result, Verdict
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class Claimed:
     content: str
     queue: str
     attempt: int
+    published: float
+    """When, in seconds since the epoch, on the database's clock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +105,7 @@ def _judge(
     """Say of rows that were not PUBLISHED why, and take over those whose worker is gone."""
     taken: list[tuple[UUID, str, int | None]] = []
     rows = MessageLog.objects.using(using).filter(pk__in=ids).exclude(queue__in=barred)
-    for row in rows.values_list("status", "token", "worker", *statements.CLAIMED):
+    for row in rows.values_list("status", "token", "worker", *statements.CLAIMED, "publish_time"):
         status, row_token, worker, pk = row[:4]
         if status == MessageLog.PUBLISHED:
             result[pk] = Verdict.SUSPECT
@@ -110,7 +113,7 @@ def _judge(
             result[pk] = Verdict.FINAL
         elif row_token == token:
             # The first attempt at this batch was committed, but its answer was lost.
-            result[pk] = _claimed(row[3:], token)
+            result[pk] = _claimed((*row[3:-1], row[-1].timestamp()), token)
         else:
             result[pk] = Verdict.ELSEWHERE
             taken.append((pk, worker, row_token))
@@ -124,7 +127,7 @@ def _judge(
 
 
 def _claimed(row: Sequence[Any], token: int) -> Claimed:
-    pk, task, task_args, content, queue, attempts = row
+    pk, task, task_args, content, queue, attempts, published = row
     return Claimed(
         uuid=pk,
         token=token,
@@ -133,6 +136,7 @@ def _claimed(row: Sequence[Any], token: int) -> Claimed:
         content=content,
         queue=queue,
         attempt=attempts,
+        published=published,
     )
 
 
@@ -142,10 +146,12 @@ def _take_over(
     """Claim a row whose worker is gone; too many of those, and the task is to blame."""
     logs = MessageLog.objects.using(using)
     lost = logs.filter(pk=pk, status=MessageLog.IN_PROGRESS, token=lost_token)
+    attempts = _lost_attempts(lost)
     if _fail_after(lost, claimant.max_crashes):
         return Verdict.LOST
     suspects = lost.filter(crashes__gte=SUSPECT_CRASHES - 1)
     if suspects.update(status=MessageLog.PUBLISHED, token=None, crashes=F("crashes") + 1):
+        _note(attempts, using)
         return Verdict.SUSPECT
     changed = lost.update(
         worker=claimant.worker,
@@ -154,10 +160,13 @@ def _take_over(
         crashes=F("crashes") + 1,
         start_time=Now(),
     )
+    if changed:
+        _note(attempts, using)
     failpoints.reached("in_take_over")
     if not changed:
         return Verdict.ELSEWHERE
-    return _claimed(logs.values_list(*statements.CLAIMED).get(pk=pk), token)
+    row = logs.values_list(*statements.CLAIMED, "publish_time").get(pk=pk)
+    return _claimed((*row[:-1], row[-1].timestamp()), token)
 
 
 def _fail_after(lost: Any, max_crashes: int) -> int:
@@ -234,6 +243,7 @@ def reap(claimant: Claimant, using: str) -> int:
         return 0
     # What others have locked they are taking over, or finishing after all.
     lost = in_progress.filter(worker__in=dead).select_for_update(skip_locked=True)
+    going_on = _lost_attempts(lost.filter(crashes__lt=claimant.max_crashes - 1))
     lost = in_progress.filter(pk__in=list(lost.values_list("pk", flat=True)))
     count = _fail_after(lost, claimant.max_crashes)
     count += lost.update(
@@ -243,6 +253,7 @@ def reap(claimant: Claimant, using: str) -> int:
         confirmed_at=None,
         relay_at=due_in(0),
     )
+    _note(going_on, using)
     Worker.objects.using(using).filter(name__in=dead).delete()
     failpoints.reached("in_reap")
     return count
@@ -278,9 +289,8 @@ def finish(runs: Sequence[Finished], clock_offset: float, using: str) -> int:
             [_values(run.result, clock_offset) for run in final],
             using,
         )
-    for run in runs:
-        if run.result.kind is Kind.RELEASED:
-            changed += _release(run, using)
+    if len(final) < len(runs):
+        changed += _release([run for run in runs if run.result.kind is Kind.RELEASED], using)
     if changed < len(runs):
         # One that was taken from a worker which lives, to run again: its new message may have come
         # to that very worker, which acknowledges it with the old run. It needs another one.
@@ -309,14 +319,14 @@ def _time(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
-def _release(run: Finished, using: str) -> int:
-    """Back into the outbox: due after the result's delay."""
-    result = run.result
-    unstarted = {"attempts": F("attempts") - 1} if not result.started else {}
-    return (
-        MessageLog.objects.using(using)
-        .filter(pk=run.uuid, token=run.token, status=MessageLog.IN_PROGRESS)
-        .update(
+def _release(runs: Sequence[Finished], using: str) -> int:
+    """Back into the outbox: due after the result's delay. Returns how many were changed."""
+    logs = MessageLog.objects.using(using)
+    released: dict[UUID, Result] = {}
+    for run in runs:
+        result = run.result
+        unstarted = {"attempts": F("attempts") - 1} if not result.started else {}
+        changed = logs.filter(pk=run.uuid, token=run.token, status=MessageLog.IN_PROGRESS).update(
             status=MessageLog.PUBLISHED,
             token=None,
             confirmed_at=None,
@@ -326,7 +336,50 @@ def _release(run: Finished, using: str) -> int:
             log=result.log,
             **unstarted,
         )
+        if changed:
+            released[run.uuid] = result
+    started = [pk for pk, result in released.items() if result.started]
+    if started:
+        rows = logs.filter(pk__in=started).values_list("pk", "attempts", "worker", "start_time")
+        _note([_released_attempt(*row, released[row[0]]) for row in rows], using)
+    return len(released)
+
+
+def _released_attempt(
+    pk: UUID, number: int, worker: str, started: datetime | None, result: Result
+) -> Attempt:
+    return Attempt(
+        message=pk,
+        number=number,
+        worker=worker,
+        started=started,
+        outcome=Attempt.RELEASED if result.exception is None else Attempt.DATABASE,
+        exception=result.exception and result.exception[:MAX_EXCEPTION],
+        log=(result.log or "")[-MAX_LOG:],
     )
+
+
+def _lost_attempts(rows: QuerySet[MessageLog]) -> list[Attempt]:
+    """What is to be noted if these rows are taken from their worker, which is gone."""
+    found = rows.values_list("pk", "attempts", "worker", "start_time", Right("log", MAX_LOG))
+    return [
+        Attempt(
+            message=pk,
+            number=number,
+            worker=worker,
+            started=started,
+            outcome=Attempt.LOST,
+            log=log or "",
+        )
+        for pk, number, worker, started, log in found
+    ]
+
+
+def _note(attempts: Sequence[Attempt], using: str) -> None:
+    """Keep what has come of attempts that were not the last ones."""
+    kept = [one for one in attempts if one.number <= MAX_ATTEMPTS]
+    if kept:
+        Attempt.objects.using(using).bulk_create(kept)
 
 
 def add(rows: Sequence[MessageLog], using: str) -> None:

@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from django.db.models import Count, DurationField, ExpressionWrapper, F, Min
+from django.db.models import DurationField, ExpressionWrapper, F
 from django.db.models.functions import Now
 
 from carrot_twisted import conf, records
@@ -129,30 +129,22 @@ def _queues(
     settings: conf.CarrotSettings, workers: Sequence[WorkerStatus], using: str
 ) -> list[QueueStatus]:
     rows = MessageLog.objects.using(using)
-    counted = {
-        (name, status): (count, age)
-        for name, status, count, age in rows.unfinished()
-        .order_by()
-        .values_list("queue", "status")
-        .annotate(count=Count("pk"), age=_age_of(Min("publish_time")))
-    }
+    depths = rows.depths()
     unsent = rows.outbox_state()
     consumed = Counter(name for one in workers if one.alive for name in one.queues)
-    names = [*settings.queues, *sorted({name for name, _ in counted} - set(settings.queues))]
+    names = [*settings.queues, *sorted(set(depths) - set(settings.queues))]
 
     def queue(name: str) -> QueueStatus:
         known = settings.queues.get(name)
-        waiting, age = counted.get((name, MessageLog.PUBLISHED), (0, None))
-        running, _ = counted.get((name, MessageLog.IN_PROGRESS), (0, None))
-        left = unsent.get(name)
+        depth, left = depths.get(name), unsent.get(name)
         return QueueStatus(
             name=name,
             configured=known is not None,
             consumable=known is not None and known.consumable,
             workers=consumed[name],
-            waiting=waiting,
-            oldest=_seconds(age),
-            running=running,
+            waiting=depth.waiting if depth else 0,
+            oldest=depth.oldest if depth else None,
+            running=depth.running if depth else 0,
             unsent=left.count if left else 0,
             unsent_age=left.seconds if left else None,
             unsent_reason=left.reason if left else "",

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from carrot_twisted.conf import QueueSettings
     from carrot_twisted.consumer import Consumer
     from carrot_twisted.interruption import TimedCall
+    from carrot_twisted.service.tally import Tally
 
 _log = make_logger()
 
@@ -112,6 +113,7 @@ class Dispatcher:
         writer: the way to the database.
         limits: of a run.
         dead_letter: takes over a delivery that no row stands for.
+        tally: counts what comes to its end.
         reactor: Twisted's reactor.
     """
 
@@ -124,6 +126,7 @@ class Dispatcher:
         writer: LogWriter,
         limits: Limits,
         dead_letter: DeadLetter,
+        tally: Tally,
         reactor: Any,
     ) -> None:
         self.name = queue.name
@@ -133,6 +136,7 @@ class Dispatcher:
         self._keeper = TimeKeeper(reactor, self._give_up)
         self._limits = dataclasses.replace(limits, keeper=self._keeper)
         self._dead_letter = dead_letter
+        self._tally = tally
         self._reactor = reactor
         self._seal = Seal() if queue.verifies else None
         self._pool: WorkerPool[Job] = WorkerPool(queue.name, concurrency, self._work, reactor)
@@ -475,11 +479,13 @@ class Dispatcher:
     def _written(self, jobs: Sequence[Job]) -> None:
         seconds = 0.0
         size = 0
+        self._tally.turn_minute()
         for job in jobs:
             assert job.result is not None
             seconds += job.seconds
             size += len(job.deliveries[0].body)
             self._tell(job, job.result)
+            self._count(job, job.result)
             self._settle(job)
         ended = sum(job.result.kind is not Kind.RELEASED for job in jobs if job.result)
         self.finished += ended
@@ -503,6 +509,18 @@ class Dispatcher:
             text = "Task {task} ({uuid}) failed: {error}"
             task = outcomes.one_line(job.run.task, 200) if job.run else "?"
             _log.warn(text, task=task, uuid=job.uuid, error=_first_line(result.exception))
+
+    def _count(self, job: Job, result: Result) -> None:
+        # Not one that was released at the deadline of a shutdown, and ended after all.
+        if result.kind is not Kind.RELEASED and self._jobs.get(job.uuid) is job:
+            assert job.run is not None
+            self._tally.count(
+                self.name,
+                job.run.task,
+                result.kind is Kind.COMPLETED,
+                result.started + self._writer.clock_offset - job.run.published,
+                result.ended - result.started,
+            )
 
     def _slow_down(self, jobs: Sequence[Job]) -> None:
         """Some were released: if the database has spoiled them, tell it, and mind the next ones."""
@@ -676,6 +694,7 @@ def run_of(claimed: Claimed, delivery: Delivery) -> Run:
         content=claimed.content,
         queue=claimed.queue,
         attempt=claimed.attempt,
+        published=claimed.published,
         header=header if isinstance(header, str) else None,
         body=delivery.body,
     )

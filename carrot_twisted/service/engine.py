@@ -52,6 +52,7 @@ from carrot_twisted.service.quarantine import Quarantine
 from carrot_twisted.service.recycling import Recycling
 from carrot_twisted.service.relay import Relay
 from carrot_twisted.service.subscription import Subscription
+from carrot_twisted.service.tally import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from carrot_twisted.conf import CarrotSettings, QueueSettings
     from carrot_twisted.consumer import Consumer
     from carrot_twisted.service.delivery import Delivery
+    from carrot_twisted.service.journal import Handled
     from carrot_twisted.service.protocol import CarrotProtocol
     from carrot_twisted.service.working import Working
     from carrot_twisted.virtual_host import VirtualHost
@@ -154,6 +156,8 @@ class Engine:
         self._on_fatal = on_fatal
         self._using = router.db_for_write(MessageLog)
         self._shutdown_timeout = options.shutdown_timeout or settings.shutdown_timeout
+        #: The database's time when the reactor's clock was at zero: this host's may be set.
+        self._database_zero = time.time() - reactor.seconds()
         self._lease_since: float | None = None
         self._last_beat = 0.0
         self._registering = Outage(reactor.seconds)
@@ -204,6 +208,14 @@ class Engine:
             log=settings.max_log_size,
             seconds=settings.time_limit,
         )
+        self._tally = Tally(
+            writer=self._writer,
+            worker=self.worker.name,
+            queues=list(settings.queues),
+            using=self._using,
+            reactor=reactor,
+            now=lambda: reactor.seconds() + self._database_zero,
+        )
         consumers = [self._make_consumer(queue, options) for queue in queues]
         tasks = [
             (HookedDispatcher if consumer.reads_messages else Dispatcher)(
@@ -213,6 +225,7 @@ class Engine:
                 writer=self._writer,
                 limits=limits,
                 dead_letter=self._dead_letter_of(queue),
+                tally=self._tally,
                 reactor=reactor,
             )
             for queue, consumer in zip(queues, consumers, strict=True)
@@ -224,7 +237,7 @@ class Engine:
                 queue=queue,
                 concurrency=options.concurrency or queue.concurrency,
                 send=partial(self._publisher.send, queue.host),
-                note=self._journal.note,
+                note=self._note_handled,
                 reactor=reactor,
             )
             for queue in queues
@@ -326,6 +339,7 @@ class Engine:
         if self._scheduler is not None:
             self._scheduler.start()
         self._recycling.start()
+        self._tally.start()
         self._heartbeat.start(self._settings.lease / BEATS_PER_LEASE, now=False)
         self._custody.start(min(CUSTODY_INTERVAL, self._settings.ack_deadline / 4), now=False)
 
@@ -367,6 +381,7 @@ class Engine:
         end = self._reactor.seconds() + LAST_WRITES
         if not self._writer.away:
             await self._in_time(relayed, end)
+            await self._in_time(self._tally.stop(), end)
         await self._leave(end)
         for subscription in self._subscriptions:
             subscription.leave()
@@ -521,6 +536,7 @@ class Engine:
         database_time = records.heartbeat(self.worker, self._using)
         self._writer.clock_offset = database_time - time.time()
         now = self._reactor.seconds()
+        self._database_zero = database_time - now
         if self._lease_since is None or now - self._last_beat > self._settings.lease / 2:
             # So late, others may have lost their leases: the database was frozen, say.
             self._lease_since = now
@@ -545,6 +561,10 @@ class Engine:
             judges=since is not None and self._reactor.seconds() - since > self._settings.lease,
             runs=lambda key, token: any(d.runs(key, token) for d in self._dispatchers),
         )
+
+    def _note_handled(self, handled: Handled) -> None:
+        self._tally.handled(handled)
+        self._journal.note(handled)
 
     def _take_custody(self) -> None:
         for dispatcher in self._dispatchers:

@@ -38,6 +38,7 @@ def run_of(log: MessageLog) -> Run:
         content="{}",
         queue="default",
         attempt=1,
+        published=0.0,
         header=log.task,
         body=b"{}",
     )

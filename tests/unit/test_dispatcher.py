@@ -24,6 +24,7 @@ from carrot_twisted.execution import Limits
 from carrot_twisted.interruption import TimedCall
 from carrot_twisted.outcomes import Kind, Result, Verdict
 from carrot_twisted.records import Claimed
+from carrot_twisted.rollups import Totals
 from carrot_twisted.service import dispatcher as module
 from carrot_twisted.service import quarantine
 from carrot_twisted.service.delivery import Delivery, SafeChannel, Settler
@@ -31,6 +32,7 @@ from carrot_twisted.service.dispatcher import Dispatcher, Job
 from carrot_twisted.service.hooked_dispatcher import HookedDispatcher
 from carrot_twisted.service.log_writer import Claim, Finish
 from carrot_twisted.service.quarantine import Quarantine
+from carrot_twisted.service.tally import Tally
 from carrot_twisted.task_logging import Transcript
 from tests.unit.test_delivery import Channel
 
@@ -65,6 +67,7 @@ class Writer:
 
     def __init__(self) -> None:
         self.operations: list[Any] = []
+        self.clock_offset = 0.0
         self._lock = threading.Lock()
 
     def submit(self, operation: Any) -> None:
@@ -88,6 +91,14 @@ class Desk:
         self.dead: list[tuple[Delivery, str]] = []
         queue = conf.current().queue("default")
         consumer = kind(queue.host, queue.name, logging.getLogger("carrot"), "consumer")
+        self.tally = Tally(
+            writer=self.writer,  # type: ignore[arg-type]
+            worker="me",
+            queues=["default"],
+            using="default",
+            reactor=self.clock,
+            now=self.clock.seconds,
+        )
         self.dispatcher = (HookedDispatcher if consumer.reads_messages else Dispatcher)(
             queue=queue,
             concurrency=concurrency,
@@ -95,6 +106,7 @@ class Desk:
             writer=self.writer,  # type: ignore[arg-type]
             limits=Limits(result=1000, log=1000),
             dead_letter=lambda delivery, reason: self.dead.append((delivery, reason)),
+            tally=self.tally,
             reactor=self.clock,
         )
         self.open_channel()
@@ -171,7 +183,14 @@ class Desk:
 
 def claimed(pk: UUID, token: int) -> Claimed:
     return Claimed(
-        uuid=pk, token=token, task=TASK, task_args="[]", content="{}", queue="default", attempt=1
+        uuid=pk,
+        token=token,
+        task=TASK,
+        task_args="[]",
+        content="{}",
+        queue="default",
+        attempt=1,
+        published=1000.0,
     )
 
 
@@ -240,6 +259,24 @@ class TestTheWay:
         desk.write()
         assert desk.channel.acked == {1}
         assert desk.dispatcher.running == 0
+
+    def test_each_end_is_counted_once_with_its_times(self, desk: Desk) -> None:
+        desk.writer.clock_offset = 5.0
+        desk.start(4)
+        completed, failed, released, late = desk.jobs()
+        desk.dispatcher._record(completed, Result(kind=Kind.COMPLETED, started=996.0, ended=997.0))
+        desk.dispatcher._record(failed, Result(kind=Kind.FAILED, started=997.0, ended=999.0))
+        desk.dispatcher._record(released, Result(kind=Kind.RELEASED, started=1.0, ended=1.0))
+        # Released at the deadline of a stop, and ended after all: nothing of that is written.
+        desk.dispatcher._record(late, Result(kind=Kind.RELEASED, started=1.0))
+        desk.write()
+        desk.dispatcher._record(late, Result(kind=Kind.COMPLETED, started=996.0, ended=997.0))
+        desk.write()
+        assert desk.tally._fresh == {
+            ("default", TASK): Totals(
+                completed=1, failed=1, wait={40: 1, 44: 1}, run={40: 1, 44: 1}
+            )
+        }
 
     def test_no_more_is_claimed_than_the_pace_allows(self) -> None:
         desk = Desk(concurrency=2)

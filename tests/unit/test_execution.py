@@ -38,6 +38,7 @@ def run_of(function: Callable[..., Any], *args: Any, **changes: Any) -> Run:
         "content": "{}",
         "queue": "default",
         "attempt": 1,
+        "published": 0.0,
         "header": path,
         "body": b"{}",
     }

@@ -115,6 +115,7 @@ def run_of(row: MessageLog) -> Run:
         content=row.content,
         queue=row.queue,
         attempt=1,
+        published=0.0,
         header=row.task,
         body=b"{}",
     )

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Counts what comes to an end in this service, and has it written, for the charts of the monitor.
+
+An end costs some look-ups in dictionaries. What was counted is added to its buckets of time when
+the minute ends, or the next write begins: each INTERVAL seconds one statement writes the totals of
+all buckets that have changed. They are this worker's own rows, so writing twice does no harm, and
+what a write has missed the next one has. A process that is killed takes along what it has counted
+since its last write. Everything here happens in the reactor.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import LoopingCall
+
+from carrot_twisted import histograms, rollups
+from carrot_twisted.message_log import MAX_TASK
+from carrot_twisted.rollups import FINEST, KEPT, OTHERS, Totals
+from carrot_twisted.service.chore import Chore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from carrot_twisted.rollups import Key
+    from carrot_twisted.service.journal import Handled
+    from carrot_twisted.service.log_writer import LogWriter
+
+#: Seconds between writes.
+INTERVAL = 10.0
+#: Tasks that are counted one by one, and buckets that are held; what comes beyond them is counted
+#: with its queue's others.
+MAX_TASKS = 1000
+MAX_BUCKETS = 4000
+
+
+class Tally:
+    """The statistics of one service.
+
+    Args:
+        writer: the way to the database.
+        worker: name of this service.
+        queues: whose depth is sampled.
+        using: database alias.
+        reactor: Twisted's reactor.
+        now: the database's time, in seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        *,
+        writer: LogWriter,
+        worker: str,
+        queues: Collection[str],
+        using: str,
+        reactor: Any,
+        now: Callable[[], float],
+    ) -> None:
+        self._writer = writer
+        self._worker = worker
+        self._queues = queues
+        self._using = using
+        self._now = now
+        self._chore = Chore("The worker writes its statistics", reactor.seconds)
+        self._loop = LoopingCall(self._guarded)
+        self._loop.clock = reactor
+        #: Counted in this minute, by queue and task, and not yet in a bucket.
+        self._minute = 0
+        self._fresh: dict[tuple[str, str], Totals] = {}
+        self._buckets: dict[Key, Totals] = {}
+        #: Those of them that have changed since they were written.
+        self._changed: dict[Key, None] = {}
+        #: The minute of the last sample.
+        self._sampled = 0
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._loop.start(INTERVAL, now=False)
+
+    def stop(self) -> Deferred[None]:
+        """Write what was counted, for the last time; fires when that is done, or has failed."""
+        if self._loop.running:
+            self._loop.stop()
+        if self._writer.away:
+            return succeed(None)
+        return Deferred.fromCoroutine(self._write())
+
+    def turn_minute(self) -> None:
+        """Before ends are counted: what was counted in an earlier minute goes to its buckets."""
+        minute = rollups.start_of(self._now(), FINEST)
+        # Never back: a bucket that has ended may be forgotten, and would begin again at nothing.
+        if minute > self._minute:
+            self._sort_in()
+            self._minute = minute
+
+    def count(self, queue: str, task: str, completed: bool, wait: float, run: float) -> None:
+        """Something has come to its end.
+
+        Args:
+            queue: where it came from.
+            task: dotted path of the task or handler.
+            completed: whether it has not failed.
+            wait: seconds until it began.
+            run: seconds that it took.
+        """
+        totals = self._fresh.get((queue, task))
+        if totals is None:
+            key = (queue, task if len(self._fresh) < MAX_TASKS else OTHERS)
+            totals = self._fresh.setdefault(key, Totals())
+        if completed:
+            totals.completed += 1
+        else:
+            totals.failed += 1
+        histograms.add(totals.wait, wait)
+        histograms.add(totals.run, run)
+
+    def handled(self, one: Handled) -> None:
+        """A message with a handler is settled."""
+        self.turn_minute()
+        self.count(
+            one.queue.name,
+            one.queue.handler[:MAX_TASK],
+            one.failure is None,
+            one.started - one.arrived,
+            one.ended - one.started,
+        )
+
+    def _sort_in(self) -> None:
+        fresh, self._fresh = self._fresh, {}
+        for (queue, task), new in fresh.items():
+            for resolution in KEPT:
+                start = rollups.start_of(self._minute, resolution)
+                key = (resolution, start, queue, task)
+                if key not in self._buckets and len(self._buckets) >= MAX_BUCKETS:
+                    key = (resolution, start, queue, OTHERS)
+                self._buckets.setdefault(key, Totals()).add(new)
+                self._changed[key] = None
+
+    def _guarded(self) -> Deferred[None]:
+        return self._chore.attempt(lambda: Deferred.fromCoroutine(self._work()))
+
+    async def _work(self) -> None:
+        if self._writer.away:
+            return
+        await self._write()
+        now = self._now()
+        minute = rollups.start_of(now, FINEST)
+        if minute > self._sampled:
+            await self._writer.call(partial(rollups.sample, self._queues, now, self._using))
+            self._sampled = minute
+
+    async def _write(self) -> None:
+        self.turn_minute()
+        self._sort_in()
+        changed, self._changed = self._changed, {}
+        if changed:
+            rows = [(key, self._buckets[key].copy()) for key in changed]
+            try:
+                await self._writer.call(partial(rollups.write, rows, self._worker, self._using))
+            except BaseException:
+                self._changed = {**changed, **self._changed}
+                raise
+        for key in [key for key in self._buckets if self._has_ended(key)]:
+            del self._buckets[key]
+
+    def _has_ended(self, key: Key) -> bool:
+        """Whether nothing comes into a bucket any more, and all of it is written."""
+        resolution, start, _queue, _task = key
+        return start + resolution <= self._minute and key not in self._changed
