@@ -159,6 +159,7 @@ def _take_over(
         attempts=F("attempts") + 1,
         crashes=F("crashes") + 1,
         start_time=Now(),
+        log=None,
     )
     if changed:
         _note(attempts, using)
@@ -380,6 +381,20 @@ def _note(attempts: Sequence[Attempt], using: str) -> None:
     kept = [one for one in attempts if one.number <= MAX_ATTEMPTS]
     if kept:
         Attempt.objects.using(using).bulk_create(kept)
+
+
+def log(logs: Sequence[tuple[UUID, int, str]], using: str) -> set[UUID]:
+    """Write what runs have logged so far. Call it inside a transaction.
+
+    Args:
+        logs: primary key, token and text of each.
+        using: database alias.
+
+    Returns:
+        Those that are written. Not those that have ended, or that somebody has locked: the task
+        itself, for example.
+    """
+    return statements.log_rows(_TABLE, logs, using)
 
 
 def add(rows: Sequence[MessageLog], using: str) -> None:

@@ -199,6 +199,18 @@ class Dispatcher:
             )
         return reports
 
+    def long_runs(self, seconds: float) -> list[Run]:
+        """What has kept its thread for so long, and goes on. From any thread."""
+        now = time.monotonic()
+        found = []
+        for slot in self._pool.slots:
+            job = slot.job
+            if job is None or now - slot.since < seconds:
+                continue
+            if job.run is not None and job.result is None:
+                found.append(job.run)
+        return found
+
     def runs(self, key: UUID, token: int | None) -> bool:
         """Whether a row is claimed here under this token. On the writer's thread."""
         job = self._jobs.get(key)
@@ -645,7 +657,10 @@ class Dispatcher:
             self._give_back(job)
         running = [job for job in self._jobs.values() if job.run is not None and not job.result]
         for job in running:
-            self._record(job, Result(kind=Kind.RELEASED, started=1.0))
+            assert job.run is not None
+            transcript = job.run.transcript
+            log = "" if transcript is None else transcript.text(self._limits.log)
+            self._record(job, Result(kind=Kind.RELEASED, started=1.0, log=log))
         return len(running)
 
     def _return_waiting(self) -> None:

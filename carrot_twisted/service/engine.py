@@ -44,6 +44,7 @@ from carrot_twisted.service.connection import BrokerConnection, close_all
 from carrot_twisted.service.dispatcher import Dispatcher
 from carrot_twisted.service.hooked_dispatcher import HookedDispatcher
 from carrot_twisted.service.journal import Journal
+from carrot_twisted.service.live_logs import LiveLogs
 from carrot_twisted.service.log_writer import LAST_WRITES, LogWriter
 from carrot_twisted.service.message_dispatcher import MessageDispatcher
 from carrot_twisted.service.posting import ReactorPublisher
@@ -231,6 +232,9 @@ class Engine:
             for queue, consumer in zip(queues, consumers, strict=True)
             if not isinstance(queue, HandlerQueue)
         ]
+        self._live_logs = LiveLogs(
+            dispatchers=tasks, writer=self._writer, limit=settings.max_log_size, reactor=reactor
+        )
         self._journal = Journal(self._writer, self.worker.name, settings.max_result_size, reactor)
         handling = [
             MessageDispatcher(
@@ -340,6 +344,7 @@ class Engine:
             self._scheduler.start()
         self._recycling.start()
         self._tally.start()
+        self._live_logs.start()
         self._heartbeat.start(self._settings.lease / BEATS_PER_LEASE, now=False)
         self._custody.start(min(CUSTODY_INTERVAL, self._settings.ack_deadline / 4), now=False)
 
@@ -453,6 +458,7 @@ class Engine:
             _log.warn("The worker's row stays: the database did not answer. Others delete it")
 
     def _stop_loops(self) -> None:
+        self._live_logs.stop()
         for loop in (self._heartbeat, self._custody):
             if loop.running:
                 loop.stop()
