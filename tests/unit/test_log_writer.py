@@ -817,7 +817,8 @@ def statements_of(desk: Desk) -> list[str]:
     statements: list[str] = []
 
     def keep(execute: Callable[..., Any], sql: str, *given: Any) -> Any:
-        statements.append(sql)
+        if not sql.startswith("BEGIN"):
+            statements.append(sql)
         return execute(sql, *given)
 
     with connection.execute_wrapper(keep):
