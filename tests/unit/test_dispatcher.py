@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID, uuid4
@@ -283,7 +284,7 @@ class TestTheWay:
         self, desk: Desk, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         now = [100.0]
-        monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+        monkeypatch.setattr(time, "monotonic", lambda: now[0])
         pool = desk.dispatcher._pool
         pool._slots = [Slot(str(n)) for n in range(4)]
         desk.start(3)
