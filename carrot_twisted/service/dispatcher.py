@@ -497,8 +497,9 @@ class Dispatcher:
             seconds += job.seconds
             size += len(job.deliveries[0].body)
             self._tell(job, job.result)
-            self._count(job, job.result)
-            self._settle(job)
+            # Not one that was released at the deadline of a shutdown, and ended after all.
+            if self._settle(job) and job.result.kind is not Kind.RELEASED:
+                self._count(job, job.result)
         ended = sum(job.result.kind is not Kind.RELEASED for job in jobs if job.result)
         self.finished += ended
         self.on_finished()
@@ -523,16 +524,14 @@ class Dispatcher:
             _log.warn(text, task=task, uuid=job.uuid, error=_first_line(result.exception))
 
     def _count(self, job: Job, result: Result) -> None:
-        # Not one that was released at the deadline of a shutdown, and ended after all.
-        if result.kind is not Kind.RELEASED and self._jobs.get(job.uuid) is job:
-            assert job.run is not None
-            self._tally.count(
-                self.name,
-                job.run.task,
-                result.kind is Kind.COMPLETED,
-                result.started + self._writer.clock_offset - job.run.published,
-                result.ended - result.started,
-            )
+        assert job.run is not None
+        self._tally.count(
+            self.name,
+            job.run.task,
+            result.kind is Kind.COMPLETED,
+            result.started + self._writer.clock_offset - job.run.published,
+            result.ended - result.started,
+        )
 
     def _slow_down(self, jobs: Sequence[Job]) -> None:
         """Some were released: if the database has spoiled them, tell it, and mind the next ones."""
@@ -565,14 +564,16 @@ class Dispatcher:
             error=_first_line(job.result.exception or ""),
         )
 
-    def _settle(self, job: Job) -> None:
+    def _settle(self, job: Job) -> bool:
+        """Acknowledge; False if that was done before."""
         if self._jobs.get(job.uuid) is not job:
             # Released at the deadline of a shutdown, and ended after all: settled already.
-            return
+            return False
         del self._jobs[job.uuid]
         if not job.custody:
             for delivery in job.deliveries:
                 delivery.ack()
+        return True
 
     def _requeue(self, job: Job) -> None:
         del self._jobs[job.uuid]

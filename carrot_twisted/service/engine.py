@@ -386,7 +386,7 @@ class Engine:
         end = self._reactor.seconds() + LAST_WRITES
         if not self._writer.away:
             await self._in_time(relayed, end)
-            await self._in_time(self._tally.stop(), end)
+        await self._in_time(self._tally.stop(), end)
         await self._leave(end)
         for subscription in self._subscriptions:
             subscription.leave()
