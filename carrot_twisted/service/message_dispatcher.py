@@ -443,15 +443,19 @@ class MessageDispatcher:
         job.done = True
         job.delivery.ack()
         if job.decision is not None and job.decision.action is not Action.RETRY:
-            self._note_settled(job)
+            self._note_settled(job, self._failure(job))
 
-    def _note_settled(self, job: Job) -> None:
+    def _failure(self, job: Job) -> Failure | None:
+        """What went wrong with a message, for its row."""
+        return job.failure
+
+    def _note_settled(self, job: Job, failure: Failure | None) -> None:
         waited = self._reactor.seconds() - job.arrived
         self._note(
             Handled(
                 queue=self._queue,
                 delivery=job.delivery,
-                failure=job.failure,
+                failure=failure,
                 arrived=time.time() - waited,
                 started=job.ended - job.took,
                 ended=job.ended,

@@ -8,12 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import pika
 import pytest
+from django.db.utils import OperationalError
+from twisted.internet.task import Clock
 
 from carrot_twisted import callbacks
 from carrot_twisted.exceptions import Drop, HaltConsumer, Nack
 from carrot_twisted.service.callback_dispatcher import CallbackDispatcher
-from carrot_twisted.service.consumption import CallbackConsumer, status_of
+from carrot_twisted.service.consumption import (
+    LAST_FRAMES,
+    CallbackConsumer,
+    Consumption,
+    status_of,
+)
 from carrot_twisted.service.delivery import Delivery, Settler
+from carrot_twisted.service.log_writer import LAST_WRITES
+from carrot_twisted.service.protocol import FAREWELL
 from tests.unit.test_delivery import Channel
 from tests.unit.test_dispatcher import Reactor
 
@@ -22,6 +31,10 @@ if TYPE_CHECKING:
 
     from carrot_twisted.handlers import Message
     from carrot_twisted.outbox import Post
+    from carrot_twisted.service.journal import Handled
+
+LOCKED = OperationalError("database is locked")
+LOCKED.__cause__ = type("Locked", (Exception,), {"sqlite_errorcode": 5})()
 
 
 class Desk:
@@ -35,12 +48,14 @@ class Desk:
         self.called: list[bytes] = []
         self.errors: dict[bytes, BaseException] = {}
         self.sent: list[tuple[Post, Callable[[str | None], None]]] = []
+        self.noted: list[Handled] = []
         self.gate = threading.Semaphore(1)
         (queue,) = callbacks.queues_of(self.callback, queues={"mine": {}}, **options)
         self.dispatcher = CallbackDispatcher(
             queue=queue,
             gate=self.gate,
             send=lambda post, settled: self.sent.append((post, settled)),
+            note=self.noted.append,
             reactor=self.clock,
         )
         self.channel = Channel()
@@ -200,3 +215,71 @@ def test_with_on_error_archive_the_copy_comes_before_the_acknowledgement() -> No
     settled(None)
     assert desk.channel.acked == {1, 2}
     assert result_of(desk) is None
+
+
+class TestRows:
+    """Of which messages it is told that they have come to their end, and how."""
+
+    def told(self, desk: Desk) -> list[tuple[bytes, str | None]]:
+        return [
+            (one.delivery.body, one.failure.exception if one.failure else None)
+            for one in desk.noted
+        ]
+
+    def test_one_that_goes_back_has_not_come_to_its_end(self, desk: Desk) -> None:
+        desk.errors = {b"nack": Nack(), b"drop": Drop("no"), b"database": LOCKED}
+        for body in (b"nack", b"drop", b"database", b"fine"):
+            desk.deliver(body)
+            desk.work()
+        assert self.told(desk) == [(b"drop", "Drop: no"), (b"fine", None)]
+        assert {one.queue.name for one in desk.noted} == {"mine"}
+
+    @pytest.mark.parametrize(
+        ("error", "told"),
+        [
+            (HaltConsumer(), [(b"halt", None)]),
+            (HaltConsumer(requeue=True), []),
+            (HaltConsumer(3, "bad"), [(b"halt", "HaltConsumer: bad")]),
+            (HaltConsumer(3, "bad", requeue=True), [(b"halt", "HaltConsumer: bad")]),
+            (ValueError("no"), [(b"halt", "ValueError: no")]),
+        ],
+    )
+    def test_one_that_ends_its_consumer_is_told_before_that_has_ended(
+        self, desk: Desk, error: BaseException, told: list[tuple[bytes, str | None]]
+    ) -> None:
+        desk.errors = {b"halt": error}
+        desk.consumer._on_ended = lambda: desk.events.append(f"{len(desk.noted)} told")
+        desk.deliver(b"halt", b"next")
+        desk.work()
+        assert result_of(desk) is error
+        assert self.told(desk) == told
+        assert desk.events[-1] == f"{len(told)} told"
+
+    def test_an_archived_one_is_told_when_the_broker_has_its_copy(self) -> None:
+        desk = Desk(on_error="archive")
+        desk.errors = {b"fail": ValueError("no")}
+        desk.deliver(b"fail")
+        desk.work()
+        ((_, settled),) = desk.sent
+        assert desk.noted == []
+        settled(None)
+        assert self.told(desk) == [(b"fail", "ValueError: no")]
+
+    def test_one_that_is_given_back_at_the_deadline_of_a_stop_is_not_told(self, desk: Desk) -> None:
+        desk.errors = {b"late": Drop()}
+        desk.deliver(b"late")
+        (job,) = desk.dispatcher._pool.recall()
+        desk.consumer.cancel()
+        assert desk.dispatcher.release_running() == 1
+        desk.dispatcher._stopping = False
+        desk.dispatcher._work(job)
+        desk.clock.advance(0)
+        assert desk.called == [b"late"]
+        assert desk.noted == []
+
+
+@pytest.mark.parametrize(("log", "writes"), [("none", 0.0), ("failures", LAST_WRITES)])
+def test_a_stop_takes_longer_where_rows_are_written(log: str, writes: float) -> None:
+    queues = callbacks.queues_of(print, queues={"mine": {}}, log=log)
+    consumption = Consumption(queues, Clock(), 10.0)
+    assert consumption.longest_stop == 10.0 + LAST_FRAMES + 2 * FAREWELL + writes

@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import functools
+import subprocess
+import sys
 from typing import Any
 
 import pytest
-from django.db.utils import OperationalError
+from django.db import connections
+from django.db.utils import ConnectionHandler, OperationalError
 
 import carrot_twisted
 from carrot_twisted import callbacks, conf, handling
@@ -21,6 +24,7 @@ from carrot_twisted.exceptions import (
 )
 from carrot_twisted.retry import Action, Decision
 from carrot_twisted.virtual_host import VirtualHost
+from tests.processes import REPOSITORY
 from tests.project import callbacks as project
 
 LOCKED = OperationalError("database is locked")
@@ -222,6 +226,8 @@ class TestQueues:
             ({"exchanges": ["e"]}, "exchanges is a dictionary"),
             ({"exchanges": {"e": {"type": 7}}}, "a type of exchanges"),
             ({"on_error": "ignore"}, "'halt' or 'archive', not 'ignore'"),
+            ({"log": "some"}, "log is one of all, failures, none, not 'some'"),
+            ({"log": True}, "log is one of all, failures, none, not True"),
             ({"concurrency": 0}, "concurrency is a whole number"),
             ({"prefetch_count": 0}, "prefetch_count is a whole number"),
             ({"prefetch_count": 2, "concurrency": 3}, "prefetch_count of 2, 3 callbacks never"),
@@ -232,6 +238,77 @@ class TestQueues:
     def test_what_makes_no_sense_is_told(self, given: dict[str, Any], text: str) -> None:
         with pytest.raises(InvalidCallback, match=text):
             queues(**given)
+
+
+class TestLog:
+    """Which messages get a row."""
+
+    def test_failures_by_default_in_a_project_with_a_database(self) -> None:
+        assert [queue.log for queue in queues(queues={"a": {}, "b": {}})] == ["failures"] * 2
+
+    @pytest.mark.parametrize("log", ["all", "failures", "none"])
+    def test_what_is_asked_for(self, log: str) -> None:
+        assert queues(log=log)[0].log == log
+
+    def test_none_without_a_database_and_what_asks_for_rows_is_told_the_remedy(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # As Django has it where DATABASES is missing.
+        without = ConnectionHandler({}).settings
+        monkeypatch.setattr(connections, "settings", without)
+        assert queues()[0].log == queues(log="none")[0].log == "none"
+        for log in ("all", "failures"):
+            with pytest.raises(InvalidCallback, match=rf"log='{log}'.*--settings or DJANGO_SETT"):
+                queues(log=log)
+
+    def test_without_a_project_nothing_of_a_database_is_loaded(self) -> None:
+        program = (
+            "import sys\n"
+            "from carrot_twisted import callbacks, conf\n"
+            "conf.set_up()\n"
+            "from carrot_twisted.service.consumption import Consumption\n"
+            "from twisted.internet.task import Clock\n"
+            "made = callbacks.queues_of(print, queues={'mine': {}})\n"
+            "one = Consumption(made, Clock())\n"
+            "print(made[0].log, one.silence)\n"
+            "print([m for m in sys.modules if m.startswith(('psycopg', 'sqlite3', 'MySQL'))])\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env={"PYTHONPATH": str(REPOSITORY)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines() == ["none 0.0", "[]"]
+
+
+class TestFailure:
+    """What the row of a message tells."""
+
+    @pytest.mark.parametrize(
+        ("error", "counts"),
+        [
+            (None, False),
+            (Nack(), False),
+            (HaltConsumer(), False),
+            (HaltConsumer(requeue=True), False),
+            (HaltConsumer(3), True),
+            (HaltConsumer(3, requeue=True), True),
+            (Drop(), True),
+            (ValueError(), True),
+            (SystemExit(0), True),
+            (PermanentFailure(), True),
+        ],
+    )
+    def test_what_counts_as_one(self, error: BaseException | None, counts: bool) -> None:
+        def call() -> None:
+            if error is not None:
+                raise error
+
+        failure = handling.handle(call)
+        assert callbacks.failure_of(failure) == (failure if counts else None)
 
 
 class TestDecide:
