@@ -41,6 +41,8 @@ class Run(Claimed):
     header: str | None
     """Dotted path that the message names; it must be the row's."""
     body: bytes
+    transcript: task_logging.Transcript | None = None
+    """What it logs, once it has begun."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,7 @@ def execute(
     Returns:
         None if this thread was given up meanwhile: ``give_up`` has told the run's end.
     """
-    transcript = task_logging.Transcript(limits.log)
+    run.transcript = transcript = task_logging.Transcript(limits.log)
     started = time.time()
     try:
         # A new context, not a copy: no language, time zone or variable leaks from task to task.
