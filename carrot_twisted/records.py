@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from django.db.models import BooleanField, Case, F, Value, When
 from django.db.models.functions import Now, Right
 
-from carrot_twisted import failpoints, processes, statements
+from carrot_twisted import begun_message, failpoints, processes, statements
 from carrot_twisted.attempt import MAX_ATTEMPTS, MAX_EXCEPTION, MAX_LOG
 from carrot_twisted.message_log import due_in
 from carrot_twisted.models import Attempt, MessageLog, PausedQueue, Worker
@@ -255,6 +255,7 @@ def reap(claimant: Claimant, using: str) -> int:
     )
     _note(going_on, using)
     Worker.objects.using(using).filter(name__in=dead).delete()
+    begun_message.forget_old(using)
     failpoints.reached("in_reap")
     return count
 

@@ -159,6 +159,10 @@ class Dispatcher:
         self._paused = False
         self._stopping = False
         self._stopped = False
+        self.timeout_hint = (
+            "The broker's consumer_timeout is shorter than CARROT['ack_deadline'] allows for: set "
+            "that to half of it at most."
+        )
         self.finished = 0
         """Tasks that came to an end here."""
         self.on_settled: Callable[[], None] = lambda: None

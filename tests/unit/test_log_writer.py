@@ -21,6 +21,7 @@ from django.db import (
     transaction,
 )
 from django.utils import timezone
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from carrot_twisted import outbox, records
@@ -75,6 +76,7 @@ class Desk:
             ),
             "default",
             self.reactor,
+            away="is away, nothing new is started",
             on_away=lambda reason: self.told.append(f"away: {reason}"),
             on_back=lambda: self.told.append("back"),
             on_broken=lambda failure: self.told.append(f"broken: {failure.value}"),
@@ -246,6 +248,18 @@ class TestARowOfAHandledMessage:
         # And a savepoint.
         assert commits.calls <= 2
 
+    @pytest.mark.parametrize("error", [ValueError("no text"), SystemExit("a router's")])
+    def test_an_error_that_is_no_databases_costs_the_rows_of_its_batch_only(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch, error: BaseException
+    ) -> None:
+        monkeypatch.setattr(records, "add", Failing(records.add, error))
+        told = desk.enter(entry())
+        desk.work()
+        later = desk.enter(entry())
+        desk.work()
+        assert (told, later) == ([str(error)], [None])
+        assert desk.told == [f"broken: {error}"]
+
     def test_it_waits_for_a_database_that_is_away(
         self, desk: Desk, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -258,6 +272,15 @@ class TestARowOfAHandledMessage:
         assert (told, add.calls) == ([None], 4)
         assert desk.told[0].startswith("away")
         assert MessageLog.objects.get().pk == row.pk
+
+    def test_one_that_others_hold_up_to_the_end_is_told_as_left_out(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(records, "add", Failing(records.add, *[LOCKED] * 3))
+        told = desk.enter(entry())
+        desk.work()
+        assert told == ["others' transactions were in the way to the end"]
+        assert not MessageLog.objects.exists()
 
     def test_one_that_is_refused_keeps_nothing_else_from_being_written(
         self, desk: Desk, monkeypatch: pytest.MonkeyPatch
@@ -684,3 +707,33 @@ class TestCalls:
         assert MessageLog.objects.count() == 2
         assert status(pk) == "COMPLETED"
         assert isinstance(desk.answers[waiting], Claimed)
+
+
+class TestEnd:
+    """The thread is a Deferred here, which fires when all is written."""
+
+    def end(self, desk: Desk) -> list[bool]:
+        told: list[bool] = []
+        desk.writer._stopped = Deferred()
+        Deferred.fromCoroutine(desk.writer.end(3.0)).addCallback(told.append)
+        return told
+
+    def test_it_waits_until_all_is_written(self, desk: Desk) -> None:
+        told = self.end(desk)
+        desk.reactor.advance(2.9)
+        assert told == []
+        assert desk.writer._stopped is not None
+        desk.writer._stopped.callback(None)
+        assert told == [True]
+        assert not desk.writer._given_up.is_set()
+
+    def test_but_not_for_a_database_that_does_not_answer(self, desk: Desk) -> None:
+        told = self.end(desk)
+        desk.reactor.advance(3.0)
+        assert told == [False]
+        assert desk.writer._given_up.is_set()
+
+    def test_nor_at_all_for_one_that_is_away(self, desk: Desk) -> None:
+        desk.writer._outage.failed("connection refused")
+        self.end(desk)
+        assert desk.writer._given_up.is_set()

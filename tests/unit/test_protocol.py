@@ -9,6 +9,7 @@ from typing import Any
 import pika
 import pytest
 from pika import frame, spec
+from pika.exceptions import ChannelWrongStateError
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
@@ -218,3 +219,15 @@ def test_on_a_closed_connection_no_channel_can_be_opened(broker: Broker) -> None
     failures: list[Any] = []
     broker.protocol.channel().addErrback(failures.append)
     assert isinstance(failures[0].value, pika.exceptions.AMQPError)
+
+
+def test_a_call_on_a_channel_that_is_closing_fails_once(broker: Broker) -> None:
+    """As a consumer that is started anew while the connection is closed for good."""
+    broker.shake_hands()
+    channel = broker.open_channel()
+    broker.protocol.close()
+    told: list[Any] = []
+    for call in (channel.consume("default", print), channel.basic_qos(prefetch_count=1)):
+        call.addErrback(lambda failure: told.append(failure.type))
+    assert told == [ChannelWrongStateError] * 2
+    assert not channel._calls, "what would fail a second time, with nobody to hear it"
