@@ -223,6 +223,6 @@ def test_the_life_of_a_message() -> None:
     given = {"task_args": "{}", "start_time": at(1), "worker": "w", "failure_time": at(2)}
     assert life(status="FAILED", **given) == [
         "done: Arrived at 0",
-        "done: Handler started by worker w at 1 +1",
+        "done: Started by worker w at 1 +1",
         "bad: Failed at 2 +1",
     ]
