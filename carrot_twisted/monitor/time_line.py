@@ -102,7 +102,7 @@ def _add_attempt(steps: _Steps, attempt: Attempt) -> None:
         gettext("Attempt %(number)s came to nothing") % {"number": attempt.number},
         attempt.ended,
         kind="bad",
-        text=f"{attempt.get_outcome_display()}. {attempt.exception or ''}",
+        text=": ".join(filter(None, [attempt.get_outcome_display(), attempt.exception])),
     )
 
 

@@ -397,7 +397,7 @@ def test_earlier_attempts_are_in_the_time_line(viewer: Client) -> None:
         for part in (
             "Published",
             "Started by worker lost:1",
-            "Attempt 1 came to nothing Worker lost.",
+            "Attempt 1 came to nothing Worker lost",
             "Started, attempt 2 by worker lost:2",
             "Started, attempt 3 by worker host:1",
         )

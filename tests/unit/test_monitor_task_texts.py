@@ -201,7 +201,7 @@ def test_the_life_of_a_task_that_is_tried_again() -> None:
     told = [
         "done: Published at 0",
         "done: Started by worker w:1 at 1 +1",
-        "bad: Attempt 1 came to nothing Worker lost. no at 4 +3",
+        "bad: Attempt 1 came to nothing Worker lost: no at 4 +3",
     ]
     again = {"attempts": 1, "start_time": at(1), "relay_at": at(60 - GRACE)}
     assert life(earlier=[first], **again) == [*told, "waiting: Next try due at 60"]
