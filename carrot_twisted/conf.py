@@ -34,6 +34,8 @@ from carrot_twisted.kinds import (
     is_path,
     is_prefetch,
     is_seconds,
+    is_word,
+    plain_name,
 )
 from carrot_twisted.limits import MAX_SECONDS, is_limit
 from carrot_twisted.virtual_host import HEARTBEAT, VirtualHost
@@ -74,6 +76,12 @@ DEFAULTS: dict[str, Any] = {
     "time_limit": None,
     # Dotted paths of decorators for every view of the monitor, for example login_required's.
     "monitor_authentication": [],
+    # The monitor does not show arguments, and values in dictionaries, whose name contains one of
+    # these words; "-", "_" and capitals make no difference.
+    "redact": [
+        *("password", "passwd", "secret", "token", "authorization", "credential", "cookie"),
+        *("api_key", "access_key", "private_key", "card"),
+    ],
     # True: the service runs signed messages only, see docs/security.md. "publish": messages are
     # signed, others are taken, too.
     "signing": False,
@@ -195,6 +203,8 @@ class CarrotSettings:
     max_crashes: int
     time_limit: float | None
     monitor_authentication: tuple[str, ...]
+    redact: tuple[str, ...]
+    """Words, as ``kinds.plain_name`` makes them."""
     signing: bool | str
     """Of queues that say nothing of it."""
     retention: dict[str, timedelta]
@@ -403,6 +413,14 @@ class _Reader:
             ),
             monitor_authentication=paths(
                 "monitor_authentication", "a list of dotted paths of decorators"
+            ),
+            redact=tuple(
+                plain_name(word)
+                for word in checked(
+                    "redact",
+                    "a list of words, each with a letter or a digit; [] shows everything",
+                    lambda v: is_list(v) and all(is_word(word) for word in v),
+                )
             ),
             signing=signing,
             retention=self.retention(got["retention"]),

@@ -47,6 +47,16 @@ def is_name(value: Any) -> TypeGuard[str]:
     )
 
 
+def plain_name(name: str) -> str:
+    """A name without capitals, and without what stands between its words: apikey for API-Key."""
+    return "".join(each for each in name.casefold() if each.isalnum())
+
+
+def is_word(value: Any) -> bool:
+    """A text that leaves something when it is made plain."""
+    return isinstance(value, str) and plain_name(value) != ""
+
+
 def is_path(value: Any) -> bool:
     """A dotted path, or a name."""
     return isinstance(value, str) and all(part.isidentifier() for part in value.split("."))

@@ -19,12 +19,19 @@ from carrot_twisted.monitor.operator_actions import OperatorActions
 from carrot_twisted.monitor.overview import Overview
 from carrot_twisted.monitor.page import page
 from carrot_twisted.monitor.queue_list import Pause, Purge, QueueList, Resume
+from carrot_twisted.monitor.task_actions import TaskCancel, TaskDelete, TaskRequeue
 from carrot_twisted.monitor.task_list import TaskList
+from carrot_twisted.monitor.task_page import TaskLog, TaskPage
 from carrot_twisted.monitor.worker_list import Quiet, Stop, Unquiet, WorkerList
 
 urlpatterns = [
     path("", page(Overview), name="carrot-monitor"),
     path("tasks/", page(TaskList), name="carrot-tasks"),
+    path("tasks/<uuid:pk>/", page(TaskPage), name="carrot-task"),
+    path("tasks/<uuid:pk>/log.txt", page(TaskLog), name="carrot-task-log"),
+    path("tasks/<uuid:pk>/requeue/", page(TaskRequeue), name="carrot-task-requeue"),
+    path("tasks/<uuid:pk>/cancel/", page(TaskCancel), name="carrot-task-cancel"),
+    path("tasks/<uuid:pk>/delete/", page(TaskDelete), name="carrot-task-delete"),
     path("queues/", page(QueueList), name="carrot-queues"),
     path("queues/<path:name>/pause/", page(Pause), name="carrot-queue-pause"),
     path("queues/<path:name>/resume/", page(Resume), name="carrot-queue-resume"),

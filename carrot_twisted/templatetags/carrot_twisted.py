@@ -29,14 +29,20 @@ def asset(name: str) -> str:
 
 
 @register.simple_tag
-def moment(when: datetime | None) -> str:
-    """A time: in the project's zone; scripts show it in the reader's, and how long it is ago."""
+def moment(when: datetime | None, form: str = "") -> str:
+    """A time: in the project's zone; scripts show it in the reader's, and how long it is ago.
+
+    Args:
+        when: the time.
+        form: "absolute": scripts show the time itself.
+    """
     if when is None:
         return NOTHING
     local = timezone.localtime(when)
     return format_html(
-        '<time datetime="{}" data-moment>{}</time>',
+        '<time datetime="{}" data-moment="{}">{}</time>',
         when.isoformat(),
+        form,
         date_format(local, "Y-m-d H:i:s T"),
     )
 

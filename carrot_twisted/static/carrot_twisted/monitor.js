@@ -110,6 +110,39 @@
     for (const box of document.querySelectorAll("input[name=selected]")) box.checked = all.checked;
   });
 
+  // ---- Copy: buttons that put a text of theirs into the clipboard
+  for (const button of document.querySelectorAll("button[data-copy]")) {
+    button.hidden = !navigator.clipboard;
+    const text = button.textContent;
+    button.addEventListener("click", async () => {
+      await navigator.clipboard.writeText(button.dataset.copy);
+      button.textContent = button.dataset.copied;
+      setTimeout(() => { button.textContent = text; }, 1500);
+    });
+  }
+
+  // ---- Follow: the end of a log that grows stays in view, until the reader scrolls up
+  let follows = true;
+  const showFollowing = () => {
+    const button = document.getElementById("follow");
+    if (!button) return;
+    button.hidden = false;
+    button.setAttribute("aria-pressed", String(follows));
+    const log = document.getElementById("log-lines");
+    if (follows && log) log.scrollTop = log.scrollHeight;
+  };
+  const setFollowing = (on) => {
+    follows = on;
+    showFollowing();
+  };
+  showFollowing();
+  document.addEventListener("htmx:after:swap", showFollowing);
+  document.addEventListener("click", (event) => event.target.closest("#follow") && setFollowing(!follows));
+  document.addEventListener("scroll", (event) => {
+    const log = event.target;
+    if (log.id === "log-lines" && log.scrollHeight - log.scrollTop - log.clientHeight > 40) setFollowing(false);
+  }, true);
+
   // ---- Keys
   const help = document.getElementById("help");
   const helpSwitch = document.getElementById("help-switch");
