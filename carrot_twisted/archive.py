@@ -22,6 +22,7 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker, NackError, Unrouta
 from carrot_twisted import blocking, copies, failpoints, handlers, wire
 from carrot_twisted.exceptions import BrokerError, CarrotConfigException
 from carrot_twisted.handler_topology import ARCHIVED_SUFFIX
+from carrot_twisted.topology import DEAD_SUFFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -37,15 +38,12 @@ PATIENCE = 30
 class Archive:
     """Where the archived messages of one queue are."""
 
+    name: str
+    """Of the archive."""
     queue: str
-    """Of the handler or callback: its messages go back there."""
+    """Of the handler, of the callback, or of tasks: its messages go back there."""
     host: VirtualHost
     retry_header: str
-
-    @property
-    def name(self) -> str:
-        """Of the archive."""
-        return f"{self.queue}{ARCHIVED_SUFFIX}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,29 +128,35 @@ class Filters:
 def archives(settings: CarrotSettings, names: Sequence[str]) -> list[Archive]:
     """The archives of these queues, each given by its own name or its archive's.
 
+    ``<queue>.dead`` is the archive of a queue of tasks: messages that no task can be made of.
+
     Args:
         settings: checked settings.
         names: empty: those of all handlers that are registered. A queue without a handler had one,
             or has a callback: its archive is looked for at the broker of handlers.
 
     Raises:
-        CarrotConfigException: a handler's settings are wrong, or there is no handler at all.
+        CarrotConfigException: a handler's settings are wrong, there is no handler at all, or no
+            such queue of tasks.
     """
     known = {queue.name: queue for queue in handlers.queues(settings)}
-    chosen = dict.fromkeys(name.removesuffix(ARCHIVED_SUFFIX) for name in names or known)
-    if not chosen:
+    retry_header = settings.handlers.retry_header
+    found: dict[str, Archive] = {}
+    for name in names or known:
+        if name.endswith(DEAD_SUFFIX) and name not in known:
+            archive, queue = name, name.removesuffix(DEAD_SUFFIX)
+            host = settings.queue(queue).host
+        else:
+            queue = name.removesuffix(ARCHIVED_SUFFIX)
+            archive = f"{queue}{ARCHIVED_SUFFIX}"
+            host = known[queue].host if queue in known else settings.handlers.host
+        found[archive] = Archive(name=archive, queue=queue, host=host, retry_header=retry_header)
+    if not found:
         raise CarrotConfigException(
             "No message handler is registered in this project. Name a queue, for example that of a "
             "callback, with --queue."
         )
-    return [
-        Archive(
-            queue=name,
-            host=known[name].host if name in known else settings.handlers.host,
-            retry_header=settings.handlers.retry_header,
-        )
-        for name in chosen
-    ]
+    return [*found.values()]
 
 
 class Pass:
@@ -233,13 +237,17 @@ class Pass:
 
 
 @contextmanager
-def opened(archive: Archive) -> Iterator[Pass]:
+def opened(archive: Archive, patience: int = PATIENCE) -> Iterator[Pass]:
     """A pass through an archive, on a connection of its own.
+
+    Args:
+        archive: which.
+        patience: seconds without a sign of life from the broker after which it ends.
 
     Raises:
         BrokerError: the broker does not let us in, or goes away.
     """
-    connection = blocking.connect(archive.host, PATIENCE)
+    connection = blocking.connect(archive.host, patience)
     try:
         one = Pass(archive, connection)
         yield one

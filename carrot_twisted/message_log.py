@@ -126,7 +126,7 @@ class MessageLogQuerySet(models.QuerySet["MessageLog"]):
     def depths(self) -> dict[str, Depth]:
         """How many rows wait and run, by queue; of queues that have any.
 
-        One query on the index of unfinished rows. It reads these rows: a third of a second for a
+        One query on the index of unfinished rows. It reads these rows: up to a second for a
         million of them.
         """
         waiting = Q(status=MessageLog.PUBLISHED)

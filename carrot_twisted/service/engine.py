@@ -45,6 +45,7 @@ from carrot_twisted.service.connection import BrokerConnection, close_all
 from carrot_twisted.service.dispatcher import Dispatcher
 from carrot_twisted.service.hooked_dispatcher import HookedDispatcher
 from carrot_twisted.service.journal import Journal
+from carrot_twisted.service.live_logs import LiveLogs
 from carrot_twisted.service.log_writer import LAST_WRITES, LogWriter
 from carrot_twisted.service.loss_counter import LossCounter
 from carrot_twisted.service.message_dispatcher import MessageDispatcher
@@ -239,6 +240,9 @@ class Engine:
             for queue, consumer in zip(queues, consumers, strict=True)
             if not isinstance(queue, HandlerQueue)
         ]
+        self._live_logs = LiveLogs(
+            dispatchers=tasks, writer=self._writer, limit=settings.max_log_size, reactor=reactor
+        )
         self._journal = Journal(self._writer, self.worker.name, settings.max_result_size, reactor)
         self._losses = Losses(
             worker=self.worker.name, limit=settings.max_crashes, using=self._using
@@ -361,6 +365,7 @@ class Engine:
             self._scheduler.start()
         self._recycling.start()
         self._tally.start()
+        self._live_logs.start()
         self._heartbeat.start(self._settings.lease / BEATS_PER_LEASE, now=False)
         self._custody.start(min(CUSTODY_INTERVAL, self._settings.ack_deadline / 4), now=False)
 
@@ -402,7 +407,7 @@ class Engine:
         end = self._reactor.seconds() + LAST_WRITES
         if not self._writer.away:
             await self._in_time(relayed, end)
-            await self._in_time(self._tally.stop(), end)
+        await self._in_time(self._tally.stop(), end)
         await self._leave(end)
         for subscription in self._subscriptions:
             subscription.leave()
@@ -475,6 +480,7 @@ class Engine:
             _log.warn("The worker's row stays: the database did not answer. Others delete it")
 
     def _stop_loops(self) -> None:
+        self._live_logs.stop()
         for loop in (self._heartbeat, self._custody):
             if loop.running:
                 loop.stop()

@@ -100,6 +100,19 @@ class Entry:
 
 
 @dataclass(slots=True, kw_only=True)
+class Lines:
+    """Write what a run has logged so far, while it goes on."""
+
+    uuid: UUID
+    token: int
+    text: Callable[[], str]
+    """Its log, as it is when the batch is written. Called on the writer's thread."""
+    done: Callable[[bool], None]
+    """Called on the writer's thread: whether it is written. If not, the run has ended, or somebody
+    has locked its row."""
+
+
+@dataclass(slots=True, kw_only=True)
 class Call:
     """Run ``function`` on the writer's thread, in a transaction of its own."""
 
@@ -107,7 +120,7 @@ class Call:
     result: Deferred[Any]
 
 
-Operation = Claim | Finish | Confirmed | Entry | Call
+Operation = Claim | Finish | Confirmed | Entry | Lines | Call
 
 
 class LogWriter:
@@ -349,6 +362,8 @@ class LogWriter:
         claims = [op for op in batch if isinstance(op, Claim)]
         confirmed = [post for op in batch if isinstance(op, Confirmed) for post in op.posts]
         entries = [op for op in batch if isinstance(op, Entry)]
+        lines = [op for op in batch if isinstance(op, Lines)]
+        logged: set[UUID] = set()
         answers = []
         with self._transaction():
             if finishes:
@@ -370,6 +385,9 @@ class LogWriter:
                 outbox.note_confirmed(confirmed, self._using)
             if entries:
                 records.add([op.row() for op in entries], self._using)
+            if lines:
+                logs = [(op.uuid, op.token, op.text()) for op in lines]
+                logged = records.log(logs, self._using)
         if claims:
             failpoints.reached("after_claim_commit")
         if finishes:
@@ -385,6 +403,8 @@ class LogWriter:
                 self._reactor.callFromThread(_tell_written, finishes)
             for entry in entries:
                 entry.done(None)
+            for one in lines:
+                one.done(one.uuid in logged)
 
         return tell
 
@@ -405,6 +425,11 @@ class LogWriter:
             return self._persist([_without_texts(operation, error)])
         if isinstance(operation, Entry):
             operation.done(outcomes.exception_line(error, MAX_REASON))
+            return True
+        if isinstance(operation, Lines):
+            # Nor will it take the next ones, so they count as written until there are more; the
+            # end of the task says why.
+            operation.done(True)
             return True
         raise error
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pika import BasicProperties
 
+from carrot_twisted import statistics
+from carrot_twisted.statistics import Span
 from carrot_twisted.utilities import publish_message
 from tests.conftest import Broker
 from tests.integration.test_database_outages import Limited, no_connections
@@ -147,6 +149,13 @@ def test_every_kind_of_handler_gets_its_messages_beside_the_tasks(
     wait_until(lambda: sorted(ledger()) == expected)
     assert service.stop() == 0
     assert {broker.depth(queue(name)) for name in NAMES} == {0}
+    # Those without a row are counted, too.
+    counted = {one.queue: one.completed for one in statistics.tasks(Span.HOUR, "default")}
+    assert counted == {
+        "default": 2,
+        queue("ok"): 2,
+        **dict.fromkeys(map(queue, ("coroutine", "object", "partial", "publish")), 1),
+    }
 
 
 def test_a_retried_message_keeps_what_it_came_with(

@@ -46,6 +46,7 @@ def test_the_settings_module_is_all_that_is_needed() -> None:
         "consumer-class": None,
         "max-tasks": None,
         "max-memory": None,
+        "web": None,
         "callback": None,
         "callback_queues": None,
         "queue-name": None,
@@ -331,6 +332,7 @@ class TestCallback:
         [
             (["--callback=a:b", "--queue=q"], "--queue is for tasks"),
             (["--callback=a:b", "--no-scheduler"], "--no-scheduler is for tasks"),
+            (["--callback=a:b", "--web=tcp:80"], "--web is for tasks"),
             (["-s", "x", "--queue-name=q"], "--queue-name needs a --callback"),
             (["-s", "x", "--routing-key=q"], "--routing-key needs a --callback"),
             (["-s", "x", "--log=all"], "--log needs a --callback"),

@@ -83,7 +83,8 @@ class Command(BaseCommand):
     help = (
         "Messages that handlers and callbacks could not handle, in the archives <queue>.archived: "
         "list them, show them whole, replay them (back to their queues, to be tried again as if "
-        "for the first time), or delete them."
+        "for the first time), or delete them. --queue=<queue>.dead names "
+        "messages that no task can be made of."
     )
 
     def create_parser(self, *args: Any, **kwargs: Any) -> CommandParser:
@@ -235,7 +236,8 @@ def _add_filters(parser: CommandParser, limit: int | None) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="Queue of a handler or callback; may be given several times (all handlers').",
+        help="Queue of a handler or callback, or <queue>.dead of tasks; may be given several times "
+        "(all handlers').",
     )
     parser.add_argument(
         "--routing-key",
