@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,7 +15,7 @@ from django.db import connection
 from django.http import HttpResponse
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
-from django.urls import reverse
+from django.urls import resolve, reverse
 from django.utils import timezone
 from rest_framework.settings import api_settings
 
@@ -198,6 +200,33 @@ def test_the_settings_of_a_projects_own_api_change_nothing(settings: Any, root: 
         # What the framework's view takes from the setting, when it is imported.
         if name.endswith("_classes") or name in ("metadata_class", "versioning_class"):
             assert name in vars(Endpoint), name
+
+
+GUIDE = (Path(__file__).resolve().parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+
+
+def test_a_program_gets_in_by_the_guide(capsys: pytest.CaptureFixture[str]) -> None:
+    User.objects.create_superuser("deploy")
+    (block,) = re.findall(r"^```python\n(.*?)^```", GUIDE, flags=re.MULTILINE | re.DOTALL)
+    exec(block, {})  # noqa: S102 - it is ours
+    client = Client(enforce_csrf_checks=True)
+    client.cookies["sessionid"] = capsys.readouterr().out.strip()
+    client.cookies["csrftoken"] = "0123456789abcdef" * 2
+    path, more = "queues/default/pause/", {"X-CSRFToken": "0123456789abcdef" * 2}
+    assert send(client, "POST", path, {}, **more).status_code == 204
+    assert PausedQueue.objects.get().by == "deploy"
+    # By HTTPS Django looks at where it comes from, too.
+    for referer, status in (("https://testserver/carrot/api", 204), ("https://else.where/", 403)):
+        headers = {**more, "Referer": referer}
+        answer = client.post(API + path, "{}", "application/json", secure=True, headers=headers)
+        assert answer.status_code == status
+
+
+def test_the_addresses_of_the_guide_are_there() -> None:
+    asked = re.findall(r"\"\$api/([^?\"]+)", GUIDE)
+    assert len(asked) == 5
+    for path in asked:
+        assert issubclass(resolve(API + path).func.cls, Endpoint), path
 
 
 # Tasks
