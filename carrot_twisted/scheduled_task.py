@@ -262,7 +262,10 @@ class ScheduledTask(models.Model):
         check("queue", lambda: conf.current().queue(self.queue))
         check("task_args", lambda: self.positional_arguments)
         check("content", lambda: self.keyword_arguments)
-        wrong = errors.keys() & {"timezone", "run_at", "start_time", "end_time"}
+        if self.interval_type in triggers.SECONDS:
+            interval = {self.interval_type: self.interval_count}
+            check("interval_count", lambda: triggers.interval_fields(interval))
+        wrong = errors.keys() & {"timezone", "run_at", "start_time", "end_time", "interval_count"}
         if not wrong and self.interval_type in triggers.SECONDS:
             check("run_at" if self.run_at else "end_time", lambda: self.timing)
         if not errors:
