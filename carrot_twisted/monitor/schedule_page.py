@@ -99,8 +99,10 @@ class ScheduleNew(_Editor):
     """A schedule that is not there yet."""
 
     def get(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        """An empty form."""
-        return self.show(ScheduleForm())
+        """A form to fill in."""
+        # Not the model's every second: whoever forgets this field would get a flood.
+        instance = ScheduledTask(interval_count=5, interval_type="minutes")
+        return self.show(ScheduleForm(instance=instance))
 
     def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         """Save it, or show what it would do."""

@@ -89,7 +89,9 @@ def zone_name(schedule: ScheduledTask) -> str:
 def local_text(when: datetime, zone: tzinfo) -> str:
     """A time in a time zone, with what the zone's clocks are called just then."""
     local = when.astimezone(zone)
-    return date_format(local, "D Y-m-d H:i:s T" if local.second else "D Y-m-d H:i T")
+    text = date_format(local, "D Y-m-d H:i:s" if local.second else "D Y-m-d H:i")
+    # Not by the format's "T": it is silent in the hour that comes twice.
+    return f"{text} {local.tzname() or ''}".rstrip()
 
 
 def next_text(schedule: ScheduledTask) -> str:
@@ -158,12 +160,14 @@ def _clock_changes(timing: Timing, since: datetime) -> Iterator[ClockChange]:
         if runs[-1].when < moment:
             # It runs so often that nobody would see anything here.
             continue
+        # With the first one that is far enough from it.
+        near = sum(run.when <= moment + abs(shift) for run in runs)
         text = gettext("On %(day)s the clock goes from %(before)s to %(after)s.") % {
             "day": date_format(after, "Y-m-d"),
             "before": date_format(before + _SECOND, "H:i"),
             "after": date_format(after, "H:i"),
         }
-        yield ClockChange(text=text, runs=runs)
+        yield ClockChange(text=text, runs=runs[: near + 1])
 
 
 def _transitions(zone: tzinfo, since: datetime) -> Iterator[datetime]:
