@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 from zoneinfo import available_timezones
 
 from django import forms
@@ -28,6 +28,10 @@ from carrot_twisted.monitor import registered_tasks
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    _ModelForm = forms.ModelForm[ScheduledTask]
+else:
+    _ModelForm = forms.ModelForm
+
 INTERVAL, CRON, ONCE = "interval", "cron", "once"
 _TIME = forms.DateTimeInput(
     attrs={"type": "datetime-local", "step": "1"}, format="%Y-%m-%dT%H:%M:%S"
@@ -42,7 +46,13 @@ _IDLE = {
 _BLANK: dict[str, Any] = {"cron": "", "timezone": "", "run_at": None}
 
 
-class ScheduleForm(forms.ModelForm):
+class _Select(forms.Select):
+    """In one template: Django's takes one for each choice, and there are 600 time zones."""
+
+    template_name = "carrot_twisted/select.html"
+
+
+class ScheduleForm(_ModelForm):
     """A schedule that is new, or one that is there."""
 
     #: A project's FORM_RENDERER has nothing to do with these pages.
@@ -58,10 +68,14 @@ class ScheduleForm(forms.ModelForm):
         widget=forms.RadioSelect,
     )
     task = forms.ChoiceField(
-        label=_("Task"), help_text=_("A function of one of the modules in CARROT['task_modules'].")
+        label=_("Task"),
+        help_text=_("A function of one of the modules in CARROT['task_modules']."),
+        widget=_Select,
     )
-    queue = forms.ChoiceField(label=_("Queue"))
-    timezone = forms.ChoiceField(label=_("Time zone of the crontab"), required=False)
+    queue = forms.ChoiceField(label=_("Queue"), widget=_Select)
+    timezone = forms.ChoiceField(
+        label=_("Time zone of the crontab"), required=False, widget=_Select
+    )
 
     class Meta:
         model = ScheduledTask
@@ -131,12 +145,12 @@ class ScheduleForm(forms.ModelForm):
         schedule = self.instance
         fields = self.fields
         self._initial_kind()
-        fields["task"].choices = [("", "\N{EN DASH}"), *_tasks(schedule.task)]
-        fields["queue"].choices = _with([*conf.current().queues], schedule.queue)
+        self._offer("task", [("", "\N{EN DASH}"), *_tasks(schedule.task)])
+        self._offer("queue", _with([*conf.current().queues], schedule.queue))
         here = gettext("that of the settings (%(zone)s)") % {
             "zone": timezone.get_default_timezone_name()
         }
-        fields["timezone"].choices = [("", here), *_zones(schedule.timezone)]
+        self._offer("timezone", [("", here), *_zones(schedule.timezone)])
         told = gettext("In the time zone %(zone)s.") % {
             "zone": timezone.get_current_timezone_name()
         }
@@ -148,6 +162,9 @@ class ScheduleForm(forms.ModelForm):
         for name, field in fields.items():
             described = f"hint-{name} error-{name}" if field.help_text else f"error-{name}"
             field.widget.attrs["aria-describedby"] = described
+
+    def _offer(self, name: str, choices: list[Any]) -> None:
+        cast("forms.ChoiceField", self.fields[name]).choices = choices
 
     def _initial_kind(self) -> None:
         schedule = self.instance
@@ -186,13 +203,13 @@ class ScheduleForm(forms.ModelForm):
                 cleaned[name] = getattr(self.instance, name)
         for name in _IDLE.get(kind or "", ()):
             # Nobody sees these fields: what stands in them is no fault.
-            self._errors.pop(name, None)
+            self.errors.pop(name, None)
             cleaned[name] = _BLANK.get(name, getattr(self.instance, name))
         for wanted, name, text in (
             (CRON, "cron", gettext("Write a crontab.")),
             (ONCE, "run_at", gettext("Give a time.")),
         ):
-            if kind == wanted and name not in self._errors and not cleaned.get(name):
+            if kind == wanted and name not in self.errors and not cleaned.get(name):
                 self.add_error(name, forms.ValidationError(text, code="required"))
         self._check_arguments(cleaned)
         return cleaned
@@ -218,7 +235,7 @@ def version_of(schedule: ScheduledTask) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def differences(form: ScheduleForm, current: ScheduledTask) -> list[tuple[str, Any]]:
+def differences(form: ScheduleForm, current: ScheduledTask) -> list[tuple[Any, Any]]:
     """Label and value of each field that is another in the database than in the form."""
     return [
         (form[name].label, getattr(current, name))

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.db import router
 from django.db.models import Q
+from django.utils import timezone
 from django.utils.http import urlencode
 from django.utils.translation import gettext_lazy as _
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from django.http import HttpRequest
 
 ROWS = 50
+#: So late a run is that should have been published.
+LATE = timedelta(minutes=1)
 STATES = {
     "": (_("All"), Q()),
     "active": (_("Active"), Q(active=True)),
@@ -47,6 +51,7 @@ class ScheduleList(Page):
         found = [*rows[: ROWS + 1]]
         shown = found[:ROWS]
         last = runs_of(shown)
+        late = timezone.now() - LATE
         asked = {name: value for name, value in (("state", state), ("q", text)) if value}
         return {
             "rows": [
@@ -55,6 +60,7 @@ class ScheduleList(Page):
                     "words": schedule_times.words(one),
                     "zone": schedule_times.zone_name(one) if one.cron else "",
                     "next": schedule_times.next_text(one),
+                    "late": one.next_run_time is not None and one.next_run_time < late,
                     "log": last.get(one.last_log),
                 }
                 for one in shown
