@@ -103,9 +103,8 @@ def test_who_may_only_look_cannot_change(visitor: Visitor) -> None:
     expect(page.get_by_text(access.SCHEDULE)).to_be_visible()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1280])
-def test_the_pages_are_accessible_and_fit(visitor: Visitor, scheme: str, width: int) -> None:
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
+def test_the_pages_are_accessible_and_fit(visitor: Visitor, width: int, scheme: str) -> None:
     log = MessageLog.objects.create(task=TASK, queue="default", status=MessageLog.FAILED)
     slot = datetime(2030, 1, 7, 1, 30, tzinfo=UTC)
     one = schedule(cron="30 2 * * *", timezone="Europe/Berlin", next_run_time=slot, last_log=log.pk)
