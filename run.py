@@ -78,8 +78,7 @@ def run_tests(arguments: Sequence[str], log: Path) -> int:
     prepare_machine(
         rabbitmq=BROKER not in os.environ,
         postgresql=DATABASE not in os.environ,
-        # What reads the package's units, and the browser.
-        tests=True,
+        tools=True,
         log=log,
     )
     prepare_environment("postgres,test", log=log)

@@ -16,8 +16,14 @@ from contextlib import ExitStack
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from benchmarks import options
-from devtools.environment import PYTHON, TOP, environment_variables, prepare_environment
+from benchmarks import options, peers
+from devtools.environment import (
+    PYTHON,
+    TOP,
+    environment_variables,
+    prepare_environment,
+    prepare_peer,
+)
 from devtools.machine import prepare_machine
 from devtools.servers import PostgreSQL, RabbitMQ, ServerError, temporary_folder
 from devtools.steps import StepFailed, say, step
@@ -35,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     given = options.parse(arguments)
     broker_url = os.environ.get("CARROT_BROKER_URL")
     postgres_url = os.environ.get("CARROT_DATABASE_URL")
-    use_postgres = "postgres" in given.databases
+    use_postgres = given.of_tasks and "postgres" in given.databases
     with temporary_folder("carrot-benchmark-") as folder, ExitStack() as servers:
         log = folder / "preparation.log"
         try:
@@ -45,6 +51,8 @@ def main(arguments: Sequence[str]) -> int:
                 return subprocess.run(
                     command, cwd=TOP, env=environment_variables(), check=False
                 ).returncode
+            if "consume" in given.measures and "fedora" in given.systems:
+                prepare_peer(peers.FEDORA, peers.REQUIREMENT, log=log)
             prepare_machine(
                 rabbitmq=not broker_url, postgresql=use_postgres and not postgres_url, log=log
             )

@@ -4,15 +4,19 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 from benchmarks import facts
 from benchmarks.broker import Broker
+from benchmarks.consumers import CONSUMERS, SLOW, Consumer
 from benchmarks.databases import Database, Postgres, Sqlite
 from benchmarks.failure import BenchmarkFailed
-from benchmarks.measures import Bench
-from benchmarks.report import Report, text_of, write_json
+from benchmarks.measures import NO_DATABASE, Bench, Sample
+from benchmarks.options import OF_MESSAGES
+from benchmarks.report import Report, label_of, text_of, write_json
 from benchmarks.systems import SYSTEMS, Deployment
 from devtools.steps import say, step
 
@@ -27,7 +31,22 @@ TITLES = {
     "publish_many": "publish {n:,} tasks in one go",
     "drain": "drain {n:,} tasks",
     "drain_logs": "drain {n:,} tasks with two log lines each",
+    "consume": "call a callback with {n:,} messages",
+    "handle": "call a handler with {n:,} messages",
 }
+
+
+class What(NamedTuple):
+    """What is measured."""
+
+    measure: str
+    database: str
+    """Its key; or that there is none."""
+    system: str
+
+
+Measure = Callable[[int, int], Sample]
+"""From the number of tasks or messages, and that of the round."""
 
 
 def run(options: Options, *, broker_url: str, postgres_url: str | None, folder: Path) -> int:
@@ -37,20 +56,26 @@ def run(options: Options, *, broker_url: str, postgres_url: str | None, folder: 
         broker = stack.enter_context(Broker(broker_url))
         report.facts["RabbitMQ"] = broker.version
         databases: dict[str, Database] = {}
-        for key in options.databases:
+        for key in options.databases if options.of_tasks else ():
             database = Sqlite(folder) if key == "sqlite" else Postgres(postgres_url or "")
             databases[key] = stack.enter_context(database)
             report.facts |= database.facts()
-        benches = _deploy(options, broker, databases, folder, stack)
+        with step("Creating databases and tables"):
+            measures = {
+                **_deploy(options, broker, databases, folder, stack),
+                **_deploy_consumers(options, broker, folder, stack),
+            }
         plan = list(_plan(options))
-        for number, (round_number, key, measure, system) in enumerate(plan, 1):
-            tasks = _tasks(options, measure, system)
-            what = TITLES[measure].format(n=tasks)
-            where = f"{SYSTEMS[system].label} on {databases[key].label}"
-            title = f"[{number}/{len(plan)}] Round {round_number}: {where}: {what}"
+        for number, (round_number, what) in enumerate(plan, 1):
+            tasks = _tasks(options, what)
+            where = label_of(what.measure, what.system)
+            if what.database != NO_DATABASE:
+                where += f" on {databases[what.database].label}"
+            title = TITLES[what.measure].format(n=tasks)
+            title = f"[{number}/{len(plan)}] Round {round_number}: {where}: {title}"
             try:
                 with step(title):
-                    sample = benches[system, key].measure(measure, tasks, round_number)
+                    sample = measures[what](tasks, round_number)
             except BenchmarkFailed as error:
                 report.failures.append(f"{title}: {error}")
                 say(f"    FAILED: {error}")
@@ -69,40 +94,59 @@ def _deploy(
     databases: dict[str, Database],
     folder: Path,
     stack: ExitStack,
-) -> dict[tuple[str, str], Bench]:
-    """Give each system a database of each kind; beside other runs, if need be."""
+) -> dict[What, Measure]:
+    """Give each system of tasks a database of each kind; beside other runs, if need be."""
     run_name = f"carrot_benchmark_{secrets.token_hex(3)}"
-    benches = {}
-    with step("Creating databases and tables"):
-        for key, database in databases.items():
-            for system in options.systems:
-                name = f"{run_name}_{system}_{key}"
-                deployment = Deployment(
-                    SYSTEMS[system],
-                    database=database.create(name),
-                    broker=broker.url,
-                    queue=name,
-                    concurrency=options.concurrency,
-                    folder=folder,
-                )
-                benches[system, key] = Bench(deployment, broker, database)
-                stack.callback(benches[system, key].tidy_up)
-    return benches
-
-
-def _plan(options: Options) -> Iterator[tuple[int, str, str, str]]:
-    """Yield (round, database, measure, system): the systems side by side, in changing order."""
-    for number in range(1, options.rounds + 1):
-        systems = options.systems if number % 2 else tuple(reversed(options.systems))
-        for database in options.databases:
+    measures: dict[What, Measure] = {}
+    for key, database in databases.items():
+        for system in (one for one in SYSTEMS if one in options.systems):
+            name = f"{run_name}_{system}_{key}"
+            deployment = Deployment(
+                SYSTEMS[system],
+                database=database.create(name),
+                broker=broker.url,
+                queue=name,
+                concurrency=options.concurrency,
+                folder=folder,
+            )
+            bench = Bench(deployment, broker, database)
+            stack.callback(bench.tidy_up)
             for measure in options.measures:
-                for system in systems:
-                    # Celery has no call that publishes many tasks.
-                    if (measure, system) != ("publish_many", "celery"):
-                        yield number, database, measure, system
+                measures[What(measure, key, system)] = partial(bench.measure, measure)
+    return measures
 
 
-def _tasks(options: Options, measure: str, system: str) -> int:
-    if measure == "publish":
+def _deploy_consumers(
+    options: Options, broker: Broker, folder: Path, stack: ExitStack
+) -> dict[What, Measure]:
+    """Give each consumer of messages a queue."""
+    run_name = f"carrot_benchmark_{secrets.token_hex(3)}"
+    measures: dict[What, Measure] = {}
+    for measure in (one for one in options.measures if one in OF_MESSAGES):
+        for key in options.systems_of(measure):
+            queue = f"{run_name}_{key}_{measure}"
+            system = CONSUMERS[measure, key]
+            consumer = Consumer(system, measure=measure, broker=broker, queue=queue, folder=folder)
+            stack.callback(consumer.tidy_up)
+            measures[What(measure, NO_DATABASE, key)] = consumer.measure
+    return measures
+
+
+def _plan(options: Options) -> Iterator[tuple[int, What]]:
+    """Yield what each round measures: the systems side by side, in changing order."""
+    databases = dict.fromkeys(OF_MESSAGES, (NO_DATABASE,))
+    for number in range(1, options.rounds + 1):
+        for measure in options.measures:
+            systems = options.systems_of(measure)
+            for database in databases.get(measure, options.databases):
+                for system in systems if number % 2 else reversed(systems):
+                    yield number, What(measure, database, system)
+
+
+def _tasks(options: Options, what: What) -> int:
+    if what.measure in OF_MESSAGES:
+        slow = (what.measure, what.system) in SLOW
+        return options.slow_messages if slow else options.messages
+    if what.measure == "publish":
         return options.single_tasks
-    return options.tasks if system == "carrot" else options.peer_tasks
+    return options.tasks if what.system == "carrot" else options.peer_tasks

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import json
 import time
+import uuid
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +23,13 @@ if TYPE_CHECKING:
 
 NOT_FOUND = 404
 SECONDS_TO_SETTLE = 10.0
+#: Of a queue of messages: the same for all who declare it.
+QUEUE_ARGUMENTS = {"x-queue-type": "classic"}
+#: What is made beside a queue of tasks, of messages with a handler, or of Celery's worker.
+BESIDE = (
+    *("dead", "archived", "tasks", "retry"),
+    *("retry.200ms", "retry.1000ms", "retry.60000ms", "retry.1800000ms"),
+)
 
 
 class Broker:
@@ -46,10 +56,25 @@ class Broker:
         return processes.tree_cpu_seconds(self._pid) if self._pid else None
 
     def delete(self, queue: str) -> None:
-        """Delete a queue with all that the two systems declare beside it."""
-        for each in (queue, f"{queue}.dead"):
+        """Delete a queue with all that the systems declare beside it."""
+        for each in (queue, *(f"{queue}.{name}" for name in BESIDE)):
             self._on_channel(BlockingChannel.queue_delete, each)
-        self._on_channel(BlockingChannel.exchange_delete, queue)
+            self._on_channel(BlockingChannel.exchange_delete, each)
+
+    def fill(self, queue: str, exchange: str, messages: int) -> None:
+        """Make a queue, and publish a backlog of numbered messages into it.
+
+        They are persistent, small, and what fedora-messaging publishes of the simplest kind, so
+        that every consumer can read them.
+        """
+        channel = self._connection.channel()
+        channel.queue_declare(queue, durable=True, arguments=QUEUE_ARGUMENTS)
+        if exchange:
+            channel.queue_bind(queue, exchange, routing_key=queue)
+        for number in range(messages):
+            channel.basic_publish(exchange, queue, body_of(number), properties_of_message())
+        channel.close()
+        self.expect(queue, messages)
 
     def expect(self, queue: str, messages: int) -> None:
         """Return when that many messages wait; raise if that does not come true."""
@@ -76,3 +101,26 @@ class Broker:
             return None
         channel.close()
         return answer
+
+
+def body_of(number: int) -> bytes:
+    """A message, as JSON."""
+    text = "an order has been paid"
+    return json.dumps({"number": number, "text": text, "items": [1, 2, 3]}).encode()
+
+
+def properties_of_message() -> pika.BasicProperties:
+    """What fedora-messaging gives to a message without a schema of its own."""
+    return pika.BasicProperties(
+        content_type="application/json",
+        content_encoding="utf-8",
+        delivery_mode=pika.DeliveryMode.Persistent,
+        message_id=str(uuid.uuid4()),
+        priority=0,
+        headers={
+            "fedora_messaging_schema": "base.message",
+            "fedora_messaging_severity": 20,
+            "sent-at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "priority": 0,
+        },
+    )

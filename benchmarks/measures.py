@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from devtools.process import Process
 
 SECONDS_BETWEEN_SAMPLES = 0.05
+#: In the place of its name, where a database has no part in it: messages of others have no row.
+NO_DATABASE = "-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +33,10 @@ class Sample:
     measure: str
     round_number: int
     tasks: int
+    """Or messages."""
     seconds: float
     """Until the broker has confirmed all; or from the start of the first task to the last row
-    final."""
+    final, of the first call to the last one."""
     cpu: float | None
     """CPU seconds of that process in that time."""
     caller_seconds: float | None = None

@@ -8,6 +8,9 @@ from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING
 
+from benchmarks.consumers import CONSUMERS
+from benchmarks.measures import NO_DATABASE
+from benchmarks.options import MEASURES
 from benchmarks.systems import SYSTEMS
 
 if TYPE_CHECKING:
@@ -22,17 +25,22 @@ LABELS = {
     "publish_many": "publish_many",
     "drain": "drain",
     "drain_logs": "drain, 2 log lines each",
+    "consume": "consume",
+    "handle": "handle",
 }
+#: How many times as fast as its peer carrot-twisted is to be, with messages of others.
+PROMISED = {("consume", "fedora"): 10.0, ("handle", "kombu"): 3.0}
 HEADINGS = (
-    *("measure", "database", "system", "tasks", "per second: median (min-max)"),
+    *("measure", "database", "system", "number", "per second: median (min-max)"),
     *("CPU s", "with start", "database", "broker", "wall s"),
 )
 LEGEND = """\
 Publishing counts until the broker has confirmed all, draining from the start of the first task to
-the last row final. CPU s: of the publishing or the running process, for 10,000 tasks, from the
-first one on; "with start": of the running process from its very start; "database", "broker": of
-the servers meanwhile, where they can be seen. Wall s: from the start of the service to the last
-row final, as measured, for the number of tasks given. benchmarks/README.md says what is unequal."""
+the last row final, consuming and handling messages from the first call to the last one. CPU s: of
+the publishing or the running process, for 10,000 tasks or messages, from the first one on; "with
+start": of the running process from its very start; "database", "broker": of the servers meanwhile,
+where they can be seen. Wall s: from the start of the service to the end, as measured, for the
+number given. benchmarks/README.md says what is unequal."""
 
 
 @dataclass(kw_only=True)
@@ -83,9 +91,8 @@ def comparisons(report: Report) -> list[Target]:
     """Return the ratios of systems that ran in the same round, and carrot-twisted's own targets."""
     targets = []
     for measure, database in report.kinds:
-        label = f"{LABELS[measure]}, {database}"
+        label = LABELS[measure] if database == NO_DATABASE else f"{LABELS[measure]}, {database}"
         carrot = report.of(measure, database, "carrot")
-        celery = report.of(measure, database, "celery")
         if measure == "publish" and carrot:
             values = [_caller_ratio(s) for s in carrot]
             what = f"{label}: time per call / bare insert"
@@ -95,18 +102,31 @@ def comparisons(report: Report) -> list[Target]:
             targets.append(
                 Target(label=label, values=values, limit=8_000, at_least=True, unit="/s", digits=0)
             )
-        peers = {sample.round_number: sample for sample in celery}
-        values = [
-            s.per_second / peers[s.round_number].per_second
-            for s in carrot
-            if s.round_number in peers
-        ]
-        if values:
-            promised = measure != "publish" and database == "PostgreSQL"
-            what = f"{label}: per second, carrot-twisted / Celery"
-            limit = 10.0 if promised else None
-            targets.append(Target(label=what, values=values, limit=limit, at_least=True))
+        for key in MEASURES[measure][1:]:
+            peers = {s.round_number: s for s in report.of(measure, database, key)}
+            values = [
+                s.per_second / peers[s.round_number].per_second
+                for s in carrot
+                if s.round_number in peers
+            ]
+            if values:
+                what = f"{label}: per second, carrot-twisted / {label_of(measure, key)}"
+                limit = _promised(measure, database, key)
+                targets.append(Target(label=what, values=values, limit=limit, at_least=True))
     return targets
+
+
+def label_of(measure: str, system: str) -> str:
+    """What a system is called."""
+    consumer = CONSUMERS.get((measure, system))
+    return SYSTEMS[system].label if consumer is None else consumer.label
+
+
+def _promised(measure: str, database: str, system: str) -> float | None:
+    """How many times as fast as that system carrot-twisted is to be; None: nothing is promised."""
+    if system == "celery" and measure != "publish" and database == "PostgreSQL":
+        return 10.0
+    return PROMISED.get((measure, system))
 
 
 def text_of(report: Report) -> str:
@@ -124,7 +144,10 @@ def text_of(report: Report) -> str:
     if report.failures:
         parts.append("FAILED:\n" + "\n".join(report.failures))
     else:
-        parts.append("Every task ran, has its row and succeeded; no message was left over.")
+        parts.append(
+            "Every task ran, has its row and succeeded; every message of others was handled once; "
+            "no message was left over."
+        )
     repeats = sum(sample.repeats or 0 for sample in report.samples)
     if repeats:
         parts.append(f"carrot-twisted started {repeats:,} tasks more than once.")
@@ -146,12 +169,13 @@ def write_json(report: Report, file: Path) -> None:
 def _rows(report: Report) -> list[tuple[str, ...]]:
     rows = []
     for measure, database in report.kinds:
-        for system in SYSTEMS.values():
-            samples = report.of(measure, database, system.key)
+        for system in MEASURES[measure]:
+            samples = report.of(measure, database, system)
             if samples:
+                label = label_of(measure, system)
                 rows.append(
                     (
-                        *(LABELS[measure], database, system.label, f"{samples[0].tasks:,}"),
+                        *(LABELS[measure], database, label, f"{samples[0].tasks:,}"),
                         _range([s.per_second for s in samples]),
                         *(_per_10_000(samples, cost) for cost in COSTS),
                         _median([s.seconds_with_start for s in samples]),

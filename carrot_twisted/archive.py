@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Archives of message handlers: what is in them, back to work with it, or away.
+"""Archives of messages: what is in them, back to work with it, or away.
 
 AMQP knows no search. A *pass* gets the messages of an archive one by one, holds all of them
 unacknowledged, and acknowledges those that shall go. At its end, or its death, its channel is
@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 import pika
 from pika.exceptions import AMQPError, ChannelClosedByBroker, NackError, UnroutableError
 
-from carrot_twisted import blocking, failpoints, handlers, wire
+from carrot_twisted import blocking, copies, failpoints, handlers, wire
 from carrot_twisted.exceptions import BrokerError, CarrotConfigException
 from carrot_twisted.handler_topology import ARCHIVED_SUFFIX
-from carrot_twisted.service import copying, posting
+from carrot_twisted.topology import DEAD_SUFFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,17 +36,14 @@ PATIENCE = 30
 
 @dataclass(frozen=True, kw_only=True)
 class Archive:
-    """Where the archived messages of one handler are."""
+    """Where the archived messages of one queue are."""
 
+    name: str
+    """Of the archive."""
     queue: str
-    """Of the handler: its messages go back there."""
+    """Of the handler, of the callback, or of tasks: its messages go back there."""
     host: VirtualHost
     retry_header: str
-
-    @property
-    def name(self) -> str:
-        """Of the archive."""
-        return f"{self.queue}{ARCHIVED_SUFFIX}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +63,7 @@ class Archived:
     @property
     def routing_key(self) -> str:
         """What it was published with; "" if that is not known."""
-        key = self.headers.get(copying.ROUTING_KEY_HEADER)
+        key = self.headers.get(copies.ROUTING_KEY_HEADER)
         if isinstance(key, str):
             return key
         # Moved by the broker, from a quorum queue that it came back to too often.
@@ -78,8 +75,8 @@ class Archived:
     def reason(self) -> str:
         """What its handler has raised, and why it is here; "" if nobody has said so."""
         words = [
-            self.headers.get(copying.EXCEPTION_HEADER),
-            self.headers.get(posting.REASON_HEADER),
+            self.headers.get(copies.EXCEPTION_HEADER),
+            self.headers.get(copies.REASON_HEADER),
         ]
         return "; ".join(word for word in words if isinstance(word, str))
 
@@ -87,7 +84,7 @@ class Archived:
     def failed_at(self) -> datetime | None:
         """When it failed the last time; None: it does not say."""
         try:
-            when = datetime.fromisoformat(self.headers[copying.LAST_FAILURE_HEADER])
+            when = datetime.fromisoformat(self.headers[copies.LAST_FAILURE_HEADER])
         except (KeyError, TypeError, ValueError):
             return None
         return when if when.tzinfo else None
@@ -129,30 +126,37 @@ class Filters:
 
 
 def archives(settings: CarrotSettings, names: Sequence[str]) -> list[Archive]:
-    """The archives of these queues of handlers, each given by its own name or its archive's.
+    """The archives of these queues, each given by its own name or its archive's.
+
+    ``<queue>.dead`` is the archive of a queue of tasks: messages that no task can be made of.
 
     Args:
         settings: checked settings.
-        names: empty: of all handlers that are registered. A queue without a handler is taken for
-            one that had one.
+        names: empty: those of all handlers that are registered. A queue without a handler had one,
+            or has a callback: its archive is looked for at the broker of handlers.
 
     Raises:
-        CarrotConfigException: a handler's settings are wrong, or there is no handler at all.
+        CarrotConfigException: a handler's settings are wrong, there is no handler at all, or no
+            such queue of tasks.
     """
     known = {queue.name: queue for queue in handlers.queues(settings)}
-    chosen = dict.fromkeys(name.removesuffix(ARCHIVED_SUFFIX) for name in names or known)
-    if not chosen:
+    retry_header = settings.handlers.retry_header
+    found: dict[str, Archive] = {}
+    for name in names or known:
+        if name.endswith(DEAD_SUFFIX) and name not in known:
+            archive, queue = name, name.removesuffix(DEAD_SUFFIX)
+            host = settings.queue(queue).host
+        else:
+            queue = name.removesuffix(ARCHIVED_SUFFIX)
+            archive = f"{queue}{ARCHIVED_SUFFIX}"
+            host = known[queue].host if queue in known else settings.handlers.host
+        found[archive] = Archive(name=archive, queue=queue, host=host, retry_header=retry_header)
+    if not found:
         raise CarrotConfigException(
-            "No message handler is registered in this project. Name a queue with --queue."
+            "No message handler is registered in this project. Name a queue, for example that of a "
+            "callback, with --queue."
         )
-    return [
-        Archive(
-            queue=name,
-            host=known[name].host if name in known else settings.handlers.host,
-            retry_header=settings.handlers.retry_header,
-        )
-        for name in chosen
-    ]
+    return [*found.values()]
 
 
 class Pass:
@@ -195,7 +199,7 @@ class Pass:
             self._channel.basic_ack(one.tag)
 
     def replay(self, one: Archived) -> None:
-        """Put a message back to its handler's queue, to be tried as if it had never been.
+        """Put a message back to its queue, to be tried as if it had never been.
 
         It leaves the archive when the broker has confirmed that the queue holds it. A process
         that dies in between leaves it in both.
@@ -233,13 +237,17 @@ class Pass:
 
 
 @contextmanager
-def opened(archive: Archive) -> Iterator[Pass]:
+def opened(archive: Archive, patience: int = PATIENCE) -> Iterator[Pass]:
     """A pass through an archive, on a connection of its own.
+
+    Args:
+        archive: which.
+        patience: seconds without a sign of life from the broker after which it ends.
 
     Raises:
         BrokerError: the broker does not let us in, or goes away.
     """
-    connection = blocking.connect(archive.host, PATIENCE)
+    connection = blocking.connect(archive.host, patience)
     try:
         one = Pass(archive, connection)
         yield one
@@ -253,11 +261,11 @@ def _replayed(one: Archived, retry_header: str) -> pika.BasicProperties:
     properties = one.properties
     headers = {
         key: value
-        for key, value in posting.kept_headers(properties).items()
-        if key not in (retry_header, posting.REASON_HEADER) and not copying.is_count(key)
+        for key, value in copies.kept_headers(properties).items()
+        if key not in (retry_header, copies.REASON_HEADER) and not copies.is_count(key)
     }
     return pika.BasicProperties(
-        **{name: getattr(properties, name) for name in posting.COPIED},
+        **{name: getattr(properties, name) for name in copies.COPIED},
         cluster_id=properties.cluster_id,
         headers=headers,
         delivery_mode=wire.PERSISTENT,

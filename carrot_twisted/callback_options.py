@@ -31,6 +31,7 @@ OF_CALLBACKS = {
     "exchanges": "exchanges",
     "prefetch-count": "prefetch-count",
     "on-error": "on-error",
+    "log": "log",
 }
 
 
@@ -72,6 +73,10 @@ class CallbackOptions(usage.Options):
         ["exchanges", None, None, "Exchanges to declare, as JSON, or @file.", from_json],
         ["prefetch-count", None, None, "Messages to hold for each queue, or auto.", prefetch],
         ["on-error", None, None, "halt (the default) or archive."],
+        [
+            *("log", None, None),
+            "Messages that get a row: all, failures or none; default: failures, with a database.",
+        ],
     )
 
     def __init__(self) -> None:
@@ -124,6 +129,7 @@ class CallbackOptions(usage.Options):
             "exchanges": self["exchanges"],
             "prefetch_count": self["prefetch-count"],
             "on_error": self["on-error"],
+            "log": self["log"],
             "concurrency": self["concurrency"],
         }
         return {"callback": callback} | {

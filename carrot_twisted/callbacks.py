@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from django.db import connections, router
+
 from carrot_twisted import conf, outcomes, retry
 from carrot_twisted.exceptions import Drop, HaltConsumer, InvalidCallback, Nack
+from carrot_twisted.handler_settings import LOGS
 from carrot_twisted.handler_topology import MAX_QUEUE_BYTES, Layout
 from carrot_twisted.handlers import HandlerQueue, name_of
 from carrot_twisted.kinds import (
@@ -47,6 +50,9 @@ NACK_DELAY = 1.0
 #: published to the exchange, as with fedora-messaging.
 DEFAULT_EXCHANGE = "amq.topic"
 DEFAULT_BINDING: Mapping[str, Any] = {"exchange": DEFAULT_EXCHANGE, "routing_keys": ["#"]}
+
+#: What Django takes where DATABASES names none.
+_NO_DATABASE = "django.db.backends.dummy"
 
 _NAMED = {"durable": True, "auto_delete": False, "exclusive": False, "arguments": {}}
 _UNNAMED = {"durable": False, "auto_delete": True, "exclusive": True, "arguments": {}}
@@ -157,6 +163,7 @@ def queues_of(
     concurrency: int = 1,
     prefetch_count: int | str = "auto",
     on_error: str = HALT,
+    log: str | None = None,
 ) -> list[CallbackQueue]:
     """The queues to consume from. The arguments are those of ``carrot_twisted.consume``.
 
@@ -194,6 +201,7 @@ def queues_of(
         by_queue[_queue_of(binding, by_queue)] += [(binding["exchange"], key) for key in keys]
     declared = _exchanges({} if exchanges is None else exchanges)
     host = broker_of(broker)
+    wanted = _log_of(log)
     result = []
     for name, given in queues.items():
         arguments = _queue(name, given, on_error)
@@ -214,8 +222,7 @@ def queues_of(
                 call=callback,
                 accept=None,
                 time_limit=None,
-                # A callback needs no database.
-                log="none",
+                log=wanted,
                 policy=retry.Policy(max_retries=0, header=conf.current().handlers.retry_header),
                 delays=(),
                 layout=Layout(name=name, arguments=dict(arguments["arguments"])),
@@ -228,6 +235,26 @@ def queues_of(
             )
         )
     return result
+
+
+def _log_of(given: Any) -> str:
+    """Which messages get a row; a callback needs no database for ``none``."""
+    from carrot_twisted.models import MessageLog
+
+    _require(
+        given is None or given in LOGS,
+        f"log is one of {', '.join(LOGS)}, not {_shown(given)}.",
+    )
+    # Looked up, not connected to.
+    engine = connections.settings[router.db_for_write(MessageLog)]["ENGINE"]
+    if engine != _NO_DATABASE:
+        return given or "failures"
+    _require(
+        given in (None, "none"),
+        f"log={given!r} asks for rows, and there is no database to keep them. Name the settings of "
+        "a Django project that has one in DATABASES, by --settings or DJANGO_SETTINGS_MODULE.",
+    )
+    return "none"
 
 
 def _check_binding(given: Any) -> None:
@@ -267,6 +294,12 @@ def _queue(name: Any, given: Any, on_error: str) -> dict[str, Any]:
     _require(
         kind in conf.QUEUE_TYPES,
         f"{where}: {conf.TYPE_ARGUMENT} must be {' or '.join(conf.QUEUE_TYPES)}, not {kind!r}.",
+    )
+    # The broker's refusal would be the same as that of a queue which exists with other arguments.
+    _require(
+        kind != "quorum"
+        or (arguments["durable"] and not arguments["exclusive"] and not arguments["auto_delete"]),
+        f"{where}: a quorum queue is durable, and neither exclusive nor auto_delete.",
     )
     if not name:
         _require(
@@ -395,3 +428,15 @@ def decide(
     if queue.on_error == ARCHIVE:
         return Decision(action=Action.ARCHIVE, reason="its callback has failed")
     return Decision(action=Action.REQUEUE, halt=True)
+
+
+def failure_of(failure: Failure | None) -> Failure | None:
+    """What the row of a message tells of its callback's end; None: nothing went wrong.
+
+    ``Nack`` says that another time is better, and ``HaltConsumer`` with the exit code 0 that all is
+    well. ``Drop`` counts: the message is gone, and nobody has used it.
+    """
+    match failure and failure.error:
+        case Nack() | HaltConsumer(exit_code=0):
+            return None
+    return failure

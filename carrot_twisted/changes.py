@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     Marker = Mapping[str, tuple[Any, ...]]
 
+#: In the META of a request that a service answers: path of its stream of changes.
+STREAM = "carrot_twisted.changes"
 #: What may change, and where it is.
 TABLES = {
     "tasks": MessageLog,

@@ -208,7 +208,7 @@ def _record(options: argparse.Namespace) -> str:
                 raise HaltConsumer(reason="the limit is reached")
 
         with suppress(HaltConsumer):
-            messaging.consume(write, bindings, queues)
+            messaging.consume(write, bindings, queues, log="none")
     return f"{count} messages are recorded in {path}"
 
 

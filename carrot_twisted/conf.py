@@ -124,6 +124,7 @@ _BROKER_TYPES: dict[str, Any] = {
     "ca_file": (str, type(None)),
     "certificate_file": (str, type(None)),
     "key_file": (str, type(None)),
+    "external": bool,
 }
 #: Modules of this package whose functions may be run, as if "task_modules" named them.
 OWN_TASK_MODULES = ("carrot_twisted.helper_tasks",)
@@ -273,8 +274,8 @@ class _Reader:
                 3,
                 f"{where} cannot be understood: {error}.",
                 "Give a URL such as amqp://user:password@localhost:5672/my-vhost, or a dictionary "
-                "with host, port, name, username, password, secure, ca_file, certificate_file "
-                "and key_file.",
+                "with host, port, name, username, password, secure, ca_file, certificate_file, "
+                "key_file and external.",
             )
             return VirtualHost()
 

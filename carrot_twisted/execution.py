@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import async_to_sync
-from django.db import connections, reset_queries
+from django.db import connections
 
 from carrot_twisted import conf, failpoints, objects, outcomes, signals, task_logging, wire
 from carrot_twisted.exceptions import PoisonMessage, TimeLimitExceeded
@@ -41,6 +41,8 @@ class Run(Claimed):
     header: str | None
     """Dotted path that the message names; it must be the row's."""
     body: bytes
+    transcript: task_logging.Transcript | None = None
+    """What it logs, once it has begun."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,7 @@ def execute(
     Returns:
         None if this thread was given up meanwhile: ``give_up`` has told the run's end.
     """
-    transcript = task_logging.Transcript(limits.log)
+    run.transcript = transcript = task_logging.Transcript(limits.log)
     started = time.time()
     try:
         # A new context, not a copy: no language, time zone or variable leaks from task to task.
@@ -185,7 +187,6 @@ def _call(
         return Kind.COMPLETED, value, None
     finally:
         clean_connections()
-        reset_queries()
 
 
 def _tell_failure(
@@ -201,7 +202,6 @@ def _tell_failure(
         _call_back(run, error, on_failure)
     finally:
         clean_connections()
-        reset_queries()
 
 
 def _call_back(run: Run, error: BaseException, on_failure: FailureCallback | None) -> None:
@@ -300,9 +300,11 @@ def clean_connections() -> None:
     """Leave this thread no connection that is closed, too old, or in somebody's transaction.
 
     ``close_old_connections`` alone does not heal a leaked ``atomic()``, a raw BEGIN or autocommit
-    switched off: the thread would fail, or never commit, from then on.
+    switched off: the thread would fail, or never commit, from then on. The queries that Django
+    keeps with ``DEBUG`` are forgotten.
     """
     for connection in connections.all(initialized_only=True):
+        connection.queries_log.clear()
         try:
             if connection.connection is None and not connection.in_atomic_block:
                 continue

@@ -7,10 +7,11 @@ As with tasks, nothing that a handler does gets out: ``SystemExit``, ``KeyboardI
 
 from __future__ import annotations
 
+import math
+import threading
+import time
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
-
-from django.db import reset_queries
 
 from carrot_twisted import execution, outcomes
 from carrot_twisted.exceptions import PermanentFailure, TimeLimitExceeded
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 #: Characters that are kept of an exception's text and of its traceback, in a message's headers.
 MAX_EXCEPTION = 500
 MAX_TRACEBACK = 4000
+#: Seconds for which a thread's connections need no second look: only time makes them too old.
+CLEAN_FOR = 1.0
+#: When a call has left its thread's connections clean, on the monotonic clock.
+_left = threading.local()
 
 
 def handle(call: Callable[[], Any], timed: TimedCall | None = None) -> Failure | None:
@@ -47,7 +52,9 @@ def handle(call: Callable[[], Any], timed: TimedCall | None = None) -> Failure |
         else:
             timed.call(call, (), {})
 
-    execution.clean_connections()
+    if time.monotonic() - getattr(_left, "clean", -math.inf) > CLEAN_FOR:
+        execution.clean_connections()
+    _left.clean = -math.inf
     try:
         # A new context, not a copy: no language, time zone or variable leaks to the next message.
         Context().run(called)
@@ -57,7 +64,9 @@ def handle(call: Callable[[], Any], timed: TimedCall | None = None) -> Failure |
         return _failure(error)
     finally:
         execution.clean_connections()
-        reset_queries()
+    # Nothing of the project's runs in this thread until the next call. (After a failure, its
+    # backoff function may.)
+    _left.clean = time.monotonic()
     return None
 
 

@@ -126,7 +126,7 @@ class MessageLogQuerySet(models.QuerySet["MessageLog"]):
     def depths(self) -> dict[str, Depth]:
         """How many rows wait and run, by queue; of queues that have any.
 
-        One query on the index of unfinished rows. It reads these rows: a third of a second for a
+        One query on the index of unfinished rows. It reads these rows: up to a second for a
         million of them.
         """
         waiting = Q(status=MessageLog.PUBLISHED)
@@ -434,7 +434,7 @@ class MessageLog(models.Model):
 
     @property
     def is_task(self) -> bool:
-        """Whether this is a task; else it tells of a message with a handler (see ``journal``).
+        """Whether this is a task; else a message with a handler or a callback (see ``journal``).
 
         Such a row has come to its end when it is written. What is there instead of positional
         arguments is an object, so nothing can make a task of it.
@@ -477,7 +477,7 @@ class MessageLog(models.Model):
         """
         if not self.is_task:
             raise InvalidMessage(
-                "This row is no task: it tells of a message that handler "
+                "This row is no task: it tells of a message that handler or callback "
                 f"{self.task} got. Archived messages are handled again by: manage.py "
                 "carrot_archive replay."
             )

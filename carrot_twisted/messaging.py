@@ -37,6 +37,7 @@ def consume(
     concurrency: int = 1,
     prefetch_count: int | str = "auto",
     on_error: str = "halt",
+    log: str | None = None,
     shutdown_timeout: float | None = None,
 ) -> None:
     """Have a callback called with each message of some queues, until a signal ends the process.
@@ -62,6 +63,10 @@ def consume(
         prefetch_count: messages to hold for each queue; "auto" follows the callback's run time.
         on_error: what an exception that is none of Nack, Drop, HaltConsumer does: "halt" ends the
             consumer, "archive" puts the message into the queue ``<queue>.archived`` and goes on.
+        log: which messages get a row in the ``MessageLog`` of a Django project: "all", "failures"
+            or "none". Failures are those that go to the archive, that the callback drops, and that
+            end the consumer, unless by HaltConsumer with exit code 0. By default "failures", and
+            "none" without a project or a database.
         shutdown_timeout: seconds that running callbacks get to end; by default the setting.
 
     Raises:
@@ -88,6 +93,7 @@ def consume(
         concurrency=concurrency,
         prefetch_count=prefetch_count,
         on_error=on_error,
+        log=log,
     )
     # Twisted's clock is the wall's: a clock that is set would stall or fire every timer.
     reactor.seconds = time.monotonic

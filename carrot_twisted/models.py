@@ -8,8 +8,10 @@ Every time that is compared with another is the database's clock.
 
 from __future__ import annotations
 
-# message_id: the first migration names it here.
 from carrot_twisted.attempt import Attempt
+from carrot_twisted.begun_message import BegunMessage
+
+# message_id: the first migration names it here.
 from carrot_twisted.message_log import MessageLog, message_id
 from carrot_twisted.operator_action import OperatorAction
 from carrot_twisted.paused_queue import PausedQueue
@@ -19,6 +21,7 @@ from carrot_twisted.worker import Worker
 
 __all__ = [
     "Attempt",
+    "BegunMessage",
     "MessageLog",
     "OperatorAction",
     "PausedQueue",

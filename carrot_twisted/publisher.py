@@ -92,6 +92,9 @@ class Publisher(Protocol):
                 not certain; ``publishing.Refused``, if the broker would say no again.
         """
 
+    def alarm(self, host: VirtualHost) -> str | None:
+        """Why a broker takes no messages from anybody now; None: it does, as far as is known."""
+
 
 class _Connection(SelectConnection):
     """pika's select adapter, sending once per turn of its loop.
@@ -154,6 +157,10 @@ class _Link:
         """Called now and then: leave to the relay what gets nowhere."""
         if self.busy and time.monotonic() - self._progress > BUDGET:
             self._give_up("the broker did not answer in time")
+
+    @property
+    def alarm(self) -> str | None:
+        return None if self._session is None else self._session.alarm
 
     @property
     def closed(self) -> bool:
@@ -343,6 +350,10 @@ class ThreadPublisher:
                 self.ioloop.add_callback_threadsafe(lambda: self._link(host).publish([post]))
                 return
         settled(OVER)
+
+    def alarm(self, host: VirtualHost) -> str | None:
+        link = self._links.get(host)
+        return None if link is None else link.alarm
 
     def close(self, timeout: float) -> None:
         """Flush, close the connections and end the threads."""

@@ -187,7 +187,7 @@ class PublishingSession:
         """Take over posts; ``settled`` tells of each."""
         self._pending.extend(posts)
         if self.alarm is not None:
-            self.abandon_pending(_blocked(self.alarm))
+            self.abandon_pending(blocked(self.alarm))
             self._tell_if_idle()
         self._pump()
 
@@ -509,7 +509,7 @@ class PublishingSession:
             )
         # An alarm may last for hours: what was not sent is not kept in memory so long. The little
         # that was sent may have arrived, or arrives when the alarm ends.
-        self.abandon_pending(_blocked(str(frame.method.reason)))
+        self.abandon_pending(blocked(str(frame.method.reason)))
         self._tell_if_idle()
 
     def _on_unblocked(self, _connection: Connection, _frame: Method[Any]) -> None:
@@ -525,7 +525,8 @@ class PublishingSession:
             self._idle()
 
 
-def _blocked(alarm: str) -> str:
+def blocked(alarm: str) -> str:
+    """Why nothing is sent in an alarm, for people."""
     return f"the broker takes no messages for now: {alarm}"
 
 

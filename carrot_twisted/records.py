@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from django.db.models import BooleanField, Case, F, Value, When
 from django.db.models.functions import Now, Right
 
-from carrot_twisted import failpoints, processes, statements
+from carrot_twisted import begun_message, failpoints, processes, statements
 from carrot_twisted.attempt import MAX_ATTEMPTS, MAX_EXCEPTION, MAX_LOG
 from carrot_twisted.message_log import due_in
 from carrot_twisted.models import Attempt, MessageLog, PausedQueue, Worker
@@ -146,9 +146,9 @@ def _take_over(
     """Claim a row whose worker is gone; too many of those, and the task is to blame."""
     logs = MessageLog.objects.using(using)
     lost = logs.filter(pk=pk, status=MessageLog.IN_PROGRESS, token=lost_token)
-    attempts = _lost_attempts(lost)
     if _fail_after(lost, claimant.max_crashes):
         return Verdict.LOST
+    attempts = _lost_attempts(lost)
     suspects = lost.filter(crashes__gte=SUSPECT_CRASHES - 1)
     if suspects.update(status=MessageLog.PUBLISHED, token=None, crashes=F("crashes") + 1):
         _note(attempts, using)
@@ -159,6 +159,7 @@ def _take_over(
         attempts=F("attempts") + 1,
         crashes=F("crashes") + 1,
         start_time=Now(),
+        log=None,
     )
     if changed:
         _note(attempts, using)
@@ -243,9 +244,9 @@ def reap(claimant: Claimant, using: str) -> int:
         return 0
     # What others have locked they are taking over, or finishing after all.
     lost = in_progress.filter(worker__in=dead).select_for_update(skip_locked=True)
-    going_on = _lost_attempts(lost.filter(crashes__lt=claimant.max_crashes - 1))
     lost = in_progress.filter(pk__in=list(lost.values_list("pk", flat=True)))
     count = _fail_after(lost, claimant.max_crashes)
+    attempts = _lost_attempts(lost)
     count += lost.update(
         status=MessageLog.PUBLISHED,
         crashes=F("crashes") + 1,
@@ -253,8 +254,9 @@ def reap(claimant: Claimant, using: str) -> int:
         confirmed_at=None,
         relay_at=due_in(0),
     )
-    _note(going_on, using)
+    _note(attempts, using)
     Worker.objects.using(using).filter(name__in=dead).delete()
+    begun_message.forget_old(using)
     failpoints.reached("in_reap")
     return count
 
@@ -380,6 +382,20 @@ def _note(attempts: Sequence[Attempt], using: str) -> None:
     kept = [one for one in attempts if one.number <= MAX_ATTEMPTS]
     if kept:
         Attempt.objects.using(using).bulk_create(kept)
+
+
+def log(logs: Sequence[tuple[UUID, int, str]], using: str) -> set[UUID]:
+    """Write what runs have logged so far. Call it inside a transaction.
+
+    Args:
+        logs: primary key, token and text of each.
+        using: database alias.
+
+    Returns:
+        Those that are written. Not those that have ended, or that somebody has locked: the task
+        itself, for example.
+    """
+    return statements.log_rows(_TABLE, logs, using)
 
 
 def add(rows: Sequence[MessageLog], using: str) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 
-from carrot_twisted import blocking, conf, sending, topology
+from carrot_twisted import blocking, conf, copies, sending, topology
 from carrot_twisted.exceptions import BrokerError
 from carrot_twisted.sending import Outgoing
 
@@ -16,12 +16,10 @@ if TYPE_CHECKING:
 
     from carrot_twisted.virtual_host import VirtualHost
 
-#: Of a copy in an archive: the queue that its message was in.
-QUEUE_HEADER = "x-carrot-queue"
 #: Headers that say why a message is in an archive, for it is there no more.
 REASONS = (
-    *("x-carrot-reason", "x-carrot-exception", "x-carrot-traceback", "x-carrot-host"),
-    *("x-carrot-first-failure", "x-carrot-last-failure"),
+    *(copies.REASON_HEADER, copies.EXCEPTION_HEADER, copies.TRACEBACK_HEADER, copies.HOST_HEADER),
+    *(copies.FIRST_FAILURE_HEADER, copies.LAST_FAILURE_HEADER),
 )
 #: Seconds that the broker gets to confirm a message.
 CONFIRM = 30.0
@@ -78,11 +76,11 @@ def _move_one(channel: Any, queue: str, to: str | None, host: VirtualHost) -> bo
     if method is None:
         return False
     headers: Mapping[str, Any] = properties.headers or {}
-    target = to or headers.get(QUEUE_HEADER)
+    target = to or headers.get(copies.QUEUE_HEADER)
     if not isinstance(target, str):
         raise BrokerError(
-            f"A message of queue {queue!r} does not say in header {QUEUE_HEADER} where it comes "
-            "from. Say where it is to go: --to=QUEUE."
+            f"A message of queue {queue!r} does not say in header {copies.QUEUE_HEADER} where it "
+            "comes from. Say where it is to go: --to=QUEUE."
         )
     retries = conf.current().handlers.retry_header
     properties.headers = {

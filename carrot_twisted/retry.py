@@ -84,6 +84,10 @@ class Decision:
     """Nothing more is to be consumed."""
 
 
+#: About a message whose handler has returned: nearly all of them.
+DONE = Decision(action=Action.ACK)
+
+
 def default_backoff(retries: int) -> float:
     """Seconds until the next retry: 0.2, 1, 60 and then always 1800."""
     return DELAYS[min(retries, len(DELAYS) - 1)]
@@ -101,8 +105,10 @@ class Policy:
     def retries(self, headers: Mapping[str, Any] | None) -> int:
         """How often a message has been retried; 0 if its header makes no sense."""
         value = (headers or {}).get(self.header)
+        if value is None:
+            return 0
         try:
-            count = int(value)  # type: ignore[arg-type]
+            count = int(value)
         except (TypeError, ValueError, OverflowError):
             return 0
         return max(0, count)
@@ -118,7 +124,7 @@ def decide(failure: Failure | None, *, retries: int, waits: int, policy: Policy)
         policy: of its queue.
     """
     if failure is None:
-        return Decision(action=Action.ACK)
+        return DONE
     if failure.fault is Fault.DATABASE:
         return Decision(action=Action.WAIT, delay=outcomes.release_delay(waits + 1))
     if failure.fault is Fault.PERMANENT:

@@ -15,7 +15,7 @@ from carrot_twisted import publisher, wire
 from carrot_twisted.exceptions import InvalidMessage, PublishReturned, PublishTimeout
 from carrot_twisted.kinds import MAX_NAME_BYTES, is_seconds
 from carrot_twisted.outbox import Post
-from carrot_twisted.publishing import Refused
+from carrot_twisted.publishing import Refused, blocked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -67,8 +67,15 @@ class Outgoing:
             raise self.late(error)
         return error is None
 
-    def late(self, reason: str) -> PublishTimeout:
-        """What to raise when the time is over."""
+    def late(self, reason: str | None) -> PublishTimeout:
+        """What to raise when the time is over.
+
+        Args:
+            reason: of the last try that has failed, if one has.
+        """
+        alarm = publisher.current().alarm(self.host)
+        # What was sent just before an alarm gets no answer until that ends.
+        reason = blocked(alarm) if alarm is not None else reason or NO_ANSWER
         return PublishTimeout(
             f"{self._name} was not confirmed in time: {reason}. The broker may have it all the "
             "same: publish it again if it may come twice."
@@ -159,7 +166,7 @@ def publish(message: Outgoing, timeout: float) -> None:
         PublishTimeout: it was not confirmed in so many seconds.
     """
     end = time.monotonic() + timeout
-    reason = NO_ANSWER
+    reason: str | None = None
     while True:
         answers: SimpleQueue[str | None] = SimpleQueue()
         message.send(answers.put)

@@ -157,6 +157,38 @@ def finish_rows(
         return int(cursor.rowcount)
 
 
+def log_rows(table: str, logs: Sequence[tuple[UUID, int, str]], using: str) -> set[UUID]:
+    """Write the logs of runs that go on, each fenced by its token; returns whose that changed.
+
+    One statement on PostgreSQL. It waits for nobody: a task may have locked its own row.
+
+    Args:
+        table: of the MessageLogs.
+        logs: primary key, token and text of each run.
+        using: database alias.
+    """
+    connection = connections[using]
+    if _is_postgresql(connection):
+        sql = (
+            f"WITH free AS MATERIALIZED (SELECT m.uuid, v.log FROM {table} AS m "
+            f"JOIN {_arrays({**_KEY, 'log': 'text'})} ON m.uuid = v.uuid AND m.token = v.token "
+            "WHERE m.status = 'IN_PROGRESS' FOR UPDATE OF m SKIP LOCKED) "
+            f"UPDATE {table} AS m SET log = free.log FROM free WHERE m.uuid = free.uuid "
+            "RETURNING m.uuid"
+        )
+        with connection.cursor() as cursor:
+            cursor.execute(sql, _columns(logs))
+            return {row[0] for row in cursor.fetchall()}
+    sql = f"UPDATE {table} SET log = %s WHERE uuid = %s AND token = %s AND status = 'IN_PROGRESS'"
+    changed = set()
+    with connection.cursor() as cursor:
+        for uuid, token, text in logs:
+            cursor.execute(sql, [text, _adapted(connection, uuid), token])
+            if cursor.rowcount:
+                changed.add(uuid)
+    return changed
+
+
 #: What ``claim_rows`` returns of each row, and with it the time of its publishing.
 CLAIMED = ("uuid", "task", "task_args", "content", "queue", "attempts")
 #: A number, because reading it costs less than reading a time.
@@ -177,6 +209,7 @@ def claim_rows(
 ) -> list[tuple[Any, ...]]:
     """Take those of the rows that are PUBLISHED; returns the CLAIMED columns of each.
 
+    The log of an earlier attempt goes, for that of this one is told while it runs.
     The last value of each is when it was published, in seconds since the epoch.
 
     PostgreSQL and SQLite return what an UPDATE changed, which saves a query.
@@ -199,8 +232,8 @@ def claim_rows(
         keys = [_adapted(connection, value) for value in (_now(connection), *ids)]
     sql = (
         f"UPDATE {table} SET status = 'IN_PROGRESS', worker = %s, token = %s, publish_error = '', "
-        f"attempts = attempts + 1, start_time = {now} WHERE {matching} AND status = 'PUBLISHED' "
-        "AND crashes < %s "
+        f"log = NULL, attempts = attempts + 1, start_time = {now} WHERE {matching} "
+        "AND status = 'PUBLISHED' AND crashes < %s "
     )
     if barred:
         sql += f"AND queue NOT IN ({', '.join('%s' for _ in barred)}) "

@@ -185,6 +185,7 @@ class CarrotService(Service):
         self._web: WebServer | None = None
         self._terminal = None if nodaemon else _terminal()
         self._engine: Engine | Consumption | None = None
+        self._started = False
         self._reactor: Any = None
         self._watch: ReactorWatch | None = None
         self._watchdog: Watchdog | None = None
@@ -351,6 +352,7 @@ class CarrotService(Service):
                 self._fatal(str(error))
                 return
         if not self._ending:
+            self._started = True
             await self._engine.start()
 
     def _tell_state(self) -> None:
@@ -431,7 +433,7 @@ class CarrotService(Service):
             )
             # No new requests from now on; those under way end while tasks do.
             web = succeed(True) if self._web is None else Deferred.fromCoroutine(self._web.stop())
-            clean = await self._engine.stop()
+            clean = await self._engine.stop() if self._started else True
             clean = await web and clean
             _log.info("Stopped; {n} {what} were run", n=self._engine.finished, what=what)
             if self._watch is not None:

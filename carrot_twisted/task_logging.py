@@ -30,11 +30,14 @@ class Transcript:
     Half of the room is for the first lines; the other half for the last ones, which tell how it
     ended.
 
+    It may be read while others write: each step of both is one that Python does not interrupt, so
+    what is read is whole, and may only be a line behind.
+
     Args:
         limit: characters, line ends included.
     """
 
-    __slots__ = ("_first", "_half", "_last", "_left", "_lost", "_lost_size")
+    __slots__ = ("_first", "_half", "_last", "_left", "_lost", "_lost_size", "written")
 
     def __init__(self, limit: int) -> None:
         self._half = limit // 2
@@ -44,6 +47,8 @@ class Transcript:
         self._last: deque[str] | None = None
         self._lost = 0
         self._lost_size = 0
+        self.written = 0
+        """How many of the lines are in the row already; see ``live_logs``."""
 
     def add(self, line: str) -> None:
         """Take a line; one that fits nowhere is cut to half of the room."""
@@ -68,16 +73,26 @@ class Transcript:
             self._lost_size += lost
 
     @property
+    def count(self) -> int:
+        """How many lines were taken so far. From any thread."""
+        return len(self._first) + self._lost + len(self._last or ())
+
+    @property
     def lines(self) -> list[str]:
-        """The lines so far, but for those that were lost."""
-        return [*self._first, *(self._last or ())]
+        """The lines so far, but for those that were lost. From any thread."""
+        return [*self._first, *list(self._last or ())]
 
     def text(self, limit: int) -> str:
-        """All lines, fit for the database; says how many are missing, and where."""
+        """All lines, fit for the database; says how many are missing, and where.
+
+        From any thread.
+        """
         lines = self._first
         if self._last is not None:
+            # Of the deque a copy: it must not change while it is gone through.
+            last = list(self._last)
             cut = f"… (cut: {self._lost} lines, {self._lost_size} characters)"
-            lines = [*lines, *([cut] if self._lost else ()), *list(self._last)]
+            lines = [*lines, *([cut] if self._lost else ()), *last]
         return outcomes.stored("\n".join(lines), limit + 200)
 
 

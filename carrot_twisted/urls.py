@@ -9,6 +9,12 @@ from __future__ import annotations
 from django.urls import path
 
 from carrot_twisted.monitor import assets
+from carrot_twisted.monitor.archive_page import (
+    ArchivePage,
+    DeleteAllArchived,
+    DeleteArchived,
+    ReplayArchived,
+)
 from carrot_twisted.monitor.operator_actions import OperatorActions
 from carrot_twisted.monitor.overview import Overview
 from carrot_twisted.monitor.page import page
@@ -46,6 +52,14 @@ urlpatterns = [
     path("queues/<path:name>/pause/", page(Pause), name="carrot-queue-pause"),
     path("queues/<path:name>/resume/", page(Resume), name="carrot-queue-resume"),
     path("queues/<path:name>/purge/", page(Purge), name="carrot-queue-purge"),
+    path("queues/<path:name>/archive/", page(ArchivePage), name="carrot-archive"),
+    path("queues/<path:name>/archive/replay/", page(ReplayArchived), name="carrot-archive-replay"),
+    path("queues/<path:name>/archive/delete/", page(DeleteArchived), name="carrot-archive-delete"),
+    path(
+        "queues/<path:name>/archive/delete-all/",
+        page(DeleteAllArchived),
+        name="carrot-archive-delete-all",
+    ),
     path("workers/", page(WorkerList), name="carrot-workers"),
     path("workers/<str:name>/quiet/", page(Quiet), name="carrot-worker-quiet"),
     path("workers/<str:name>/unquiet/", page(Unquiet), name="carrot-worker-unquiet"),

@@ -44,10 +44,12 @@ class VirtualHost:
             certificate; by default the system's.
         certificate_file: PEM file of the certificate, and its chain, that we show to the server.
         key_file: PEM file of its private key, unencrypted; by default in ``certificate_file``.
+        external: log in as the user that our certificate names, with neither ``username`` nor
+            ``password`` (SASL EXTERNAL); the broker's plugin rabbitmq_auth_mechanism_ssl does that.
 
     Raises:
         ValueError: the URL cannot be understood, or says that there is no TLS where ``secure`` or
-            files ask for it. The text never holds the password.
+            files ask for it; ``external`` without a certificate. The text never holds the password.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class VirtualHost:
         ca_file: str | None = None,
         certificate_file: str | None = None,
         key_file: str | None = None,
+        external: bool = False,
     ) -> None:
         netloc = host if isinstance(host, str) else ",".join(host)
         if url is not None:
@@ -107,6 +110,9 @@ class VirtualHost:
             )
         if key_file and not certificate_file:
             raise ValueError("a key_file needs the certificate_file that it belongs to")
+        if external and not certificate_file:
+            raise ValueError("'external' needs the certificate_file that names the user")
+        self.external = external
         default_port = port or (AMQPS_PORT if secure else AMQP_PORT)
         #: (host, port) of each server.
         self.servers = tuple(_server(part, default_port) for part in netloc.split(","))
@@ -126,6 +132,11 @@ class VirtualHost:
             f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.servers
         )
         return f"{servers}/{quote(self.name, safe='')}"
+
+    @property
+    def user(self) -> str:
+        """Who logs in, for people."""
+        return "that the certificate names" if self.external else repr(self.username)
 
     def parameters(
         self, server: tuple[str, int] | None = None, heartbeat: int = HEARTBEAT
@@ -150,7 +161,11 @@ class VirtualHost:
             host=host,
             port=port,
             virtual_host=self.name,
-            credentials=pika.PlainCredentials(self.username, self.password),
+            credentials=(
+                pika.credentials.ExternalCredentials()
+                if self.external
+                else pika.PlainCredentials(self.username, self.password)
+            ),
             heartbeat=heartbeat,
             connection_attempts=1,
             socket_timeout=5,
@@ -208,7 +223,7 @@ class VirtualHost:
         return pika.BlockingConnection(parameters)
 
     def _identity(self) -> tuple[object, ...]:
-        login = (self.username, self.password)
+        login = (self.external, self.username, self.password)
         return (self.servers, self.name, *login, self.secure, *self._files())
 
     def _files(self) -> tuple[str | None, ...]:
@@ -221,7 +236,8 @@ class VirtualHost:
         return hash(self._identity())
 
     def __str__(self) -> str:
-        return f"{'amqps' if self.secure else 'amqp'}://{self.username}@{self.label}"
+        user = "" if self.external else f"{self.username}@"
+        return f"{'amqps' if self.secure else 'amqp'}://{user}{self.label}"
 
     def __repr__(self) -> str:
         return f"<VirtualHost {self}>"

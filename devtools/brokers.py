@@ -26,6 +26,7 @@ TESTS = (
     "tests/integration/test_service.py",
     "tests/integration/test_outages.py",
     "tests/integration/test_publishing.py",
+    "tests/integration/test_callbacks.py",
     "tests/integration/test_connection.py",
     "tests/integration/test_consumer_hooks.py",
     "tests/integration/test_housekeeping.py",

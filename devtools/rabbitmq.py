@@ -9,11 +9,15 @@ import signal
 import subprocess
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from devtools.port_mapper import PortMapper
 from devtools.ports import answers, free_port
 from devtools.process import Process, ServerError
 from devtools.server import Server, clean_environment, write_private
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 # Debian's /usr/sbin/rabbitmq-server insists on the user rabbitmq and its folders: the real script
 # comes first.
@@ -72,6 +76,7 @@ class RabbitMQ(Server):
 
     Args:
         configuration: further lines of rabbitmq.conf.
+        plugins: names of the plugins to enable.
         root: of another Debian system, whose RabbitMQ is run (see ``debian_root``); this needs
             root's rights.
         node: name of the node, unique in its cluster.
@@ -87,12 +92,14 @@ class RabbitMQ(Server):
         *,
         port: int | None = None,
         configuration: str = "",
+        plugins: Sequence[str] = (),
         root: Path | None = None,
         node: str = "carrot",
         port_mapper: PortMapper | None = None,
     ) -> None:
         super().__init__(folder, port=port)
         self._configuration = configuration
+        self._plugins = plugins
         self._root = root
         self.node = f"{node}@localhost"
         self._shares_mapper = port_mapper is not None
@@ -200,7 +207,7 @@ class RabbitMQ(Server):
         command = self.command(str(self._scripts / "rabbitmq-server"))
         own = CONFIGURATION.format(name=self.name, password=self.password)
         write_private(self.folder / "rabbitmq.conf", own + self._configuration)
-        (self.folder / "enabled_plugins").write_text("[].\n")
+        (self.folder / "enabled_plugins").write_text(f"[{','.join(self._plugins)}].\n")
         if not self._shares_mapper:
             self._port_mapper.start(
                 self.command, folder=self.folder, log=self.log, environment=self.environment

@@ -18,19 +18,21 @@ from devtools.rabbitmq import RabbitMQ, find_scripts
 
 __all__ = ["PostgreSQL", "RabbitMQ", "ServerError", "find_missing", "temporary_folder"]
 
-#: What tests use of each package of the distribution.
-PROGRAMS = {"systemd": "systemd-analyze", "chromium": "chromium"}
+
+#: Debian packages, and a program of each: one reads the package's units, one publishes messages as
+#: programs do that know nothing of Python, one is the browser that looks at the monitor.
+TOOLS = {"systemd": "systemd-analyze", "amqp-tools": "amqp-publish", "chromium": "chromium"}
 
 
 def find_missing(
-    *, rabbitmq: bool = True, postgresql: bool = True, tests: bool = False
+    *, rabbitmq: bool = True, postgresql: bool = True, tools: bool = False
 ) -> list[str]:
     """Return the Debian packages that are needed and not installed.
 
     Args:
-        rabbitmq: the server is needed.
-        postgresql: the server is needed.
-        tests: what only tests use, too: programs by their packages.
+        rabbitmq: a broker is.
+        postgresql: a database is.
+        tools: programs that only tests run are.
     """
     missing = []
     if importlib.util.find_spec("ensurepip") is None:
@@ -39,6 +41,6 @@ def find_missing(
         missing.append("rabbitmq-server")
     if postgresql and find_programs() is None:
         missing.append("postgresql")
-    if tests:
-        missing += [package for package, name in PROGRAMS.items() if shutil.which(name) is None]
+    if tools:
+        missing += [package for package, program in TOOLS.items() if not shutil.which(program)]
     return missing

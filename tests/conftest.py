@@ -124,6 +124,19 @@ def private_broker() -> Iterator[RabbitMQ]:
         yield server
 
 
+@pytest.fixture
+def strict_broker() -> Iterator[RabbitMQ]:
+    """A RabbitMQ 4 that permits no transient queues and waits 10 seconds for acknowledgements."""
+    configuration = (
+        "deprecated_features.permit.transient_nonexcl_queues = false\nconsumer_timeout = 10000\n"
+    )
+    with (
+        temporary_folder() as folder,
+        RabbitMQ(folder / "rabbitmq", configuration=configuration, root=root_of_rabbitmq()) as node,
+    ):
+        yield node
+
+
 @pytest.fixture(scope="session")
 def broker_url(request: pytest.FixtureRequest) -> str:
     """URL of a running RabbitMQ."""

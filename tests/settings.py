@@ -33,7 +33,8 @@ MIDDLEWARE = [
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
 ]
-ROOT_URLCONF = "tests.project.urls"
+ROOT_URLCONF = os.environ.get("CARROT_TEST_URLCONF", "tests.project.urls")
+ALLOWED_HOSTS = ["127.0.0.1"]
 # pytest-django's live server asks for it.
 STATIC_URL = "static/"
 

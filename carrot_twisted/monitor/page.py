@@ -27,7 +27,7 @@ from django.utils.translation import gettext_lazy as _
 from django.views import View
 from django.views.decorators.csrf import csrf_protect
 
-from carrot_twisted import conf
+from carrot_twisted import changes, conf
 from carrot_twisted.exceptions import CarrotError
 from carrot_twisted.monitor import access
 
@@ -148,6 +148,7 @@ def rendered(
                 {"name": name, "title": title, "url": reverse(name)} for name, title in SECTIONS
             ],
             "refresh": REFRESH,
+            "stream": request.META.get(changes.STREAM),
             "here": request.get_full_path(),
             "may_act": access.may(request, access.ACT),
             "may_purge": access.may(request, access.PURGE),

@@ -40,7 +40,7 @@ def steps_of(row: MessageLog, earlier: Sequence[Attempt] = ()) -> list[Step]:
     steps = _Steps()
     if not row.is_task:
         steps.add(gettext("Arrived"), row.publish_time)
-        steps.add(gettext("Handler started"), row.start_time, text=_worker(row.worker))
+        steps.add(gettext("Started"), row.start_time, text=_worker(row.worker))
         _add_end(steps, row)
         return steps.found
     steps.add(gettext("Published"), row.publish_time)
@@ -102,7 +102,7 @@ def _add_attempt(steps: _Steps, attempt: Attempt) -> None:
         gettext("Attempt %(number)s came to nothing") % {"number": attempt.number},
         attempt.ended,
         kind="bad",
-        text=f"{attempt.get_outcome_display()}. {attempt.exception or ''}",
+        text=": ".join(filter(None, [attempt.get_outcome_display(), attempt.exception])),
     )
 
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from carrot_twisted.callbacks import CallbackQueue
-    from carrot_twisted.retry import Decision
-    from carrot_twisted.service.message_dispatcher import Job, Send
+    from carrot_twisted.retry import Decision, Failure
+    from carrot_twisted.service.message_dispatcher import Job, Note, Send
 
 _log = make_logger()
 
@@ -34,17 +34,25 @@ class CallbackDispatcher(MessageDispatcher):
         queue: with its callback.
         gate: lets so many callbacks run at once, of all queues together.
         send: the way to the broker, for copies.
+        note: called, when a message has come to its end here, with what became of it.
         reactor: Twisted's reactor.
     """
 
     def __init__(
-        self, *, queue: CallbackQueue, gate: threading.Semaphore, send: Send, reactor: Any
+        self,
+        *,
+        queue: CallbackQueue,
+        gate: threading.Semaphore,
+        send: Send,
+        note: Note,
+        reactor: Any,
     ) -> None:
         super().__init__(
             queue=queue,
             concurrency=queue.concurrency,
             send=send,
-            note=lambda _handled: None,
+            note=note,
+            losses=None,
             reactor=reactor,
         )
         self._callback_queue = queue
@@ -85,11 +93,19 @@ class CallbackDispatcher(MessageDispatcher):
             case Action.REQUEUE:
                 del self._jobs[job]
                 job.delivery.requeue()
+                failure = self._failure(job)
+                if failure is not None:
+                    # It may come again, but has ended its consumer.
+                    self._note_settled(job, failure)
             case Action.REJECT:
                 del self._jobs[job]
                 job.delivery.reject()
+                self._note_settled(job, self._failure(job))
             case _:
                 super()._settle(job, decision)
+
+    def _failure(self, job: Job) -> Failure | None:
+        return callbacks.failure_of(job.failure)
 
     def _requeue(self, job: Job) -> None:
         """It has rested, and may come again."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet import defer
 from twisted.internet.task import deferLater
 
-from carrot_twisted.sending import NO_ANSWER, RETRY
+from carrot_twisted.sending import RETRY
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 async def publish(message: Outgoing, timeout: float, reactor: Any) -> None:
     """As ``sending.publish``, without blocking."""
     end = reactor.seconds() + timeout
-    reason = NO_ANSWER
+    reason: str | None = None
     while True:
         answer: Deferred[str | None] = defer.Deferred()
         message.send(partial(reactor.callFromThread, partial(_answer, answer)))

@@ -263,10 +263,10 @@ async def close_all(connections: Iterable[BrokerConnection]) -> None:
 def _reason(error: Exception, host: VirtualHost) -> str:
     """What went wrong, in words that name the remedy where it is known."""
     if isinstance(error, ProbableAuthenticationError | AuthenticationError):
-        return f"user {host.username!r} or its password is refused ({error})"
+        return f"user {host.user} or its password is refused ({error})"
     if isinstance(error, ProbableAccessDeniedError):
         return (
             f"the broker closes the connection for virtual host {host.name!r}: does it exist, and "
-            f"may user {host.username!r} use it? ({error})"
+            f"may user {host.user} use it? ({error})"
         )
     return f"{type(error).__name__}: {error}"

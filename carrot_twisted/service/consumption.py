@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Consumers of callbacks: the parts of a running service that they need, started and stopped.
 
-No database of ours, no tasks, no schedules: connections, and for each queue a subscription, a
-dispatcher with its threads, and the consumer that callers of ``consume`` hold.
+No tasks, no schedules: connections, and for each queue a subscription, a dispatcher with its
+threads, and the consumer that callers of ``consume`` hold. A writer of rows only where they are
+wanted.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import socket
 import threading
 from typing import TYPE_CHECKING, Any
 
+from django.db import router
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.python.failure import Failure
@@ -21,10 +23,13 @@ from txaio.tx import make_logger
 from carrot_twisted import conf, publisher, task_logging
 from carrot_twisted.consumer import make_consumer
 from carrot_twisted.exceptions import HaltConsumer
+from carrot_twisted.models import MessageLog
 from carrot_twisted.service.callback_dispatcher import CallbackDispatcher
 from carrot_twisted.service.chore import Chore
 from carrot_twisted.service.connection import BrokerConnection
+from carrot_twisted.service.log_writer import LAST_WRITES
 from carrot_twisted.service.protocol import FAREWELL
+from carrot_twisted.service.row_writer import RowWriter
 from carrot_twisted.service.subscription import Subscription
 
 if TYPE_CHECKING:
@@ -32,6 +37,7 @@ if TYPE_CHECKING:
 
     from carrot_twisted.callbacks import Callback, CallbackQueue
     from carrot_twisted.outbox import Post
+    from carrot_twisted.service.journal import Handled
     from carrot_twisted.service.protocol import CarrotProtocol
 
 _log = make_logger()
@@ -150,9 +156,15 @@ class Consumption:
         self._ended: Deferred[None] | None = None
         self._stopped: Deferred[bool] | None = None
         self._connection = BrokerConnection(self._host, "consuming", self._connected, reactor)
+        self._rows: RowWriter | None = None
+        if any(queue.log != "none" for queue in queues):
+            using, limit = router.db_for_write(MessageLog), settings.max_result_size
+            self._rows = RowWriter(using, self.name, limit, reactor)
         gate = threading.Semaphore(queues[0].concurrency)
         self._dispatchers = [
-            CallbackDispatcher(queue=queue, gate=gate, send=self._send, reactor=reactor)
+            CallbackDispatcher(
+                queue=queue, gate=gate, send=self._send, note=self._note, reactor=reactor
+            )
             for queue in queues
         ]
         self._subscriptions = [
@@ -212,20 +224,24 @@ class Consumption:
     @property
     def problems(self) -> list[str]:
         """What keeps it from working just now, for people; empty if all is well."""
-        return [one.problem for one in self.consumers if one.problem is not None]
+        found = [one.problem for one in (*self.consumers, self._rows) if one is not None]
+        return [text for text in found if text is not None]
 
     @property
     def silence(self) -> float:
-        """No thread of its own writes to a database that it might wait for: 0."""
-        return 0.0
+        """Seconds since the thread that writes rows has shown that it works; 0 if there is none."""
+        return 0.0 if self._rows is None else self._rows.silence
 
     @property
     def longest_stop(self) -> float:
         """Seconds after which ``stop`` has ended in any case."""
-        return self._shutdown_timeout + LAST_FRAMES + 2 * FAREWELL
+        writes = 0.0 if self._rows is None else LAST_WRITES
+        return self._shutdown_timeout + LAST_FRAMES + 2 * FAREWELL + writes
 
     async def start(self) -> None:
-        """Start all parts. Does not wait for the broker."""
+        """Start all parts. Waits neither for the broker nor for the database."""
+        if self._rows is not None:
+            self._rows.start()
         for dispatcher in self._dispatchers:
             dispatcher.start()
         for subscription in self._subscriptions:
@@ -245,15 +261,20 @@ class Consumption:
 
     def hurry(self) -> None:
         """End a stop now: the messages of callbacks that still run go back."""
+        self._end_waiting()
+        if self._rows is not None:
+            self._rows.give_up()
+
+    def _end_waiting(self) -> None:
         if self._ended is not None and not self._ended.called:
             self._ended.callback(None)
 
     def stop(self) -> Deferred[bool]:
-        """Stop: begin nothing more, let running callbacks end until the deadline, settle.
+        """Stop: begin nothing more, let running callbacks end until the deadline, settle, write.
 
         Returns:
-            A Deferred that tells whether every callback came to its end, so that all threads are
-            free.
+            A Deferred that tells whether every callback came to its end, and the database has
+            answered, so that all threads are free.
         """
         if self._stopped is None:
             # Set before the first step: that may end the consumers, who ask for the same.
@@ -286,13 +307,15 @@ class Consumption:
         await self._connection.stop()
         for dispatcher in self._dispatchers:
             dispatcher.stop_threads()
-        return clean
+        # Last: what settles until here may have a row.
+        written = self._rows is None or await self._rows.end(LAST_WRITES)
+        return written and clean
 
     async def _drain(self) -> bool:
         """Wait until no callback runs, at most until the deadline; whether that is so."""
         if self.running:
             self._ended = Deferred()
-            timer = self._reactor.callLater(self._shutdown_timeout, self.hurry)
+            timer = self._reactor.callLater(self._shutdown_timeout, self._end_waiting)
             await self._ended
             if timer.active():
                 timer.cancel()
@@ -300,12 +323,16 @@ class Consumption:
 
     def _consumer_ended(self) -> None:
         if all(consumer.ended for consumer in self.consumers):
-            self.hurry()
+            self._end_waiting()
             self.stop()
 
     def _connected(self, protocol: CarrotProtocol) -> None:
         for subscription in self._subscriptions:
             subscription.connected(protocol)
+
+    def _note(self, handled: Handled) -> None:
+        if self._rows is not None:
+            self._rows.note(handled)
 
     def _send(self, post: Post, settled: Callable[[str | None], None]) -> None:
         publisher.current().submit_post(

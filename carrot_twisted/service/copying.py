@@ -8,40 +8,37 @@ against our own user), expiration (the copy would vanish), and headers that rout
 
 from __future__ import annotations
 
-import re
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import pika
 
-from carrot_twisted import retry, wire
+from carrot_twisted import copies, retry, wire
+from carrot_twisted.copies import (
+    EXCEPTION_HEADER,
+    EXCHANGE_HEADER,
+    EXPIRATION_HEADER,
+    FIRST_FAILURE_HEADER,
+    HOST_HEADER,
+    LAST_FAILURE_HEADER,
+    QUEUE_HEADER,
+    REASON_HEADER,
+    ROUTING_KEY_HEADER,
+    TRACEBACK_HEADER,
+    USER_HEADER,
+)
 from carrot_twisted.outbox import Post
 from carrot_twisted.retry import Action
-from carrot_twisted.service import posting
-from carrot_twisted.service.posting import COPIED, QUEUE_HEADER, REASON_HEADER
 
 if TYPE_CHECKING:
     from carrot_twisted.handlers import HandlerQueue
     from carrot_twisted.retry import Decision, Failure
     from carrot_twisted.service.delivery import Delivery
 
-#: Where a message was published to at first, and with which key.
-EXCHANGE_HEADER = "x-carrot-exchange"
-ROUTING_KEY_HEADER = "x-carrot-routing-key"
-#: Why it is here.
-EXCEPTION_HEADER = "x-carrot-exception"
-TRACEBACK_HEADER = "x-carrot-traceback"
-FIRST_FAILURE_HEADER = "x-carrot-first-failure"
-LAST_FAILURE_HEADER = "x-carrot-last-failure"
-HOST_HEADER = "x-carrot-host"
-#: Properties that it had.
-USER_HEADER = "x-carrot-user-id"
-EXPIRATION_HEADER = "x-carrot-expiration"
 #: Headers that may be left out, in this order, of a message that has too many of its own.
 OPTIONAL = (TRACEBACK_HEADER, EXCEPTION_HEADER)
 #: Bytes of all properties: they have to fit into one frame, of 131,072 bytes by default.
 MAX_PROPERTIES = 100_000
-#: What brokers count in a message's headers each time they deliver it.
-_COUNTS = re.compile(r"x-(delivery|acquired)-count")
 
 
 def origin_of(delivery: Delivery) -> tuple[str, str]:
@@ -58,17 +55,19 @@ def is_same(one: Delivery, other: Delivery) -> bool:
     return _identity(one) == _identity(other)
 
 
-def is_count(header: object) -> bool:
-    """Whether a header is the broker's own, of the deliveries of this very message."""
-    return _COUNTS.fullmatch(str(header)) is not None
+def fingerprint(delivery: Delivery, queue: str) -> str:
+    """Tells a message of a queue from others, but for those that nothing distinguishes."""
+    exchange, routing_key, body, properties = _identity(delivery)
+    told = repr((queue, exchange, routing_key, properties))
+    return sha256(told.encode(errors="backslashreplace") + body).hexdigest()
 
 
-def _identity(delivery: Delivery) -> tuple[object, ...]:
+def _identity(delivery: Delivery) -> tuple[str, str, bytes, dict[str, Any]]:
     properties = vars(delivery.properties) | {
         "headers": {
             key: value
             for key, value in (delivery.properties.headers or {}).items()
-            if not is_count(key)
+            if not copies.is_count(key)
         }
     }
     return delivery.exchange, delivery.routing_key, delivery.body, properties
@@ -95,7 +94,7 @@ def copy_of(
     """
     properties = delivery.properties
     exchange, routing_key = origin_of(delivery)
-    headers = posting.kept_headers(properties) | {
+    headers = copies.kept_headers(properties) | {
         QUEUE_HEADER: queue.name,
         EXCHANGE_HEADER: exchange,
         ROUTING_KEY_HEADER: routing_key,
@@ -109,7 +108,7 @@ def copy_of(
         (USER_HEADER, properties.user_id),
         (EXPIRATION_HEADER, properties.expiration),
     ):
-        if value is not None and posting.can_be_sent(headers={header: value}):
+        if value is not None and copies.can_be_sent(headers={header: value}):
             headers[header] = value
     if decision.action is Action.RETRY:
         milliseconds = retry.step_of(decision.delay, queue.delays)
@@ -135,8 +134,8 @@ def copy_of(
 def _properties(original: pika.BasicProperties, headers: dict[str, Any]) -> pika.BasicProperties:
     kept = {
         name: value
-        for name in (*COPIED, "cluster_id")
-        if (value := getattr(original, name)) is not None and posting.can_be_sent(**{name: value})
+        for name in (*copies.COPIED, "cluster_id")
+        if (value := getattr(original, name)) is not None and copies.can_be_sent(**{name: value})
     }
     properties = pika.BasicProperties(**kept, headers=headers, delivery_mode=wire.PERSISTENT)
     for name in OPTIONAL:

@@ -159,6 +159,10 @@ class Dispatcher:
         self._paused = False
         self._stopping = False
         self._stopped = False
+        self.timeout_hint = (
+            "The broker's consumer_timeout is shorter than CARROT['ack_deadline'] allows for: set "
+            "that to half of it at most."
+        )
         self.finished = 0
         """Tasks that came to an end here."""
         self.on_settled: Callable[[], None] = lambda: None
@@ -198,6 +202,18 @@ class Dispatcher:
                 )
             )
         return reports
+
+    def long_runs(self, seconds: float) -> list[Run]:
+        """What has kept its thread for so long, and goes on. From any thread."""
+        now = time.monotonic()
+        found = []
+        for slot in self._pool.slots:
+            job = slot.job
+            if job is None or now - slot.since < seconds:
+                continue
+            if job.run is not None and job.result is None:
+                found.append(job.run)
+        return found
 
     def runs(self, key: UUID, token: int | None) -> bool:
         """Whether a row is claimed here under this token. On the writer's thread."""
@@ -490,8 +506,9 @@ class Dispatcher:
             seconds += job.seconds
             size += len(job.deliveries[0].body)
             self._tell(job, job.result)
-            self._count(job, job.result)
-            self._settle(job)
+            # Not one that was released at the deadline of a shutdown, and ended after all.
+            if self._settle(job) and job.result.kind is not Kind.RELEASED:
+                self._count(job, job.result)
         ended = sum(job.result.kind is not Kind.RELEASED for job in jobs if job.result)
         self.finished += ended
         self.on_finished()
@@ -516,16 +533,14 @@ class Dispatcher:
             _log.warn(text, task=task, uuid=job.uuid, error=_first_line(result.exception))
 
     def _count(self, job: Job, result: Result) -> None:
-        # Not one that was released at the deadline of a shutdown, and ended after all.
-        if result.kind is not Kind.RELEASED and self._jobs.get(job.uuid) is job:
-            assert job.run is not None
-            self._tally.count(
-                self.name,
-                job.run.task,
-                result.kind is Kind.COMPLETED,
-                result.started + self._writer.clock_offset - job.run.published,
-                result.ended - result.started,
-            )
+        assert job.run is not None
+        self._tally.count(
+            self.name,
+            job.run.task,
+            result.kind is Kind.COMPLETED,
+            result.started + self._writer.clock_offset - job.run.published,
+            result.ended - result.started,
+        )
 
     def _slow_down(self, jobs: Sequence[Job]) -> None:
         """Some were released: if the database has spoiled them, tell it, and mind the next ones."""
@@ -558,14 +573,16 @@ class Dispatcher:
             error=_first_line(job.result.exception or ""),
         )
 
-    def _settle(self, job: Job) -> None:
+    def _settle(self, job: Job) -> bool:
+        """Acknowledge; False if that was done before."""
         if self._jobs.get(job.uuid) is not job:
             # Released at the deadline of a shutdown, and ended after all: settled already.
-            return
+            return False
         del self._jobs[job.uuid]
         if not job.custody:
             for delivery in job.deliveries:
                 delivery.ack()
+        return True
 
     def _requeue(self, job: Job) -> None:
         del self._jobs[job.uuid]
@@ -648,7 +665,10 @@ class Dispatcher:
         self.recall()
         running = [job for job in self._jobs.values() if job.run is not None and not job.result]
         for job in running:
-            self._record(job, Result(kind=Kind.RELEASED, started=1.0))
+            assert job.run is not None
+            transcript = job.run.transcript
+            log = "" if transcript is None else transcript.text(self._limits.log)
+            self._record(job, Result(kind=Kind.RELEASED, started=1.0, log=log))
         return len(running)
 
     def _return_waiting(self) -> None:

@@ -31,6 +31,7 @@ from carrot_twisted import (
     records,
     task_logging,
 )
+from carrot_twisted.begun_message import Losses
 from carrot_twisted.consumer import make_consumer
 from carrot_twisted.exceptions import CarrotConfigException
 from carrot_twisted.execution import Limits
@@ -44,7 +45,9 @@ from carrot_twisted.service.connection import BrokerConnection, close_all
 from carrot_twisted.service.dispatcher import Dispatcher
 from carrot_twisted.service.hooked_dispatcher import HookedDispatcher
 from carrot_twisted.service.journal import Journal
-from carrot_twisted.service.log_writer import LogWriter
+from carrot_twisted.service.live_logs import LiveLogs
+from carrot_twisted.service.log_writer import LAST_WRITES, LogWriter
+from carrot_twisted.service.loss_counter import LossCounter
 from carrot_twisted.service.message_dispatcher import MessageDispatcher
 from carrot_twisted.service.posting import ReactorPublisher
 from carrot_twisted.service.protocol import FAREWELL
@@ -76,8 +79,6 @@ BEATS_PER_LEASE = 4
 #: Seconds between looks for tasks whose message is to be acknowledged while they run, and for
 #: messages that wait in vain.
 CUSTODY_INTERVAL = 15.0
-#: Seconds that the last writes get: when a stop has passed its deadline, and at its end.
-LAST_WRITES = 3.0
 #: Seconds that the broker gets to confirm what was published last.
 CONFIRMS = 1.0
 #: Seconds that a further last write gets when the time for them is over.
@@ -183,6 +184,7 @@ class Engine:
             self._claimant,
             self._using,
             reactor,
+            away="is away, nothing new is started",
             on_away=self._database_away,
             on_back=self._database_back,
             on_broken=on_crash,
@@ -238,20 +240,28 @@ class Engine:
             for queue, consumer in zip(queues, consumers, strict=True)
             if not isinstance(queue, HandlerQueue)
         ]
+        self._live_logs = LiveLogs(
+            dispatchers=tasks, writer=self._writer, limit=settings.max_log_size, reactor=reactor
+        )
         self._journal = Journal(self._writer, self.worker.name, settings.max_result_size, reactor)
+        self._losses = Losses(
+            worker=self.worker.name, limit=settings.max_crashes, using=self._using
+        )
+        counter = LossCounter(self._losses, self._writer, reactor)
         handling = [
             MessageDispatcher(
                 queue=queue,
                 concurrency=options.concurrency or queue.concurrency,
                 send=partial(self._publisher.send, queue.host),
                 note=self._note_handled,
+                losses=counter,
                 reactor=reactor,
             )
             for queue in queues
             if isinstance(queue, HandlerQueue)
         ]
         self._dispatchers: list[Working] = [*tasks, *handling]
-        Quarantine(tasks, reactor, beside=handling)
+        Quarantine(self._dispatchers, reactor)
         self._recycling = Recycling(
             dispatchers=self._dispatchers,
             max_tasks=options.max_tasks,
@@ -355,6 +365,7 @@ class Engine:
             self._scheduler.start()
         self._recycling.start()
         self._tally.start()
+        self._live_logs.start()
         self._heartbeat.start(self._settings.lease / BEATS_PER_LEASE, now=False)
         self._custody.start(min(CUSTODY_INTERVAL, self._settings.ack_deadline / 4), now=False)
 
@@ -396,7 +407,7 @@ class Engine:
         end = self._reactor.seconds() + LAST_WRITES
         if not self._writer.away:
             await self._in_time(relayed, end)
-            await self._in_time(self._tally.stop(), end)
+        await self._in_time(self._tally.stop(), end)
         await self._leave(end)
         for subscription in self._subscriptions:
             subscription.leave()
@@ -411,21 +422,13 @@ class Engine:
         if other is not self._publisher:
             # Another engine in this process has taken the place.
             publisher.install(other)
-        if self._writer.away:
-            self._writer.give_up()
         for dispatcher in self._dispatchers:
             dispatcher.stop_threads()
-        written = await self._end_writer(end)
+        written = await self._writer.end(max(end - self._reactor.seconds(), MOMENT))
+        if not written:
+            _log.error("The database did not answer; what is unwritten will run again")
         self._journal.stop()
         return written and clean
-
-    async def _end_writer(self, end: float) -> bool:
-        """Write what is left; False if the database does not answer in time."""
-        if await self._in_time(self._writer.stop(), end):
-            return True
-        self._writer.give_up()
-        _log.error("The database did not answer; what is unwritten will run again")
-        return False
 
     async def _in_time(self, result: Deferred[Any], end: float) -> bool:
         """Wait for a result until that time, or a moment; False if it did not come, or failed."""
@@ -469,6 +472,7 @@ class Engine:
         left = MessageLog.objects.using(using).filter(worker=name, status=MessageLog.IN_PROGRESS)
 
         def leave() -> None:
+            self._losses.leave()
             if not left.exists():
                 Worker.objects.using(using).filter(name=name).delete()
 
@@ -476,6 +480,7 @@ class Engine:
             _log.warn("The worker's row stays: the database did not answer. Others delete it")
 
     def _stop_loops(self) -> None:
+        self._live_logs.stop()
         for loop in (self._heartbeat, self._custody):
             if loop.running:
                 loop.stop()

@@ -51,8 +51,8 @@ if TYPE_CHECKING:
 
 _log = make_logger()
 
-#: Of the stream's URL, and the function that says who may see the monitor.
-URL_NAME = "carrot-events"
+#: Of the stream, behind the monitor's, and the function that says who may see that.
+PATH = "events/"
 ACCESS = "carrot_twisted.monitor.access.may_view"
 #: Clients at once, and the seconds after which one that finds so many may try again.
 MAX_CLIENTS = 100

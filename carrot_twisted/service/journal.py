@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows that tell of messages with handlers: what became of each, for people who look at it.
+"""Rows that tell of messages with handlers or callbacks: what became of each, for people to see.
 
 Such a row is written when its message is settled, with the next batch of the writer, and says how
-that ended: COMPLETED, or FAILED for one that went to the archive. It is never PUBLISHED or IN
-PROGRESS, so nothing claims it, sends it or takes it for a task. No message depends on it: while
-the database is away rows wait, up to MAX_WAITING, and what comes then is left out and counted; a
-process that is killed takes those along that wait.
+that ended. COMPLETED: the handler has returned. FAILED: the message went to the archive; one with
+a callback also if that has dropped it, or has ended its consumer by an error, where the message
+may be back in its queue. It is never PUBLISHED or IN PROGRESS, so nothing claims it, sends it or
+takes it for a task. No message depends on it: while the database is away rows wait, up to
+MAX_WAITING, and what comes then is left out and counted; a process that is killed takes those
+along that wait.
 
-In such a row ``task`` is the handler's dotted path, ``content`` the body as people read it, and
-``task_args`` an object with the message's properties (see ``MessageLog.is_task``).
+In such a row ``task`` is the dotted path of the handler or callback, ``content`` the body as people
+read it, and ``task_args`` an object with the message's properties (see ``MessageLog.is_task``).
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from txaio.tx import make_logger
 
-from carrot_twisted import outcomes
+from carrot_twisted import copies, outcomes, showing
 from carrot_twisted.message_log import MAX_TASK
 from carrot_twisted.models import MessageLog
 from carrot_twisted.service import copying
@@ -46,13 +48,8 @@ MAX_HEADERS = 10_000
 TELL_INTERVAL = 10.0
 #: The largest number of retries that every database takes: anybody may write it into a message.
 MAX_RETRIES = 1_000_000
-#: Properties of a message that its row tells; of headers those that copies have, too.
-PROPERTIES = (
-    *("message_id", "content_type", "content_encoding", "timestamp", "type", "app_id", "user_id"),
-    *("correlation_id", "reply_to", "expiration"),
-)
 #: Headers that the row has columns for.
-_TOLD = (copying.EXCEPTION_HEADER, copying.TRACEBACK_HEADER)
+_TOLD = (copies.EXCEPTION_HEADER, copies.TRACEBACK_HEADER)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -62,7 +59,7 @@ class Handled:
     queue: HandlerQueue
     delivery: Delivery
     failure: Failure | None
-    """Why it is in the archive; None: its handler has returned."""
+    """What went wrong; None: nothing did."""
     arrived: float
     """Seconds since the epoch, on this host's clock."""
     started: float
@@ -77,6 +74,8 @@ class _Waiting:
     worker: str
     limit: int
     offset: float
+    told: bool = False
+    """It is known what became of it."""
     _row: MessageLog | None = field(default=None, init=False)
 
     def row(self) -> MessageLog:
@@ -86,11 +85,11 @@ class _Waiting:
 
 
 class Journal:
-    """Has rows written for those messages whose handlers, or the settings, ask for it.
+    """Has rows written for those messages whose queues ask for it.
 
     Args:
         writer: writes them.
-        worker: name of this service.
+        worker: name of this process.
         limit: characters that are kept of a body.
         reactor: Twisted's reactor.
     """
@@ -123,6 +122,9 @@ class Journal:
 
         def done(error: str | None) -> None:
             with self._lock:
+                if waiting.told:
+                    return
+                waiting.told = True
                 self._size -= size
             if error is not None:
                 self._reactor.callFromThread(self._leave_out, error)
@@ -174,7 +176,7 @@ def row_of(handled: Handled, worker: str, limit: int, offset: float) -> MessageL
         status=MessageLog.COMPLETED if failure is None else MessageLog.FAILED,
         task=_name(handled.queue.handler, MAX_TASK),
         task_args=_about(delivery),
-        content=readable(delivery.body, delivery.properties.content_encoding, limit),
+        content=showing.readable(delivery.body, delivery.properties.content_encoding, limit),
         exchange=_name(exchange, 255),
         queue=_name(handled.queue.name, 255),
         routing_key=_name(routing_key, 255),
@@ -190,25 +192,10 @@ def row_of(handled: Handled, worker: str, limit: int, offset: float) -> MessageL
     )
 
 
-def readable(body: bytes, encoding: str | None, limit: int) -> str:
-    """The body of a message as text, cut at ``limit`` characters.
-
-    What is no text in the encoding that it says is shown as escapes.
-    """
-    # A character takes four bytes at most; one more than may be shown tells that there is more.
-    part = body[: 4 * limit + 4]
-    try:
-        text = part.decode(str(encoding or "utf-8"), "backslashreplace")
-    except (LookupError, ValueError):
-        text = part.decode("utf-8", "backslashreplace")
-    shown = outcomes.stored(text[:limit], limit)
-    return f"{shown}… (cut: it has {len(body)} bytes)" if len(text) > limit else shown
-
-
 def _about(delivery: Delivery) -> str:
     """What a message says of itself, as a JSON object."""
     properties = delivery.properties
-    about = {name: getattr(properties, name) for name in PROPERTIES}
+    about = {name: getattr(properties, name) for name in showing.PROPERTIES}
     about = {name: value for name, value in about.items() if value is not None}
     headers = {
         str(key): value for key, value in (properties.headers or {}).items() if key not in _TOLD

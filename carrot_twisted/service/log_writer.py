@@ -57,6 +57,8 @@ MAX_LOCKED = 2
 MAX_REASON = 500
 #: Seconds after which a database that has neither answered nor refused is told to be silent.
 SILENT = 5.0
+#: Seconds that the last writes get: when a stop has passed its deadline, and at its end.
+LAST_WRITES = 3.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -93,7 +95,21 @@ class Entry:
     row: Callable[[], MessageLog]
     """Makes it, on the writer's thread; the same row each time."""
     done: Callable[[str | None], None]
-    """Called on the writer's thread: when it is committed, or with the reason why it never is."""
+    """Called on the writer's thread: when it is committed, or with the reason why it never is. What
+    is said first counts."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Lines:
+    """Write what a run has logged so far, while it goes on."""
+
+    uuid: UUID
+    token: int
+    text: Callable[[], str]
+    """Its log, as it is when the batch is written. Called on the writer's thread."""
+    done: Callable[[bool], None]
+    """Called on the writer's thread: whether it is written. If not, the run has ended, or somebody
+    has locked its row."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -104,7 +120,7 @@ class Call:
     result: Deferred[Any]
 
 
-Operation = Claim | Finish | Confirmed | Entry | Call
+Operation = Claim | Finish | Confirmed | Entry | Lines | Call
 
 
 class LogWriter:
@@ -114,10 +130,11 @@ class LogWriter:
         claimant: in whose name rows are claimed; asked with whether nothing else runs.
         using: database alias.
         reactor: Twisted's reactor.
-        on_away: called in the reactor when the database stops answering, with the reason.
+        away: what the log says when the database stops answering, before the reason.
+        on_away: called in the reactor then, with the reason.
         on_back: called in the reactor when it answers again.
         on_broken: called in the reactor with an error that is no database's. The batch is not
-            written; ending the process lets others run its tasks.
+            written; ending the process lets others run its tasks. Entries are told as left out.
     """
 
     def __init__(
@@ -125,6 +142,7 @@ class LogWriter:
         claimant: Callable[[bool], Claimant],
         using: str,
         reactor: Any,
+        away: str,
         on_away: Callable[[str], None],
         on_back: Callable[[], None],
         on_broken: Callable[[Failure], None],
@@ -132,6 +150,7 @@ class LogWriter:
         self._claimant = claimant
         self._using = using
         self._reactor = reactor
+        self._away = away
         self._on_away = on_away
         self._on_back = on_back
         self._on_broken = on_broken
@@ -145,7 +164,7 @@ class LogWriter:
         #: Others' transactions are in the way of what is to be written.
         self._obstruction = Outage(time.monotonic)
         #: Operations that were put aside for that, by id().
-        self._aside: set[int] = set()
+        self._aside: dict[int, Operation] = {}
         #: When the database was asked what it has not answered yet.
         self._asked: float | None = None
         #: The driver's connection of the last transaction, and whether locks are waited for on it
@@ -206,6 +225,26 @@ class LogWriter:
         self._thread.adjustPoolsize(0, 0)
         return self._stopped
 
+    async def end(self, seconds: float) -> bool:
+        """Write what is left, and end; a database that is away is not waited for.
+
+        Args:
+            seconds: for one that does not answer.
+
+        Returns:
+            Whether the thread has ended. Else it does not hold up the end of the process.
+        """
+        if self.away:
+            self.give_up()
+        ended = self.stop()
+        try:
+            await ended.addTimeout(seconds, self._reactor)
+        except Exception as error:
+            _log.debug("Not waited for any longer: {error}", error=error)
+            self.give_up()
+            return False
+        return True
+
     def give_up(self) -> None:
         """Do not wait for a database that is away any longer. What is unwritten will run again."""
         self._given_up.set()
@@ -230,11 +269,16 @@ class LogWriter:
                     break
             try:
                 self._process(batch)
-            except BaseException:
+            except BaseException as error:
                 # Told first: closing may fail as well, and this loop ends then.
                 self._reactor.callFromThread(self._on_broken, Failure())
+                for entry in (one for one in batch if isinstance(one, Entry)):
+                    entry.done(outcomes.exception_line(error, MAX_REASON))
                 connections[self._using].close()
             reset_queries()
+        for left in self._aside.values():
+            if isinstance(left, Entry):
+                left.done("others' transactions were in the way to the end")
         connections.close_all()
         self._sign = None
 
@@ -318,6 +362,8 @@ class LogWriter:
         claims = [op for op in batch if isinstance(op, Claim)]
         confirmed = [post for op in batch if isinstance(op, Confirmed) for post in op.posts]
         entries = [op for op in batch if isinstance(op, Entry)]
+        lines = [op for op in batch if isinstance(op, Lines)]
+        logged: set[UUID] = set()
         answers = []
         with self._transaction():
             if finishes:
@@ -339,6 +385,9 @@ class LogWriter:
                 outbox.note_confirmed(confirmed, self._using)
             if entries:
                 records.add([op.row() for op in entries], self._using)
+            if lines:
+                logs = [(op.uuid, op.token, op.text()) for op in lines]
+                logged = records.log(logs, self._using)
         if claims:
             failpoints.reached("after_claim_commit")
         if finishes:
@@ -346,13 +395,16 @@ class LogWriter:
 
         def tell() -> None:
             if self._aside:
-                self._aside.difference_update(map(id, batch))
+                for one in batch:
+                    self._aside.pop(id(one), None)
             for op, answer in zip(claims, answers, strict=True):
                 op.answer(answer)
             if finishes:
                 self._reactor.callFromThread(_tell_written, finishes)
             for entry in entries:
                 entry.done(None)
+            for one in lines:
+                one.done(one.uuid in logged)
 
         return tell
 
@@ -361,6 +413,7 @@ class LogWriter:
         if len(batch) > 1:
             return all(self._persist([operation]) for operation in batch)
         (operation,) = batch
+        self._aside.pop(id(operation), None)
         if isinstance(operation, Finish) and operation.finished.result.log is not None:
             # Not its further lines: there PostgreSQL repeats what is in the row.
             words, _, _ = outcomes.exception_text(error, MAX_REASON).partition("\n")
@@ -372,6 +425,11 @@ class LogWriter:
             return self._persist([_without_texts(operation, error)])
         if isinstance(operation, Entry):
             operation.done(outcomes.exception_line(error, MAX_REASON))
+            return True
+        if isinstance(operation, Lines):
+            # Nor will it take the next ones, so they count as written until there are more; the
+            # end of the task says why.
+            operation.done(True)
             return True
         raise error
 
@@ -391,7 +449,7 @@ class LogWriter:
                 self._set_obstructed(error)
         # The locked ones last: another time, others have their turn before them.
         aside = [*left, *locked]
-        self._aside.update(map(id, aside))
+        self._aside |= {id(operation): operation for operation in aside}
         self._reactor.callFromThread(self._reactor.callLater, ASIDE, self._submit_all, aside)
         self._set_back()
 
@@ -436,7 +494,7 @@ class LogWriter:
         reason = outcomes.exception_line(error, MAX_REASON)
         told = self._outage.failed(reason)
         if told is not None:
-            what = "is away, nothing new is started" if begins else "is still away"
+            what = self._away if begins else "is still away"
             _log.error("The database {what}: {reason}", what=what, reason=told)
         if begins:
             self._reactor.callFromThread(self._on_away, reason)

@@ -11,7 +11,9 @@ but for the methods noted otherwise. A message::
     decide    ``retry.decide``, a pure function
     settle    in one place: acknowledge, keep it for a while, or copy, and then acknowledge
 
-A process that dies at any point leaves the message to the broker, which delivers it again.
+A process that dies at any point leaves the message to the broker, which delivers it again. What
+comes again is noted in the database while it is handled (``begun_message``): one under which
+processes were lost runs alone, and goes to the archive after too many of them.
 """
 
 from __future__ import annotations
@@ -42,13 +44,14 @@ from carrot_twisted.service.prefetch import Pace
 from carrot_twisted.service.time_keeper import TimeKeeper
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from uuid import UUID
 
     from carrot_twisted.handlers import HandlerQueue
     from carrot_twisted.outbox import Post
     from carrot_twisted.retry import Decision
     from carrot_twisted.service.delivery import Delivery
+    from carrot_twisted.service.loss_counter import LossCounter
 
     Note = Callable[[Handled], None]
     """Is told of a message that is settled."""
@@ -83,6 +86,12 @@ class Job:
     """What is to be done now that its handler has ended."""
     took: float = 0.0
     """Seconds that its handler has kept a thread."""
+    alone: bool = False
+    """Nothing else runs in this process, and nothing will until it has ended."""
+    asking: bool = False
+    """The database has not answered yet whether it may begin."""
+    fingerprint: str | None = None
+    """Under which it is noted that it has begun."""
     done: bool = False
     """It has come to its end here, and was acknowledged if its channel was open."""
     ended: float = 0.0
@@ -97,16 +106,25 @@ class MessageDispatcher:
         concurrency: number of threads.
         send: the way to the broker, for copies.
         note: called, when a message is settled for good, with what became of it.
+        losses: counts processes that die while a message is handled; None: nobody does.
         reactor: Twisted's reactor.
     """
 
     def __init__(
-        self, *, queue: HandlerQueue, concurrency: int, send: Send, note: Note, reactor: Any
+        self,
+        *,
+        queue: HandlerQueue,
+        concurrency: int,
+        send: Send,
+        note: Note,
+        losses: LossCounter | None,
+        reactor: Any,
     ) -> None:
         self.pace = Pace(concurrency=concurrency, fixed=queue.prefetch)
         self._queue = queue
         self._send = send
         self._note = note
+        self._losses = losses
         self._reactor = reactor
         self._host = socket.gethostname()
         self._keeper = TimeKeeper(reactor, self._give_up)
@@ -116,10 +134,17 @@ class MessageDispatcher:
         self._jobs: dict[Job, None] = {}
         #: Kept because of the database, with the timers that end it.
         self._resting: dict[Job, Any] = {}
+        #: Those of the jobs, come again, that are noted in the next batch.
+        self._unasked: list[Job] = []
+        self._asks = False
+        #: Processes were lost under them: they wait until nothing else runs here.
+        self._suspects: deque[Job] = deque()
         #: Those of the jobs whose copy the broker has not confirmed yet.
         self._copying: dict[Job, None] = {}
         #: Those whose copy it did not take, with the timers of the next try.
         self._uncopied: dict[Job, Any] = {}
+        #: The timer that ends the waiting for those copies, in a stop.
+        self._last_copies: Any = None
         #: Those whose channel was lost, by the message's id: the broker delivers them again.
         self._orphans: dict[str, list[Job]] = {}
         #: What the threads have done and the reactor does not know yet.
@@ -129,6 +154,10 @@ class MessageDispatcher:
         self._held = False
         self._paused = False
         self._stopping = False
+        self.timeout_hint = (
+            f"{queue.handler} has kept a message for longer than the broker's consumer_timeout: "
+            "raise that, or publish a task for such work."
+        )
         self.finished = 0
         self.on_settled: Callable[[], None] = lambda: None
         self.on_suspect: Callable[[], None] = lambda: None
@@ -139,6 +168,11 @@ class MessageDispatcher:
     def running(self) -> int:
         """Messages whose handlers run or are about to, and those that are being copied."""
         return len(self._jobs)
+
+    @property
+    def suspects(self) -> int:
+        """Messages that wait until nothing else runs in this process."""
+        return len(self._suspects)
 
     @property
     def begun(self) -> int:
@@ -208,7 +242,68 @@ class MessageDispatcher:
     def _begin(self, job: Job) -> None:
         job.since = self._reactor.seconds()
         self._jobs[job] = None
-        self._pool.put(job)
+        if self._losses is None or not job.delivery.redelivered:
+            self._pool.put(job)
+            return
+        job.asking = True
+        self._unasked.append(job)
+        if not self._asks:
+            self._asks = True
+            self._reactor.callLater(0, self._ask)
+
+    def _ask(self) -> None:
+        """What comes again may have cost processes; note that it begins, batch by batch."""
+        assert self._losses is not None
+        asked, self._unasked = self._unasked, []
+        self._asks = bool(asked)
+        if not asked:
+            return
+        keys = [copying.fingerprint(job.delivery, self._queue.name) for job in asked]
+        alone = all(job.alone for job in asked)
+        answer = self._losses.begin(keys, alone=alone)
+        answer.addCallback(self._answered, asked, keys, alone)
+        answer.addErrback(self._unanswered, asked)
+        # While the database has one batch the next collects.
+        answer.addCallback(lambda _: self._ask())
+
+    def _answered(
+        self, lost: Mapping[str, int], asked: Sequence[Job], keys: Sequence[str], alone: bool
+    ) -> None:
+        assert self._losses is not None
+        for job, key in zip(asked, keys, strict=True):
+            noted = self._losses.may_begin(lost[key], alone=alone)
+            if job not in self._jobs:
+                # Given back meanwhile.
+                if noted:
+                    self._losses.end(key)
+                continue
+            job.asking = False
+            if noted:
+                job.fingerprint = key
+                self._pool.put(job)
+            elif self._losses.is_too_much(lost[key]):
+                text = f"worker lost {lost[key]} times"
+                job.failure = Failure(fault=Fault.PERMANENT, exception=text, traceback="")
+                self._decide(job, 0.0)
+            else:
+                del self._jobs[job]
+                self._suspects.append(job)
+        self.on_suspect()
+        self._pump()
+
+    def _unanswered(self, failure: Any, asked: Sequence[Job]) -> None:
+        """The database is away, or in the way."""
+        _log.debug("Messages that come again cannot be noted: {e}", e=failure.value)
+        for job in asked:
+            self._rest(job, outcomes.release_delay(job.waits + 1))
+        self._go_on()
+
+    def _note_end(self, job: Job) -> None:
+        """It is not being handled any more."""
+        job.asking = False
+        fingerprint, job.fingerprint = job.fingerprint, None
+        if fingerprint is not None and self._losses is not None:
+            self._losses.end(fingerprint)
 
     def pause(self) -> None:
         """Begin nothing for now and give back what waits. Running handlers go on."""
@@ -229,9 +324,16 @@ class MessageDispatcher:
         self._held = False
         self._pump()
 
+    def claim_suspect(self) -> None:
+        """Begin one suspect; the caller knows that nothing else runs in this process."""
+        job = self._suspects.popleft()
+        job.alone = True
+        self._begin(job)
+
     def forget_closed(self) -> None:
         """Drop what waits of a channel that is closed: the broker has it again."""
         self._waiting = deque(d for d in self._waiting if d.settler.is_open)
+        self._suspects = deque(job for job in self._suspects if job.delivery.settler.is_open)
         for job in [] if self._stopping else self._pool.recall():
             if job.delivery.settler.is_open:
                 self._pool.put(job)
@@ -348,6 +450,7 @@ class MessageDispatcher:
         for job in ended:
             decision = job.decision
             assert decision is not None
+            self._note_end(job)
             self.finished += decision.action not in (Action.WAIT, Action.REQUEUE)
             self._tell(job, decision)
             try:
@@ -381,6 +484,8 @@ class MessageDispatcher:
             # Released at the deadline of a stop.
             return
         del self._jobs[job]
+        job.alone = False
+        self._note_end(job)
         if self._stopping or self._paused:
             job.delivery.requeue()
             return
@@ -443,15 +548,19 @@ class MessageDispatcher:
         job.done = True
         job.delivery.ack()
         if job.decision is not None and job.decision.action is not Action.RETRY:
-            self._note_settled(job)
+            self._note_settled(job, self._failure(job))
 
-    def _note_settled(self, job: Job) -> None:
+    def _failure(self, job: Job) -> Failure | None:
+        """What went wrong with a message, for its row."""
+        return job.failure
+
+    def _note_settled(self, job: Job, failure: Failure | None) -> None:
         waited = self._reactor.seconds() - job.arrived
         self._note(
             Handled(
                 queue=self._queue,
                 delivery=job.delivery,
-                failure=job.failure,
+                failure=failure,
                 arrived=time.time() - waited,
                 started=job.ended - job.took,
                 ended=job.ended,
@@ -508,6 +617,9 @@ class MessageDispatcher:
         for job in [job for job in self._resting if now - job.arrived >= deadline]:
             self._resting.pop(job).cancel()
             overdue.append(job.delivery)
+        for job in [job for job in self._suspects if now - job.arrived >= deadline]:
+            self._suspects.remove(job)
+            overdue.append(job.delivery)
         for delivery in overdue:
             delivery.requeue()
         if oldest > STUCK:
@@ -525,7 +637,7 @@ class MessageDispatcher:
         for job, timer in uncopied.items():
             timer.cancel()
             self._give_back(job)
-        self._reactor.callLater(LAST_COPIES, self._give_back_copying)
+        self._last_copies = self._reactor.callLater(LAST_COPIES, self._give_back_copying)
 
     def _give_back_copying(self) -> None:
         for job in self._copying:
@@ -542,24 +654,29 @@ class MessageDispatcher:
         """Let the threads end that are free."""
         self._keeper.stop()
         self._pool.stop()
+        if self._last_copies is not None and self._last_copies.active():
+            self._last_copies.cancel()
 
     def _give_back_all(self) -> None:
-        """What waits, rests, or is about to begin."""
+        """What waits, rests, is a suspect, or is about to begin."""
         self._return_waiting()
         resting, self._resting = self._resting, {}
         for job, timer in resting.items():
             timer.cancel()
             job.delivery.requeue()
+        while self._suspects:
+            self._suspects.popleft().delivery.requeue()
         self.recall()
 
     def recall(self) -> None:
         """Give back what no thread has begun."""
-        for job in self._pool.recall():
+        for job in [*self._pool.recall(), *(job for job in self._jobs if job.asking)]:
             self._give_back(job)
 
     def _give_back(self, job: Job) -> None:
         if job in self._jobs:
             del self._jobs[job]
+            self._note_end(job)
             job.delivery.requeue()
             self.on_suspect()
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pika
 from txaio.tx import make_logger
 
-from carrot_twisted import conf, failpoints, outbox, outcomes, topology, wire
+from carrot_twisted import conf, copies, failpoints, outbox, outcomes, topology, wire
+from carrot_twisted.copies import QUEUE_HEADER, REASON_HEADER
 from carrot_twisted.outage import Outage
 from carrot_twisted.outbox import Post
 from carrot_twisted.publisher import ThreadPublisher
@@ -37,27 +38,6 @@ if TYPE_CHECKING:
 
 _log = make_logger()
 
-#: Says on a dead letter why it is there.
-REASON_HEADER = "x-carrot-reason"
-QUEUE_HEADER = "x-carrot-queue"
-#: Not user_id, which the broker checks against our own, and not expiration: it is kept for ever.
-COPIED = (
-    "content_type",
-    "content_encoding",
-    "priority",
-    "correlation_id",
-    "reply_to",
-    "message_id",
-    "timestamp",
-    "type",
-    "app_id",
-)
-#: Headers by which RabbitMQ routes to further queues: a dead letter that names the queue that it
-#: comes from would be back there at once, and be doubled each time.
-_COPIES = ("CC", "BCC")
-#: Where a message has been before. RabbitMQ before 4.0 would take a copy of these for a cycle, and
-#: drop the message.
-_HISTORY = ("x-death", "x-first-death", "x-last-death")
 #: Characters of a reason in the log.
 MAX_REASON = 300
 #: Seconds until a dead letter is tried again that the broker did not take.
@@ -165,6 +145,13 @@ class ReactorPublisher:
                 self._elsewhere = ThreadPublisher()
             self._elsewhere.submit_post(host, post, settled)
 
+    def alarm(self, host: VirtualHost) -> str | None:
+        """Why a broker takes no messages now, if that is known; from any thread."""
+        session = self._sessions.get(host)
+        if session is not None:
+            return session.alarm
+        return None if self._elsewhere is None else self._elsewhere.alarm(host)
+
     def flush(self, timeout: float) -> bool:
         """Wait, in a worker thread, until all that was taken over is settled."""
         done = threading.Event()
@@ -196,10 +183,10 @@ class ReactorPublisher:
             burial.over()
             return
         properties = delivery.properties
-        headers = kept_headers(properties)
+        headers = copies.kept_headers(properties)
         session = self._sessions.get(host)
         copy = pika.BasicProperties(
-            **{name: getattr(properties, name) for name in COPIED},
+            **{name: getattr(properties, name) for name in copies.COPIED},
             headers=headers | {REASON_HEADER: reason, QUEUE_HEADER: queue},
             delivery_mode=wire.PERSISTENT,
         )
@@ -404,26 +391,3 @@ class ReactorPublisher:
             flushers, self._flushers = self._flushers, []
             for done in flushers:
                 done.set()
-
-
-def kept_headers(properties: pika.BasicProperties) -> dict[str, Any]:
-    """Headers of a message that a copy of it may have."""
-    return {
-        key: value
-        for key, value in (properties.headers or {}).items()
-        if not _is_routing(key) and can_be_sent(headers={key: value})
-    }
-
-
-def _is_routing(key: str | bytes) -> bool:
-    # A name that is no UTF-8 stays bytes.
-    return isinstance(key, str) and (key in _COPIES or key.startswith(_HISTORY))
-
-
-def can_be_sent(**properties: Any) -> bool:
-    """Whether pika can write these: it reads some values, such as very large floats, only."""
-    try:
-        pika.BasicProperties(**properties).encode()
-    except Exception:
-        return False
-    return True

@@ -12,14 +12,17 @@ The adapter is deprecated in pika 1.5 and leaves in 2.0; everything else here wo
 - deliveries come to a plain callback (the adapter's queue loses what it holds on a cancel), and an
   exception in it does not kill the connection;
 - a message whose headers pika cannot read does not end the connection;
-- the handshake has a time limit.
+- a call on a channel that is closing fails once, and is not told as unhandled when it has closed;
+- the handshake has a time limit;
+- deliveries are read in one step: pika copies all that is buffered for each of their three frames,
+  and looks for callbacks that there are none of.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pika
 from pika import frame, spec
@@ -31,10 +34,11 @@ from pika.adapters.twisted_connection import (
 from pika.exceptions import (
     AMQPConnectionError,
     AMQPError,
+    ChannelWrongStateError,
     ConnectionClosedByBroker,
     StreamLostError,
 )
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.error import ConnectionDone
 from twisted.python.failure import Failure
 from txaio.tx import make_logger
@@ -51,7 +55,68 @@ REFUSALS = (403, 530)
 #: Seconds for TCP's peer to finish the AMQP handshake.
 HANDSHAKE = 15.0
 
+#: Basic.Deliver as the beginning of a method frame's payload.
+_DELIVER = struct.pack(">I", spec.Basic.Deliver.INDEX)
+#: Method, header, and one body.
+FRAMES_OF_DELIVERY = 3
+
 OnMessage = Callable[[Any, Any, Any, bytes], None]
+
+
+class WholeDelivery(NamedTuple):
+    """The frames of a delivery, read."""
+
+    method: frame.Method
+    header: frame.Header
+    body: bytes
+    end: int
+    """Where the next frame begins."""
+
+
+def read_delivery(buffer: bytes, start: int) -> WholeDelivery | None:
+    """Read the delivery whose first frame begins at ``start``.
+
+    Returns:
+        None: something else begins there, or not all of it has come, or it is not of the usual
+        kind: one frame for its method, one for its properties, one for its body.
+    """
+    try:
+        kind, channel, size = _FRAME.unpack_from(buffer, start)
+        method_at = start + _FRAME.size
+        if kind != spec.FRAME_METHOD or not buffer.startswith(_DELIVER, method_at):
+            return None
+        header_at = method_at + size + spec.FRAME_END_SIZE
+        header_kind, header_channel, size = _FRAME.unpack_from(buffer, header_at)
+        properties_at = header_at + _FRAME.size + _CONTENT.size
+        _, _, length = _CONTENT.unpack_from(buffer, header_at + _FRAME.size)
+        frame_at = header_at + _FRAME.size + size + spec.FRAME_END_SIZE
+        body_kind, body_channel, size = _FRAME.unpack_from(buffer, frame_at)
+        body_at = frame_at + _FRAME.size
+        end = body_at + size + spec.FRAME_END_SIZE
+        if (
+            (header_kind, body_kind) != (spec.FRAME_HEADER, spec.FRAME_BODY)
+            or not channel == header_channel == body_channel
+            or size != length
+            or not buffer[header_at - 1]
+            == buffer[frame_at - 1]
+            == buffer[end - 1]
+            == spec.FRAME_END
+        ):
+            return None
+        # Cut out: a length that lies must not bring in what follows.
+        method = spec.Basic.Deliver()
+        method.decode(buffer[method_at + len(_DELIVER) : header_at - spec.FRAME_END_SIZE])
+        properties = pika.BasicProperties()
+        properties.decode(buffer[properties_at : frame_at - spec.FRAME_END_SIZE])
+    except Exception:
+        # The end of the buffer, or headers that pika cannot read.
+        return None
+    return WholeDelivery(
+        frame.Method(channel, method),
+        frame.Header(channel, length, properties),
+        buffer[body_at : end - spec.FRAME_END_SIZE],
+        end,
+    )
 
 
 class _Connection(_TwistedConnectionAdapter):
@@ -72,6 +137,33 @@ class _Connection(_TwistedConnectionAdapter):
         transport = self._transport
         if transport is not None:
             transport.write(data)
+
+    def _on_data_available(self, data_in: bytes) -> None:
+        self._frame_buffer += data_in
+        while self._frame_buffer:
+            if self._take_deliveries():
+                continue
+            size, value = self._read_frame()
+            if not value:
+                return
+            self._trim_frame_buffer(size)
+            self._process_frame(value)
+
+    def _take_deliveries(self) -> bool:
+        """Take in all deliveries that the buffer begins with; whether there was any."""
+        position = 0
+        try:
+            while (delivery := read_delivery(self._frame_buffer, position)) is not None:
+                channel = self._channels.get(delivery.method.channel_number)
+                if channel is None:
+                    break
+                position = delivery.end
+                self.frames_received += FRAMES_OF_DELIVERY
+                channel._on_deliver(delivery.method, delivery.header, delivery.body)
+        finally:
+            if position:
+                self._trim_frame_buffer(position)
+        return position > 0
 
     def _read_frame(self) -> tuple[int, Any]:
         try:
@@ -119,6 +211,17 @@ class CarrotChannel(TwistedChannel):
     def raw(self) -> pika.channel.Channel:
         """pika's own channel: acknowledgements need no Deferred."""
         return self._channel
+
+    def _wrap_channel_method(self, name: str) -> Callable[..., Deferred[Any]]:
+        wrapped: Callable[..., Deferred[Any]] = super()._wrap_channel_method(name)
+
+        def call(*arguments: Any, **options: Any) -> Deferred[Any]:
+            if not self._channel.is_open:
+                # The adapter would keep a Deferred beside the failed one, for nobody.
+                return fail(ChannelWrongStateError("the channel is closing"))
+            return wrapped(*arguments, **options)
+
+        return call
 
     def consume(self, queue: str, on_message: OnMessage) -> Deferred[Any]:
         """Start a consumer; fires with pika's ConsumeOk frame."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a task alone under which workers were lost: if it kills this one too, only it is to blame.
+"""Runs work alone under which workers were lost: if it kills this one too, only it is to blame.
 
-A process that dies takes all its tasks with it, and the database cannot tell which of them did
-it. From the second loss on a row is a suspect: the process claims nothing new, lets its running
-tasks end, and then runs one suspect after another.
+A process that dies takes all its tasks and handlers with it, and nobody can tell which of them did
+it. From the second loss on a row, or a message, is a suspect: the process claims nothing new, lets
+its running tasks end, and then runs one suspect after another.
 
 Where running tasks do not end for long, the others must not wait for a suspect as long as that:
 they go on, and it is tried again later.
@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from carrot_twisted.service.dispatcher import Dispatcher
     from carrot_twisted.service.working import Working
 
 #: Seconds that running tasks get to end while nothing new is claimed.
@@ -29,31 +28,27 @@ class Quarantine:
     """Looks after the suspects of all queues of one process.
 
     Args:
-        dispatchers: of all queues of tasks.
+        dispatchers: of all queues.
         reactor: Twisted's reactor.
-        beside: of all other queues, whose work is held up, too.
 
     Each of them tells by ``on_suspect`` when to look again.
     """
 
-    def __init__(
-        self, dispatchers: Sequence[Dispatcher], reactor: Any, beside: Sequence[Working] = ()
-    ) -> None:
+    def __init__(self, dispatchers: Sequence[Working], reactor: Any) -> None:
         self._dispatchers = dispatchers
-        self._all: Sequence[Working] = [*dispatchers, *beside]
         self._reactor = reactor
         self._held = False
         self._rests = False
         #: While it waits for running tasks to end.
         self._patience: Any = None
-        for dispatcher in self._all:
+        for dispatcher in self._dispatchers:
             dispatcher.on_suspect = self._look
 
     def _look(self) -> None:
         waiting = next((d for d in self._dispatchers if d.suspects), None)
         if waiting is None and not self._held:
             return
-        running = any(dispatcher.running for dispatcher in self._all)
+        running = any(dispatcher.running for dispatcher in self._dispatchers)
         if waiting is not None and not self._held:
             if running and self._rests:
                 return
@@ -69,12 +64,12 @@ class Quarantine:
     def _hold(self) -> None:
         self._held = True
         self._patience = self._reactor.callLater(PATIENCE, self._rest)
-        for dispatcher in self._all:
+        for dispatcher in self._dispatchers:
             dispatcher.hold()
 
     def _unhold(self) -> None:
         self._held = False
-        for dispatcher in self._all:
+        for dispatcher in self._dispatchers:
             dispatcher.unhold()
 
     def _stop_waiting(self) -> None:

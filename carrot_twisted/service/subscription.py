@@ -41,10 +41,6 @@ _log = make_logger()
 #: Seconds before a closed channel or a cancelled consumer is tried again; doubled up to the last.
 FIRST_DELAY = 0.5
 LAST_DELAY = 15.0
-DELIVERY_TIMEOUT_HINT = (
-    "The broker's consumer_timeout is shorter than CARROT['ack_deadline'] allows for: set that to "
-    "half of it at most. What runs goes on."
-)
 
 
 class Subscription:
@@ -280,7 +276,7 @@ class Subscription:
             if _is_delivery_timeout(reason):
                 # It would come again and again until the running tasks end.
                 self._dispatcher.take_custody(0)
-                reason = f"{reason}. {DELIVERY_TIMEOUT_HINT}"
+                reason = f"{reason}. {self._dispatcher.timeout_hint} What runs goes on."
             if self._stopping:
                 return
             told = self._outage.failed(str(reason))

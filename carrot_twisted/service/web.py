@@ -6,36 +6,32 @@ costs neither the reactor nor the tasks anything, and does not hold up the end o
 the project has not put the monitor among its URLs, a few of ours are served instead of them: the
 monitor at ``/``, and pages to log in and out.
 
-Two things are answered by the reactor itself: the stream of events (``events``), which would keep a
-thread for each browser, and the files of the monitor's own.
+The stream of events (``events``) is answered by the reactor itself: it would keep a thread for each
+browser.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from django.apps import apps
 from django.core.exceptions import ImproperlyConfigured
 from django.core.handlers.wsgi import WSGIHandler
 from django.db import router
-from django.template import engines
-from django.template.backends.django import DjangoTemplates
 from django.urls import NoReverseMatch, URLResolver, get_resolver, reverse
 from django.utils.module_loading import import_string
 from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import maybeDeferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.task import deferLater
 from twisted.web.resource import Resource
 from twisted.web.server import Site
-from twisted.web.static import File
 from twisted.web.wsgi import WSGIResource
 from txaio.tx import make_logger
 
-import carrot_twisted
-from carrot_twisted import conf
+from carrot_twisted import changes, conf
 from carrot_twisted.exceptions import CarrotConfigException
 from carrot_twisted.models import MessageLog
 from carrot_twisted.service import events
@@ -58,8 +54,10 @@ MAX_REQUESTS = 100
 PATIENCE = 5.0
 #: Seconds after which a connection is closed on which nothing is asked.
 IDLE = 60
-#: The monitor's URLs, which a project may have among its own, and those that stand in for them.
+#: The monitor's URLs, which a project may have among its own, the name of the first of them, and
+#: those that stand in for a project's.
 MONITOR = "carrot_twisted.urls"
+MONITOR_NAME = "carrot-monitor"
 STANDALONE = "carrot_twisted.standalone_urls"
 #: What our pages with a login need in Django's settings.
 NEEDED_APPS = ("django.contrib.auth", "django.contrib.contenttypes", "django.contrib.sessions")
@@ -105,16 +103,21 @@ class Pages(WSGIHandler):
 
     Args:
         urlconf: those; None: the project's.
+        stream: path of the stream of events, which pages are told of; None: there is none.
     """
 
-    def __init__(self, urlconf: Any = None) -> None:
+    def __init__(self, urlconf: Any = None, stream: str | None = None) -> None:
         super().__init__()
         self._urlconf = urlconf
+        self._stream = stream
 
     def get_response(self, request: HttpRequest) -> HttpResponseBase:
         """Not by the setting: the tasks of this process make links to the project's pages."""
         if self._urlconf is not None:
             request.urlconf = self._urlconf
+        if self._stream is not None:
+            # No header can have this name.
+            request.META[changes.STREAM] = self._stream
         return super().get_response(request)
 
 
@@ -125,7 +128,6 @@ class Root(Resource):
         pages: Django.
         pool: in which it does.
         special: what others answer, by path.
-        files: of our own, and the path under which they are.
     """
 
     def __init__(
@@ -133,13 +135,11 @@ class Root(Resource):
         pages: WSGIResource,
         pool: RequestPool,
         special: dict[bytes, Resource],
-        files: tuple[bytes, Resource] | None,
     ) -> None:
         super().__init__()
         self._pages = pages
         self._pool = pool
         self._special = special
-        self._files = files
 
     def getChildWithDefault(self, path: bytes, request: Request) -> Any:
         """Twisted's question, about the first part of the path."""
@@ -147,10 +147,6 @@ class Root(Resource):
         assert request.postpath is not None
         if request.path in self._special:
             return self._special[request.path]
-        if self._files is not None and request.path.startswith(self._files[0]):
-            prefix, files = self._files
-            del request.postpath[: prefix.count(b"/") - 2]
-            return files
         if self._pool.busy >= MAX_REQUESTS:
             return Busy()
         # For Django, a header with an underscore is the same as one with a dash, which a proxy may
@@ -172,14 +168,6 @@ class Busy(Resource):
     def render(self, request: Request) -> bytes:
         """Whatever was asked."""
         return events.come_back(request)
-
-
-class Files(File):
-    """Files, and no lists of them."""
-
-    def directoryListing(self) -> Any:
-        """Twisted's hook."""
-        return self.childNotFound
 
 
 class WebServer:
@@ -205,20 +193,21 @@ class WebServer:
             ) from error
         urlconf = self._urlconf()
         self._pool = RequestPool(reactor)
-        pages = WSGIResource(reactor, self._pool, Pages(urlconf))
         special: dict[bytes, Resource] = {}
         self._events: events.EventStream | None = None
+        stream = None
         try:
-            path = reverse(events.URL_NAME, urlconf=urlconf)
+            stream = f"{reverse(MONITOR_NAME, urlconf=urlconf)}{events.PATH}"
         except NoReverseMatch:
-            # Then the monitor asks now and then.
+            # It is in a namespace of the project's. Its pages ask now and then by themselves.
             pass
         else:
             gate = Pages(events.gate(import_string(events.ACCESS)))
             using = router.db_for_read(MessageLog)
             self._events = events.EventStream(gate, self._pool, using, reactor)
-            special[path.encode()] = self._events
-        self._site = Site(Root(pages, self._pool, special, _files()), timeout=IDLE)
+            special[stream.encode()] = self._events
+        pages = WSGIResource(reactor, self._pool, Pages(urlconf, stream))
+        self._site = Site(Root(pages, self._pool, special), timeout=IDLE)
         self._site.noisy = False
         self._port: Any = None
         self._hurry = False
@@ -253,12 +242,12 @@ class WebServer:
             self._port = await self._endpoint.listen(self._site)
         except (CannotListenError, OSError) as error:
             raise CarrotConfigException(
-                f"--web={self._description}: {error}. Is the port taken, and may this user listen "
-                "there?"
+                f"--web={self._description}: {str(error).rstrip('.')}. Is the port taken, and may "
+                "this user listen there?"
             ) from error
         if not isinstance(self._port.getHost(), IPv4Address | IPv6Address):
             # Django asks for the client's address.
-            await self._port.stopListening()
+            await maybeDeferred(self._port.stopListening)
             raise CarrotConfigException(
                 f"--web={self._description} is no port of IP. Write --web=tcp:8080, for example."
             )
@@ -276,7 +265,7 @@ class WebServer:
         """
         if self._port is None:
             return True
-        await self._port.stopListening()
+        await maybeDeferred(self._port.stopListening)
         if self._events is not None:
             self._events.close()
         end = self._reactor.seconds() + PATIENCE
@@ -308,18 +297,7 @@ def _missing() -> Iterator[str]:
         # A project may have one of its own.
         if not any(isinstance(one, type) and issubclass(one, needed) for one in there):  # type: ignore[arg-type]
             yield f"{path!r} in MIDDLEWARE"
-    if not any(isinstance(engine, DjangoTemplates) for engine in engines.all()):
-        yield "an entry of django.template.backends.django.DjangoTemplates in TEMPLATES"
     try:
         conf.of_django("SECRET_KEY")
     except ImproperlyConfigured:
         yield "a SECRET_KEY"
-
-
-def _files() -> tuple[bytes, Resource] | None:
-    """The files of our own pages, and where their URLs begin; None: those are another server's."""
-    url = conf.of_django("STATIC_URL")
-    folder = Path(carrot_twisted.__file__).parent / "static" / "carrot_twisted"
-    if not (url and url.startswith("/") and folder.is_dir()):
-        return None
-    return f"{url}carrot_twisted/".encode(), Files(str(folder))

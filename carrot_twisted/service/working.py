@@ -18,12 +18,18 @@ class Working(Protocol):
     """Takes one queue's messages, has them worked on in threads, and settles them."""
 
     pace: Pace
+    timeout_hint: str
+    """What to do where the broker's ``consumer_timeout`` is too short for this work."""
     finished: int
     """What came to an end here."""
     on_settled: Callable[[], None]
     on_suspect: Callable[[], None]
     on_finished: Callable[[], None]
     on_stuck: Callable[[], None]
+
+    @property
+    def suspects(self) -> int:
+        """What waits until nothing else runs in this process: others were lost under it."""
 
     @property
     def running(self) -> int:
@@ -59,6 +65,9 @@ class Working(Protocol):
 
     def unhold(self) -> None:
         """Begin again."""
+
+    def claim_suspect(self) -> None:
+        """Begin one suspect; the caller knows that nothing else runs in this process."""
 
     def forget_closed(self) -> None:
         """Drop waiting deliveries of a channel that is closed: the broker has them again."""

@@ -12,6 +12,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from django.core.management import load_command_class
 
 import carrot_twisted
 from carrot_twisted.callback_options import OF_CALLBACKS
@@ -151,3 +152,11 @@ def test_its_tables_have_every_argument_every_option_and_the_status() -> None:
     for option in OF_CALLBACKS.values():
         assert f"`--{option}`" in PAGE, option
     assert f"| {EXIT_CALLBACK} |" in PAGE
+
+
+def test_its_commands_for_the_archive_are_understood() -> None:
+    parser = load_command_class("carrot_twisted", "carrot_archive").create_parser("manage.py", "")
+    lines = re.findall(r"^python manage\.py carrot_archive (.*)$", PAGE, flags=re.MULTILINE)
+    options = [parser.parse_args(line.split()) for line in lines]
+    assert [one.action for one in options] == ["list", "show", "replay", "delete"]
+    assert all(one.queue == ["orders"] for one in options)

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from django.core.management import load_command_class
 
-from carrot_twisted import handler_settings
-from carrot_twisted.service import copying
+from carrot_twisted import copies, handler_settings
 from tests.acceptance.test_readme import Site
 from tests.conftest import Broker
 from tests.processes import REPOSITORY, ServiceProcess, spawn, wait_until
@@ -102,7 +101,7 @@ def test_its_tables_have_every_setting_and_every_header() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]*?) \|", PAGE, flags=re.MULTILINE))
     for key in ("max_retries", "archive_expiry", "archive_max_length", "concurrency"):
         assert int(rows[key]) == handler_settings.DEFAULTS[key]
-    headers = {value for name, value in vars(copying).items() if name.endswith("_HEADER")}
+    headers = {value for name, value in vars(copies).items() if name.endswith("_HEADER")}
     assert len(headers) == 11
     for header in headers:
         assert f"`{header}`" in PAGE, header

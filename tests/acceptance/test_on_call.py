@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import re
+import shlex
 from typing import TYPE_CHECKING
 
 import pytest
+from django.core.management import call_command
 
 from carrot_twisted.models import MessageLog
 from carrot_twisted.utilities import publish_message
@@ -20,7 +22,13 @@ if TYPE_CHECKING:
     from tests.conftest import Broker
 
 PAGE = (REPOSITORY / "docs" / "on-call.md").read_text()
-AGAIN, DEAD = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+(AGAIN,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+#: Arguments of the command, by its first.
+DEAD = {
+    words[0]: words
+    for line in re.findall(r"^python manage.py carrot_archive (.*)$", PAGE, flags=re.MULTILINE)
+    if (words := shlex.split(line))
+}
 
 
 @pytest.mark.once
@@ -37,17 +45,21 @@ def test_dead_letters_are_shown_and_put_back(
     broker.send("default", b"{}", message_id=str(row.pk), headers=headers, app_id="carrot-twisted")
     wait_until(lambda: broker.depth("default.dead") == 1)
 
-    exec(DEAD, {})  # noqa: S102
-    assert "no MessageLog has this message_id" in capsys.readouterr().out
-    assert broker.depth("default.dead") == 1
+    for action in ("list", "show"):
+        call_command("carrot_archive", *DEAD[action])
+        assert "no MessageLog has this message_id" in capsys.readouterr().out
+    wait_until(lambda: broker.depth("default.dead") == 1)
 
     row.save(force_insert=True)
-    advised = re.sub(r"# When .*?: |# And .*?: ", "", DEAD)
-    assert "\n    channel.basic_publish(" in advised
-    assert "\n    channel.basic_ack(" in advised
-    exec(advised, {})  # noqa: S102
+    call_command("carrot_archive", *DEAD["replay"])
     assert run(row).status == MessageLog.COMPLETED
     assert broker.depth("default.dead") == 0
+
+    broker.send("default.dead", b"nonsense")
+    wait_until(lambda: broker.depth("default.dead") == 1)
+    call_command("carrot_archive", *DEAD["delete"])
+    assert "default.dead: 1 of 1 messages deleted" in capsys.readouterr().out
+    wait_until(lambda: broker.depth("default.dead") == 0)
 
 
 @pytest.mark.once

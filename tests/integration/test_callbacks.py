@@ -22,7 +22,7 @@ from carrot_twisted.exceptions import PublishReturned, PublishTimeout
 from carrot_twisted.outbox import Post
 from carrot_twisted.virtual_host import VirtualHost
 from tests.conftest import Broker
-from tests.processes import REPOSITORY, ServiceProcess, wait_until
+from tests.processes import REPOSITORY, ServiceProcess, constants, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -298,6 +298,19 @@ def test_a_callback_that_does_not_end_in_time_does_not_hold_up_the_stop(
     wait_until(lambda: broker.depth(QUEUE) == 1)
 
 
+def test_a_second_signal_does_not_wait_for_the_callback(
+    start: StartService, broker: Broker, ledger: Ledger
+) -> None:
+    service = start()
+    send(broker, "wait 1")
+    wait_until(lambda: ledger() == ["begin wait 1"])
+    service.signal()
+    service.wait_for("1 callbacks are still running")
+    service.signal(signal.SIGINT)
+    assert service.ends(5) == 0
+    wait_until(lambda: broker.depth(QUEUE) == 1)
+
+
 def test_a_queue_that_is_deleted_is_declared_and_consumed_again(
     start: StartService, broker: Broker, ledger: Ledger
 ) -> None:
@@ -382,6 +395,67 @@ def test_a_consumer_that_ends_while_the_broker_is_away_ends_its_process_and_lose
     after = Broker(private_broker.url)
     assert after.depth(QUEUE) == 2
     after.connection.close()
+
+
+@pytest.mark.only("rabbitmq4")
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+def test_rabbitmq_4_throws_no_message_away_that_comes_back_often(
+    start: StartService, broker: Broker, ledger: Ledger, kind: str
+) -> None:
+    """By itself it would take one off a quorum queue that has come back 20 times."""
+    queues = {QUEUE: {"arguments": {"x-queue-type": kind}}}
+    service = start(
+        *(OBEY, f"--queues={json.dumps(queues)}", "--on-error=archive"),
+        **constants({"callbacks.NACK_DELAY": 0.02}),
+    )
+    send(broker, "nack", "fail", "last")
+    wait_until(lambda: ledger().count("begin nack") > 30)
+    assert "end last" in ledger()
+    wait_until(lambda: broker.depth(ARCHIVE) == 1)
+    assert broker.get(ARCHIVE)[1] == b"fail"
+    assert service.stop() == 0
+    assert broker.depth(QUEUE) == 1
+
+
+@pytest.mark.only("rabbitmq4")
+def test_a_broker_that_permits_no_transient_queue_gets_a_durable_one(
+    start: StartService, strict_broker: RabbitMQ, ledger: Ledger
+) -> None:
+    """The queue of fedora-messaging's own example."""
+    queue = {"durable": False, "auto_delete": True, "exclusive": False, "arguments": {}}
+    service = start(
+        OBEY, f"--queues={json.dumps({QUEUE: queue})}", CARROT_BROKER_URL=strict_broker.url
+    )
+    assert "permits durable queues only" in service.log
+    assert f"over queue '{QUEUE}'" in service.log
+    assert "Set 'durable': True for it" in service.log
+    broker = Broker(strict_broker.url)
+    send(broker, "here")
+    wait_until(lambda: "end here" in ledger())
+    broker.connection.close()
+    # One that is exclusive, or that the broker names, is not meant.
+    other = start("--callback=tests.project.callbacks:tell", CARROT_BROKER_URL=strict_broker.url)
+    assert "permits durable queues only" not in other.log
+    assert (service.stop(), other.stop()) == (0, 0)
+
+
+@pytest.mark.only("rabbitmq4.3")
+def test_a_consumer_that_is_cancelled_for_its_slowness_comes_back_and_the_callback_runs_on(
+    start: StartService, strict_broker: RabbitMQ, ledger: Ledger, tmp_path: Path
+) -> None:
+    queues = {QUEUE: {"arguments": {"x-queue-type": "quorum"}}}
+    service = start(OBEY, f"--queues={json.dumps(queues)}", CARROT_BROKER_URL=strict_broker.url)
+    broker = Broker(strict_broker.url)
+    send(broker, "wait 1", message_id="1")
+    service.wait_for(f"Queue {QUEUE} is not consumed: the broker cancelled the consumer")
+    wait_until(lambda: service.log.count(CONSUMING) == 2)
+    (tmp_path / "ledger.go").touch()
+    send(broker, "last", message_id="2")
+    wait_until(lambda: "end last" in ledger())
+    assert ledger() == ["begin wait 1", "end wait 1", "begin last", "end last"]
+    assert service.stop() == 0
+    assert broker.depth(QUEUE) == 0
+    broker.connection.close()
 
 
 @pytest.mark.parametrize("how", ["publish", "twisted"])

@@ -17,14 +17,15 @@ from carrot_twisted import conf, publisher, topology
 from carrot_twisted.message_log import due_in
 from carrot_twisted.models import MessageLog, Worker
 from carrot_twisted.utilities import create_message, publish_many, publish_message
-from devtools.servers import RabbitMQ, temporary_folder
-from tests.conftest import Broker, root_of_rabbitmq
 from tests.integration.test_service import Ledger, StartService, finished, run
 from tests.processes import constants, wait_until
 from tests.project import tasks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from devtools.servers import RabbitMQ
+    from tests.conftest import Broker
 
 QUORUM = {"x-queue-type": "quorum"}
 
@@ -225,19 +226,6 @@ def test_who_finds_a_deleted_queue_sends_again_what_it_has_lost(
     assert {(row.status, row.attempts) for row in done} == {(MessageLog.COMPLETED, 1)}
     assert len(ledger()) == 21
     assert service.stop() == 0
-
-
-@pytest.fixture
-def strict_broker() -> Iterator[RabbitMQ]:
-    """A RabbitMQ 4 that permits no transient queues and waits 10 seconds for acknowledgements."""
-    configuration = (
-        "deprecated_features.permit.transient_nonexcl_queues = false\nconsumer_timeout = 10000\n"
-    )
-    with (
-        temporary_folder() as folder,
-        RabbitMQ(folder / "rabbitmq", configuration=configuration, root=root_of_rabbitmq()) as node,
-    ):
-        yield node
 
 
 @pytest.mark.once

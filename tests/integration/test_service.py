@@ -17,7 +17,7 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from carrot_twisted import publisher
-from carrot_twisted.models import MessageLog, Worker
+from carrot_twisted.models import Attempt, MessageLog, Worker
 from carrot_twisted.utilities import create_message, publish_many, publish_message
 from tests.processes import ServiceProcess, constants, wait_until
 from tests.project import tasks
@@ -296,6 +296,10 @@ def test_a_task_that_kills_its_worker_fails_after_some_workers(
     assert done.status == MessageLog.FAILED
     assert done.exception == "worker lost 5 times"
     assert done.crashes == 5
+    # The fifth is the one that the row tells of.
+    lost = Attempt.objects.filter(message=deadly.pk).order_by("number")
+    assert list(lost.values_list("number", "outcome")) == [(n, "LOST") for n in (1, 2, 3, 4)]
+    assert len({one.worker for one in lost}) == 4
     assert run(harmless).status == MessageLog.COMPLETED
 
 

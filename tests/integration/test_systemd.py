@@ -11,13 +11,15 @@ import subprocess
 import sysconfig
 import time
 from configparser import ConfigParser
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
 
 from carrot_twisted import conf
-from carrot_twisted.service.engine import CONFIRMS, LAST_WRITES
+from carrot_twisted.service.engine import CONFIRMS
+from carrot_twisted.service.log_writer import LAST_WRITES
 from carrot_twisted.service.protocol import FAREWELL
 from carrot_twisted.tap import EXIT_CONFIG, EXIT_RECYCLE, LAST_MOMENT
 from carrot_twisted.utilities import publish_message
@@ -28,6 +30,8 @@ from tests.project import misbehaving
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from tests.conftest import Broker
 
 pytestmark = pytest.mark.once
 
@@ -110,6 +114,13 @@ class Systemd:
         """The next message."""
         return self.socket.recv(4096).decode()
 
+    def wait_for(self, word: str) -> str:
+        """The next message that has this word."""
+        told = self.next()
+        while word not in told.split("\n"):
+            told = self.next()
+        return told
+
     def signs_for(self, seconds: float) -> int:
         """How many signs of life come in the next seconds; those that wait already do not count."""
         end = time.monotonic() + seconds
@@ -132,6 +143,38 @@ def systemd(tmp_path: Path) -> Iterator[Systemd]:
     one.socket.close()
 
 
+@contextmanager
+def started(
+    unit: str, systemd: Systemd, folder: Path, environment: dict[str, str]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """What the unit starts, as systemd does it, with this environment beside systemd's own.
+
+    Inside the block it is ready.
+    """
+    environment = {
+        **environment,
+        "CARROT_FOLDER": str(REPOSITORY),
+        "PATH": f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}",
+        "DJANGO_SETTINGS_MODULE": "tests.settings",
+        "CARROT_TEST_LEDGER": str(folder / "ledger"),
+    }
+    command = words(service_of(REPOSITORY / "systemd" / unit)["ExecStart"], environment)
+    environment |= {
+        "NOTIFY_SOCKET": systemd.address,
+        "WATCHDOG_USEC": str(int(PERIOD * 1e6)),
+    }
+    with (folder / "log").open("wb") as stream:
+        service = subprocess.Popen(
+            command, cwd="/", env=environment, stdout=stream, stderr=subprocess.STDOUT
+        )
+    try:
+        systemd.wait_for("READY=1")
+        yield service
+    finally:
+        service.kill()
+        service.wait()
+
+
 def test_what_the_unit_starts_is_ready_gives_signs_of_life_and_stops(
     served: None,
     systemd: Systemd,
@@ -139,29 +182,8 @@ def test_what_the_unit_starts_is_ready_gives_signs_of_life_and_stops(
     tmp_path: Path,
     ledger: Any,
 ) -> None:
-    unit = REPOSITORY / "systemd" / "carrot@.service"
-    environment = {
-        **environment_file("shop.env"),
-        "CARROT_FOLDER": str(REPOSITORY),
-        "PATH": f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}",
-        "DJANGO_SETTINGS_MODULE": "tests.settings",
-        "CARROT_TEST_LEDGER": str(tmp_path / "ledger"),
-        **same_servers(broker_url),
-    }
-    command = words(service_of(unit)["ExecStart"], environment)
-    environment |= {
-        "NOTIFY_SOCKET": systemd.address,
-        "WATCHDOG_USEC": str(int(PERIOD * 1e6)),
-    }
-    log = tmp_path / "log"
-    with log.open("wb") as stream:
-        service = subprocess.Popen(
-            command, cwd="/", env=environment, stdout=stream, stderr=subprocess.STDOUT
-        )
-    try:
-        told = ""
-        while "READY=1" not in told:
-            told = systemd.next()
+    environment = {**environment_file("shop.env"), **same_servers(broker_url)}
+    with started("carrot@.service", systemd, tmp_path, environment) as service:
         assert systemd.signs_for(4 * PERIOD) >= 4
         # Nobody else can speak while a task holds Python itself.
         publish_message(misbehaving.hold_gil, 2000, urlsplit(broker_url).port)
@@ -169,10 +191,35 @@ def test_what_the_unit_starts_is_ready_gives_signs_of_life_and_stops(
         # Of 15 in three seconds.
         assert 1 <= systemd.signs_for(3) <= 8
         service.terminate()
-        while "STOPPING=1" not in told:
-            told = systemd.next()
+        systemd.wait_for("STOPPING=1")
         assert service.wait(30) == 0
+    assert "Consuming queue other" in (tmp_path / "log").read_text()
+
+
+def test_so_does_what_the_callbacks_unit_starts_with_the_pages_options(
+    served: None,
+    systemd: Systemd,
+    broker_url: str,
+    broker: Broker,
+    tmp_path: Path,
+    ledger: Any,
+) -> None:
+    environment = {
+        **environment_file("orders.env"),
+        **same_servers(broker_url),
+        "CARROT_CALLBACK": "tests.project.callbacks:obey",
+    }
+    broker.channel.exchange_declare("shop.events", "topic")
+    try:
+        with started("carrot-callback@.service", systemd, tmp_path, environment) as service:
+            assert systemd.signs_for(2 * PERIOD) >= 2
+            broker.channel.basic_publish("shop.events", "order.paid", b"wait")
+            wait_until(lambda: ledger() == ["begin wait"])
+            service.terminate()
+            assert "Stopping; 1 callbacks are still running" in systemd.wait_for("STOPPING=1")
+            (tmp_path / "ledger.go").touch()
+            assert service.wait(30) == 0
     finally:
-        service.kill()
-        service.wait()
-    assert "Consuming queue other" in log.read_text()
+        broker.channel.queue_delete("shop.orders")
+        broker.channel.exchange_delete("shop.events")
+    assert ledger() == ["begin wait", "end wait"]

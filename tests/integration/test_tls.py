@@ -49,7 +49,15 @@ listeners.tcp = none
 listeners.ssl.default = 127.0.0.1:{port}
 ssl_options.certfile = {folder}/server.pem
 ssl_options.keyfile = {folder}/server.key
+ssl_options.cacertfile = {folder}/trusted.pem
+ssl_options.verify = verify_peer
+ssl_options.fail_if_no_peer_cert = false
+auth_mechanisms.1 = PLAIN
+auth_mechanisms.2 = EXTERNAL
+ssl_cert_login_from = common_name
 """
+#: Lets certificates name their users.
+PLUGIN = "rabbitmq_auth_mechanism_ssl"
 
 #: Options of Erlang's TLS, and their files.
 LISTENER = {"certfile": "server.pem", "keyfile": "server.key", "cacertfile": "trusted.pem"}
@@ -131,7 +139,9 @@ def tls_broker(folder: Path) -> Iterator[RabbitMQ]:
     configuration = CONFIGURATION.format(port=port, folder=folder)
     with (
         temporary_folder() as place,
-        running(RabbitMQ(place / "rabbitmq", port=port, configuration=configuration)) as server,
+        running(
+            RabbitMQ(place / "rabbitmq", port=port, configuration=configuration, plugins=[PLUGIN])
+        ) as server,
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setenv("SSL_CERT_FILE", str(folder / "trusted.pem"))
@@ -368,6 +378,37 @@ def clean_reactor() -> Iterator[None]:
     """Fail a test that leaves timers or connections behind."""
     with left_clean():
         yield
+
+
+# Twisted's own, of client certificates.
+@pytest.mark.filterwarnings("ignore:Passing pyOpenSSL")
+@in_reactor
+async def test_who_shows_a_certificate_may_be_the_user_that_it_names(
+    clean_reactor: None, tls_broker: RabbitMQ, strict_url: str, folder: Path
+) -> None:
+    """SASL EXTERNAL, as on the brokers of fedora-messaging; the URL's password is not used."""
+    host = VirtualHost(
+        strict_url.replace(tls_broker.password, "wrong"), **files(folder, "client"), external=True
+    )
+    protocols: list[CarrotProtocol] = []
+    connection = BrokerConnection(host, "testing", protocols.append, reactor)
+    connection.start()
+    stranger = "user that the certificate names or its password is refused"
+    await until(lambda: stranger in (connection.problem or ""))
+    # The name in the certificate.
+    name = '<<"the project">>'
+    tls_broker.ctl(
+        "eval",
+        f'rabbit_auth_backend_internal:add_user({name}, <<"not used">>, <<"test">>), '
+        f"rabbit_auth_backend_internal:set_permissions({name}, "
+        f'<<"{tls_broker.name}">>, <<>>, <<>>, <<".*">>, <<"test">>).',
+    )
+    await until(lambda: protocols, 20)
+    blocking = host.blocking_connection
+    users = tls_broker.ctl("list_connections", "user").splitlines()
+    blocking.close()
+    assert users.count("the project") == 2
+    await soon(connection.stop(), FAREWELL + 3)
 
 
 @in_reactor

@@ -14,7 +14,7 @@ from twisted.internet.defer import succeed
 from twisted.internet.threads import blockingCallFromThread
 
 import carrot_twisted
-from carrot_twisted.exceptions import Drop, HaltConsumer, Nack
+from carrot_twisted.exceptions import Drop, HaltConsumer, Nack, PermanentFailure
 from tests.project.tasks import ledger
 
 if TYPE_CHECKING:
@@ -46,13 +46,18 @@ def _obey(text: str, message: Message) -> None:
             if not message.redelivered:
                 raise Nack
         case ["drop"]:
-            raise Drop
+            raise Drop("not wanted")
         case ["halt", *arguments]:
             raise HaltConsumer(int(arguments[0]), "enough", requeue="requeue" in arguments)
         case ["fail", *_]:
             raise ValueError(text)
         case ["exit"]:
             raise SystemExit(4)
+        case ["mend", *_]:
+            if not Path(os.environ["CARROT_TEST_LEDGER"]).with_name("ledger.go").exists():
+                raise ValueError(text)
+        case ["permanent"]:
+            raise PermanentFailure(text)
         case ["wait", "halt", code]:
             wait()
             raise HaltConsumer(int(code))

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from django.db import connection
-from django.db.utils import OperationalError
+from django.db import connection, transaction
+from django.db.utils import DatabaseError, OperationalError
 
 from carrot_twisted.handlers import Message, PermanentFailure, message_handler
 from carrot_twisted.limits import time_limit
@@ -128,6 +130,17 @@ def count(body: Any) -> None:
     ledger(f"count {body} {MessageLog.objects.filter(task='no such task').count()}")
 
 
+def disorder(body: Any) -> None:
+    """Leave a transaction behind that the database has aborted, or ask the database."""
+    if body == "break":
+        transaction.atomic().__enter__()
+        with suppress(DatabaseError), connection.cursor() as cursor:
+            cursor.execute("SELECT no_such_column")
+    else:
+        MessageLog.objects.exists()
+    ledger(f"disorder {body}")
+
+
 def crowd(body: Any) -> None:
     """Say how many of these are at work at once."""
     name = threading.current_thread().name
@@ -143,6 +156,17 @@ def delayed(message: Message) -> None:
         raise ValueError("later")
 
 
+def deadly(body: Any) -> None:
+    """Kill the process, as a fault in a library written in C does; others take a while."""
+    ledger(f"deadly {body}")
+    if body == "die":
+        # Those that run beside it are under way, too.
+        time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGSEGV)
+    time.sleep(0.2 if body == "beside" else 0.001)
+    ledger(f"survived {body}")
+
+
 def backoff(retries: int) -> float:
     """Quick retries."""
     return (0.1, 0.3, 0.5)[min(retries, 2)]
@@ -150,7 +174,7 @@ def backoff(retries: int) -> float:
 
 def falling_backoff(retries: int) -> float:
     """Each delay is shorter than the one before it."""
-    return 0.7 - 0.05 * retries
+    return 0.8 - 0.1 * retries
 
 
 if "CARROT_TEST_HANDLERS" in os.environ:
@@ -171,6 +195,8 @@ if "CARROT_TEST_HANDLERS" in os.environ:
         "count": count,
         "crowd": crowd,
         "delayed": delayed,
+        "deadly": deadly,
+        "disorder": disorder,
     }
     for _name, _handler in _handlers.items():
         message_handler(f"handled.{_name}")(_handler)

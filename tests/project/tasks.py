@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -126,6 +127,17 @@ def session_killed() -> str:
             cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
         cursor.execute("SELECT 'alive'")
         return str(cursor.fetchone()[0])
+
+
+def talk(path: str, lock: bool = False) -> str:
+    """Say something, and go on until a file appears; all the while the own row may be locked."""
+    run = execution.current.get()
+    assert run is not None
+    with transaction.atomic() if lock else contextlib.nullcontext():
+        if lock:
+            MessageLog.objects.select_for_update().get(pk=run.uuid)
+        logger.info("attempt %s has begun", run.attempt)
+        return wait_for_file(path)
 
 
 def wait_for_file(path: str, seconds: float = 30.0) -> str:

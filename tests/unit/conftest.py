@@ -48,6 +48,9 @@ class RecordingPublisher:
     ) -> None:
         self.posts.append((host, post, settled))
 
+    def alarm(self, host: VirtualHost) -> str | None:
+        return None
+
 
 @pytest.fixture(autouse=True)
 def handed_over() -> Iterator[RecordingPublisher]:

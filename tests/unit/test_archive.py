@@ -14,6 +14,7 @@ from django.core.management import CommandError, call_command, load_command_clas
 
 from carrot_twisted import archive, conf, handlers
 from carrot_twisted.archive import Archived, Filters
+from carrot_twisted.exceptions import CarrotConfigException
 from carrot_twisted.management.commands import carrot_archive
 from carrot_twisted.management.progress import INTERVAL, PATIENCE, Progress
 
@@ -74,6 +75,24 @@ def test_archives_are_those_of_the_handlers_or_of_the_names(
     assert [one.name for one in archive.archives(settings, [])] == ["a.archived", "b.archived"]
     named = archive.archives(settings, ["b.archived", "gone", "b"])
     assert [one.queue for one in named] == ["b", "gone"]
+
+
+def test_dead_letters_of_a_queue_of_tasks_are_an_archive_as_well(
+    monkeypatch: pytest.MonkeyPatch, settings: Any
+) -> None:
+    monkeypatch.setattr(handlers, "_registry", {})
+    settings.CARROT = {
+        "default_broker": "amqp://near/",
+        "queues": [{"name": "tasks", "host": "amqp://far/"}],
+    }
+    (one,) = archive.archives(conf.current(), ["tasks.dead", "tasks.dead"])
+    assert (one.name, one.queue, one.host.host) == ("tasks.dead", "tasks", "far")
+    with pytest.raises(CarrotConfigException, match="Cannot find queue called gone"):
+        archive.archives(conf.current(), ["gone.dead"])
+    # A handler may have such a name, too.
+    handlers.message_handler("tasks.dead")(lambda body: None)
+    (one,) = archive.archives(conf.current(), ["tasks.dead"])
+    assert (one.name, one.queue, one.host.host) == ("tasks.dead.archived", "tasks.dead", "near")
 
 
 def test_what_is_replayed_has_not_the_counts_of_its_former_life() -> None:

@@ -4,10 +4,14 @@
 from __future__ import annotations
 
 import functools
+import subprocess
+import sys
 from typing import Any
+from unittest import mock
 
 import pytest
-from django.db.utils import OperationalError
+from django.db import connections
+from django.db.utils import ConnectionHandler, OperationalError
 
 import carrot_twisted
 from carrot_twisted import callbacks, conf, handling
@@ -21,8 +25,10 @@ from carrot_twisted.exceptions import (
 )
 from carrot_twisted.retry import Action, Decision
 from carrot_twisted.virtual_host import VirtualHost
+from tests.processes import REPOSITORY
 from tests.project import callbacks as project
 
+QUORUM: dict[str, Any] = {"arguments": {"x-queue-type": "quorum"}}
 LOCKED = OperationalError("database is locked")
 LOCKED.__cause__ = type("Locked", (Exception,), {"sqlite_errorcode": 5})()
 
@@ -217,11 +223,16 @@ class TestQueues:
             ({"queues": {"a": {"durable": 1}}}, "'durable' is True or False, not 1"),
             ({"queues": {"a": {"arguments": {"x": object}}}}, "values that AMQP knows"),
             ({"queues": {"a": {"arguments": {"x-queue-type": "stream"}}}}, "not 'stream'"),
+            ({"queues": {"a": {**QUORUM, "durable": False}}}, "a quorum queue is durable"),
+            ({"queues": {"a": {**QUORUM, "exclusive": True}}}, "a quorum queue is durable"),
+            ({"queues": {"a": {**QUORUM, "auto_delete": True}}}, "a quorum queue is durable"),
             ({"queues": {"": {"auto_delete": False}}}, "Give it a name"),
             ({"queues": {"": {}}, "on_error": "archive"}, "needs a queue with a name"),
             ({"exchanges": ["e"]}, "exchanges is a dictionary"),
             ({"exchanges": {"e": {"type": 7}}}, "a type of exchanges"),
             ({"on_error": "ignore"}, "'halt' or 'archive', not 'ignore'"),
+            ({"log": "some"}, "log is one of all, failures, none, not 'some'"),
+            ({"log": True}, "log is one of all, failures, none, not True"),
             ({"concurrency": 0}, "concurrency is a whole number"),
             ({"prefetch_count": 0}, "prefetch_count is a whole number"),
             ({"prefetch_count": 2, "concurrency": 3}, "prefetch_count of 2, 3 callbacks never"),
@@ -232,6 +243,77 @@ class TestQueues:
     def test_what_makes_no_sense_is_told(self, given: dict[str, Any], text: str) -> None:
         with pytest.raises(InvalidCallback, match=text):
             queues(**given)
+
+
+class TestLog:
+    """Which messages get a row."""
+
+    def test_failures_by_default_in_a_project_with_a_database(self) -> None:
+        assert [queue.log for queue in queues(queues={"a": {}, "b": {}})] == ["failures"] * 2
+
+    @pytest.mark.parametrize("log", ["all", "failures", "none"])
+    def test_what_is_asked_for(self, log: str) -> None:
+        assert queues(log=log)[0].log == log
+
+    def test_none_without_a_database_and_what_asks_for_rows_is_told_the_remedy(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # As Django has it where DATABASES is missing.
+        without = ConnectionHandler({}).settings
+        monkeypatch.setattr(connections, "settings", without)
+        assert queues()[0].log == queues(log="none")[0].log == "none"
+        for log in ("all", "failures"):
+            with pytest.raises(InvalidCallback, match=rf"log='{log}'.*--settings or DJANGO_SETT"):
+                queues(log=log)
+
+    def test_without_a_project_nothing_of_a_database_is_loaded(self) -> None:
+        program = (
+            "import sys\n"
+            "from carrot_twisted import callbacks, conf\n"
+            "conf.set_up()\n"
+            "from carrot_twisted.service.consumption import Consumption\n"
+            "from twisted.internet.task import Clock\n"
+            "made = callbacks.queues_of(print, queues={'mine': {}})\n"
+            "one = Consumption(made, Clock())\n"
+            "print(made[0].log, one.silence)\n"
+            "print([m for m in sys.modules if m.startswith(('psycopg', 'sqlite3', 'MySQL'))])\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env={"PYTHONPATH": str(REPOSITORY)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines() == ["none 0.0", "[]"]
+
+
+class TestFailure:
+    """What the row of a message tells."""
+
+    @pytest.mark.parametrize(
+        ("error", "counts"),
+        [
+            (None, False),
+            (Nack(), False),
+            (HaltConsumer(), False),
+            (HaltConsumer(requeue=True), False),
+            (HaltConsumer(3), True),
+            (HaltConsumer(3, requeue=True), True),
+            (Drop(), True),
+            (ValueError(), True),
+            (SystemExit(0), True),
+            (PermanentFailure(), True),
+        ],
+    )
+    def test_what_counts_as_one(self, error: BaseException | None, counts: bool) -> None:
+        def call() -> None:
+            if error is not None:
+                raise error
+
+        failure = handling.handle(call)
+        assert callbacks.failure_of(failure) == (failure if counts else None)
 
 
 class TestDecide:
@@ -297,6 +379,13 @@ def test_the_package_has_the_functions_and_no_others() -> None:
         assert getattr(carrot_twisted, name).__module__ == "carrot_twisted.messaging"
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = carrot_twisted.nothing
+
+
+def test_tests_of_others_may_put_a_mock_in_the_place_of_publish() -> None:
+    with mock.patch("carrot_twisted.publish") as publish:
+        carrot_twisted.publish({"number": 8}, "amq.topic", "shop.order.paid")
+    publish.assert_called_once_with({"number": 8}, "amq.topic", "shop.order.paid")
+    assert carrot_twisted.publish.__module__ == "carrot_twisted.messaging"
 
 
 @pytest.mark.parametrize("function", [carrot_twisted.consume, carrot_twisted.twisted_consume])

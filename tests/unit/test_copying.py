@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import pika
@@ -100,6 +101,23 @@ def test_where_it_was_published_to_is_known_also_of_a_copy(queue: Any) -> None:
     assert copying.origin_of(delivery("x", "y", headers=post.properties.headers)) == ("x", "y")
 
 
+def test_a_fingerprint_is_of_one_message_of_one_queue_however_often_it_comes() -> None:
+    def told(queue: str = "mail", exchange: str = "data", **properties: Any) -> str:
+        return copying.fingerprint(delivery(exchange, **properties), queue)
+
+    one = told(headers={"a": 1}, message_id="\udc80")
+    assert len(one) == 64
+    again = {"a": 1, "x-delivery-count": 3, "x-acquired-count": 4}
+    assert told(headers=again, message_id="\udc80") == one
+    others = [
+        told("other", headers={"a": 1}, message_id="\udc80"),
+        told(exchange="other", headers={"a": 1}, message_id="\udc80"),
+        told(headers={"a": 2}, message_id="\udc80"),
+        told(headers={"a": 1}),
+    ]
+    assert len({one, *others}) == 5
+
+
 def test_it_goes_to_the_queue_of_its_delay_or_to_the_archive(queue: Any) -> None:
     post = copy(queue, delivery(), Decision(action=Action.RETRY, delay=5))
     assert post.routing_key == "mail.retry.6000ms"
@@ -109,6 +127,13 @@ def test_it_goes_to_the_queue_of_its_delay_or_to_the_archive(queue: Any) -> None
     assert [step.arguments["queue"] for step in post.steps] == ["mail.archived"]
     assert post.properties.headers["x-carrot-reason"] == "because"
     assert "x-retry-count" not in post.properties.headers
+
+
+def test_the_retries_are_counted_in_the_header_of_the_settings(queue: Any) -> None:
+    policy = dataclasses.replace(queue.policy, header="x-tries")
+    queue = dataclasses.replace(queue, policy=policy)
+    headers = copy(queue, delivery(headers={"x-tries": 1, "x-retry-count": 7})).properties.headers
+    assert (headers["x-tries"], headers["x-retry-count"]) == (2, 7)
 
 
 def test_the_properties_of_a_copy_fit_into_a_frame(queue: Any) -> None:
@@ -155,6 +180,13 @@ class TestLayout:
             *("mail.archived", "mail.retry.200ms"),
             "mail",
         ]
+
+    def test_arguments_of_the_handler_are_the_work_queues_only(self) -> None:
+        layout = Layout(name="mail", arguments={"x-max-length": 5, "x-max-priority": 3})
+        archive, retry, _, _, work = layout.steps([200])
+        assert work.arguments["arguments"].items() >= {("x-max-length", 5), ("x-max-priority", 3)}
+        for other in (archive, retry):
+            assert not {"x-max-length", "x-max-priority"} & set(other.arguments["arguments"])
 
     def test_all_queues_of_a_quorum_queue_are_quorum_queues_and_drop_nothing(self) -> None:
         lazy = {"x-message-ttl": 5, "x-queue-mode": "lazy"}

@@ -44,14 +44,14 @@ class TestMissingPackages:
         assert re.fullmatch(r"python3\.\d+-venv", venv)
         assert others == ["rabbitmq-server", "postgresql"]
 
-    def test_what_only_tests_use_is_asked_for_by_them(
+    def test_what_only_tests_run_is_asked_for_by_them(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("shutil.which", lambda program: None)
-        assert {*servers.PROGRAMS} <= {*servers.find_missing(tests=True)}
-        assert not {*servers.PROGRAMS} & {*servers.find_missing()}
+        assert {*servers.TOOLS} <= {*servers.find_missing(tools=True)}
+        assert not {*servers.TOOLS} & {*servers.find_missing()}
         monkeypatch.setattr("shutil.which", lambda program: f"/usr/bin/{program}")
-        assert not {*servers.PROGRAMS} & {*servers.find_missing(tests=True)}
+        assert not {*servers.TOOLS} & {*servers.find_missing(tools=True)}
 
     def test_servers_that_are_not_needed_are_not_asked_for(self) -> None:
         missing = servers.find_missing(rabbitmq=False, postgresql=False)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID, uuid4
@@ -31,6 +32,7 @@ from carrot_twisted.service.delivery import Delivery, SafeChannel, Settler
 from carrot_twisted.service.dispatcher import Dispatcher, Job
 from carrot_twisted.service.hooked_dispatcher import HookedDispatcher
 from carrot_twisted.service.log_writer import Claim, Finish
+from carrot_twisted.service.pool import Slot
 from carrot_twisted.service.quarantine import Quarantine
 from carrot_twisted.service.tally import Tally
 from carrot_twisted.task_logging import Transcript
@@ -277,6 +279,23 @@ class TestTheWay:
                 completed=1, failed=1, wait={40: 1, 44: 1}, run={40: 1, 44: 1}
             )
         }
+
+    def test_what_has_run_for_long_is_told_while_it_runs(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        now = [100.0]
+        monkeypatch.setattr(time, "monotonic", lambda: now[0])
+        pool = desk.dispatcher._pool
+        pool._slots = [Slot(str(n)) for n in range(4)]
+        desk.start(3)
+        jobs = desk.jobs()
+        for slot, job, since in zip(pool._slots, jobs, (98.0, 98.0, 99.5), strict=False):
+            slot.job, slot.since = job, since
+        # Its end is told already, and its thread not yet free.
+        jobs[1].result = Result(kind=Kind.FAILED)
+        assert desk.dispatcher.long_runs(1.0) == [jobs[0].run]
+        now[0] = 100.5
+        assert desk.dispatcher.long_runs(1.0) == [jobs[0].run, jobs[2].run]
 
     def test_no_more_is_claimed_than_the_pace_allows(self) -> None:
         desk = Desk(concurrency=2)
@@ -1080,6 +1099,17 @@ class TestStop:
         assert all(op.finished.result.started for op in finishes), "it has begun: one attempt"
         assert desk.channel.acked == {1, 2}
         assert desk.dispatcher.running == 0
+
+    def test_what_they_have_logged_until_then_is_kept(self, desk: Desk) -> None:
+        desk.start(2)
+        job, unbegun = desk.jobs()
+        assert job.run is not None
+        job.run.transcript = Transcript(100)
+        job.run.transcript.add("so far")
+        desk.dispatcher.stop_claiming()
+        desk.dispatcher.release_running()
+        logs = {op.job.uuid: op.finished.result.log for op in desk.write()}
+        assert logs == {job.uuid: "so far", unbegun.uuid: ""}
 
     def test_at_the_deadline_a_claim_without_an_answer_is_left_alone(self, desk: Desk) -> None:
         """The database is away: there is no run whose row could be released."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,17 @@ def message(body: bytes = b"{}", content_type: str | None = "application/json", 
         retries=0,
         accept=accept,
     )
+
+
+def test_arguments_are_the_originals_in_its_order() -> None:
+    parameters = list(inspect.signature(message_handler).parameters.values())[:4]
+    assert [(one.name, one.default) for one in parameters] == [
+        ("routing_keys", inspect.Parameter.empty),
+        ("queue", None),
+        ("exchange", "default"),
+        ("queue_arguments", None),
+    ]
+    assert {one.kind for one in parameters} == {inspect.Parameter.POSITIONAL_OR_KEYWORD}
 
 
 class TestNames:

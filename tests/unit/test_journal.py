@@ -14,7 +14,7 @@ from django.db import transaction
 from hypothesis import given
 from hypothesis import strategies as st
 
-from carrot_twisted import conf, handlers, housekeeping, outbox, records
+from carrot_twisted import conf, handlers, housekeeping, outbox, records, showing
 from carrot_twisted.exceptions import InvalidMessage, InvalidQueueRegistration
 from carrot_twisted.models import MessageLog
 from carrot_twisted.outcomes import Verdict
@@ -157,7 +157,7 @@ def test_of_one_that_was_handled_the_row_is_completed(desk: Desk, settings: Any)
     ],
 )
 def test_a_body_is_shown_as_people_read_it(body: bytes, encoding: str | None, shown: str) -> None:
-    assert journal.readable(body, encoding, 100) == shown
+    assert showing.readable(body, encoding, 100) == shown
 
 
 DEEP: list[Any] = []
@@ -231,6 +231,22 @@ class TestWithoutTheDatabase:
         for _ in range(2):
             desk.journal.note(handled(queue))
         assert len(desk.entries) == 1
+
+    def test_what_is_said_of_a_row_first_counts(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An error that ends a batch is told to all of it, also to what had been committed."""
+        monkeypatch.setattr(journal, "MAX_WAITING", journal.ROW_SIZE + 4)
+        queue = queue_of()
+        desk.journal.note(handled(queue))
+        desk.entries[0].done(None)
+        desk.entries[0].done("broken")
+        desk.clock.advance(0)
+        for _ in range(2):
+            desk.journal.note(handled(queue))
+        assert len(desk.entries) == 2
+        desk.journal.stop()
+        assert [line.partition("MessageLog: ")[2][:8] for line in desk.told] == ["too many"]
 
     def test_what_the_database_refuses_is_told_at_the_end_at_the_latest(self, desk: Desk) -> None:
         desk.journal.note(handled(queue_of()))

@@ -21,6 +21,7 @@ from django.db import (
     transaction,
 )
 from django.utils import timezone
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from carrot_twisted import outbox, records
@@ -28,7 +29,7 @@ from carrot_twisted.models import MessageLog
 from carrot_twisted.outcomes import Kind, Result, Verdict
 from carrot_twisted.records import Claimant, Claimed, Finished
 from carrot_twisted.service import log_writer
-from carrot_twisted.service.log_writer import Claim, Confirmed, Entry, Finish, LogWriter
+from carrot_twisted.service.log_writer import Claim, Confirmed, Entry, Finish, Lines, LogWriter
 from tests.unit.test_outcomes import driver_error
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class Desk:
             ),
             "default",
             self.reactor,
+            away="is away, nothing new is started",
             on_away=lambda reason: self.told.append(f"away: {reason}"),
             on_back=lambda: self.told.append("back"),
             on_broken=lambda failure: self.told.append(f"broken: {failure.value}"),
@@ -102,6 +104,12 @@ class Desk:
         told: list[str | None] = []
         for row in rows:
             self.writer.submit(Entry(row=partial(_same, row), done=told.append))
+        return told
+
+    def log(self, pk: UUID, text: str, token: int = 7) -> list[bool]:
+        """Have a log written; returns what is told of that."""
+        told: list[bool] = []
+        self.writer.submit(Lines(uuid=pk, token=token, text=lambda: text, done=told.append))
         return told
 
     def listen(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -246,6 +254,18 @@ class TestARowOfAHandledMessage:
         # And a savepoint.
         assert commits.calls <= 2
 
+    @pytest.mark.parametrize("error", [ValueError("no text"), SystemExit("a router's")])
+    def test_an_error_that_is_no_databases_costs_the_rows_of_its_batch_only(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch, error: BaseException
+    ) -> None:
+        monkeypatch.setattr(records, "add", Failing(records.add, error))
+        told = desk.enter(entry())
+        desk.work()
+        later = desk.enter(entry())
+        desk.work()
+        assert (told, later) == ([str(error)], [None])
+        assert desk.told == [f"broken: {error}"]
+
     def test_it_waits_for_a_database_that_is_away(
         self, desk: Desk, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -258,6 +278,15 @@ class TestARowOfAHandledMessage:
         assert (told, add.calls) == ([None], 4)
         assert desk.told[0].startswith("away")
         assert MessageLog.objects.get().pk == row.pk
+
+    def test_one_that_others_hold_up_to_the_end_is_told_as_left_out(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(records, "add", Failing(records.add, *[LOCKED] * 3))
+        told = desk.enter(entry())
+        desk.work()
+        assert told == ["others' transactions were in the way to the end"]
+        assert not MessageLog.objects.exists()
 
     def test_one_that_is_refused_keeps_nothing_else_from_being_written(
         self, desk: Desk, monkeypatch: pytest.MonkeyPatch
@@ -684,3 +713,114 @@ class TestCalls:
         assert MessageLog.objects.count() == 2
         assert status(pk) == "COMPLETED"
         assert isinstance(desk.answers[waiting], Claimed)
+
+
+class TestEnd:
+    """The thread is a Deferred here, which fires when all is written."""
+
+    def end(self, desk: Desk) -> list[bool]:
+        told: list[bool] = []
+        desk.writer._stopped = Deferred()
+        Deferred.fromCoroutine(desk.writer.end(3.0)).addCallback(told.append)
+        return told
+
+    def test_it_waits_until_all_is_written(self, desk: Desk) -> None:
+        told = self.end(desk)
+        desk.reactor.advance(2.9)
+        assert told == []
+        assert desk.writer._stopped is not None
+        desk.writer._stopped.callback(None)
+        assert told == [True]
+        assert not desk.writer._given_up.is_set()
+
+    def test_but_not_for_a_database_that_does_not_answer(self, desk: Desk) -> None:
+        told = self.end(desk)
+        desk.reactor.advance(3.0)
+        assert told == [False]
+        assert desk.writer._given_up.is_set()
+
+    def test_nor_at_all_for_one_that_is_away(self, desk: Desk) -> None:
+        desk.writer._outage.failed("connection refused")
+        self.end(desk)
+        assert desk.writer._given_up.is_set()
+
+
+class TestLogsOfRunningTasks:
+    def test_they_are_written_with_the_rest_of_the_batch(self, desk: Desk) -> None:
+        one, other, ended = running(), running(), running()
+        told = [desk.log(one, "a"), desk.log(other, "b"), desk.log(ended, "so far")]
+        desk.finish(ended, log="all")
+        desk.work()
+        assert told == [[True], [True], [False]]
+        logs = dict(MessageLog.objects.values_list("pk", "log"))
+        assert logs == {one: "a", other: "b", ended: "all"}
+
+    def test_what_the_database_refuses_is_not_tried_again_and_harms_nobody(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        log = records.log
+
+        def checked(logs: list[tuple[UUID, int, str]], using: str) -> set[UUID]:
+            if any(text == "bad" for _, _, text in logs):
+                raise REFUSED
+            return log(logs, using)
+
+        monkeypatch.setattr(records, "log", checked)
+        bad, good, ended = running(), running(), running()
+        told = [desk.log(bad, "bad"), desk.log(good, "good")]
+        desk.finish(ended)
+        desk.work()
+        assert told == [[True], [True]]
+        assert dict(MessageLog.objects.values_list("pk", "log")) == {
+            bad: None,
+            good: "good",
+            ended: "",
+        }
+        assert desk.told == []
+
+    def test_they_are_told_when_the_database_is_back(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(records, "log", Failing(records.log, AWAY, AWAY))
+        pk = running()
+        told = desk.log(pk, "a")
+        desk.work()
+        assert told == [True]
+        assert MessageLog.objects.get().log == "a"
+
+
+def test_tasks_that_are_short_and_end_cost_two_statements_a_batch(desk: Desk) -> None:
+    """One claims, one writes the ends: neither statistics, attempts nor logs add any."""
+    waiting = [published() for _ in range(20)]
+    ended = [running() for _ in range(20)]
+    desk.claim(*waiting)
+    for pk in ended:
+        desk.finish(pk)
+    assert [sql.split()[:2] for sql in statements_of(desk)] == [
+        ["UPDATE", "carrot_twisted_messagelog"],
+        ["UPDATE", "carrot_twisted_messagelog"],
+    ]
+    assert {status(pk) for pk in waiting} == {"IN_PROGRESS"}
+    assert {status(pk) for pk in ended} == {"COMPLETED"}
+
+
+def test_the_logs_of_those_that_go_on_cost_one_more_each(desk: Desk) -> None:
+    """On SQLite; PostgreSQL takes all of them in one."""
+    desk.finish(running())
+    for _ in range(2):
+        desk.log(running(), "a")
+    assert len(statements_of(desk)) == 3
+
+
+def statements_of(desk: Desk) -> list[str]:
+    """Let the writer work; all that it executes, but for transactions."""
+    statements: list[str] = []
+
+    def keep(execute: Callable[..., Any], sql: str, *given: Any) -> Any:
+        if not sql.startswith("BEGIN"):
+            statements.append(sql)
+        return execute(sql, *given)
+
+    with connection.execute_wrapper(keep):
+        desk.work()
+    return statements

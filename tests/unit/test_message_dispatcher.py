@@ -11,24 +11,62 @@ from typing import TYPE_CHECKING, Any
 import pika
 import pytest
 from django.db.utils import OperationalError
+from twisted.internet.defer import Deferred
 
 from carrot_twisted import conf, handlers
+from carrot_twisted.begun_message import Losses
 from carrot_twisted.exceptions import PermanentFailure
 from carrot_twisted.service import copying
 from carrot_twisted.service.delivery import Delivery, Settler
+from carrot_twisted.service.loss_counter import LossCounter
 from carrot_twisted.service.message_dispatcher import COPY_RETRY, LAST_COPIES, MessageDispatcher
 from carrot_twisted.service.quarantine import Quarantine
 from tests.unit.test_delivery import Channel
 from tests.unit.test_dispatcher import Reactor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from carrot_twisted.outbox import Post
     from carrot_twisted.service.journal import Handled
 
 LOCKED = OperationalError("database is locked")
 LOCKED.__cause__ = type("Locked", (Exception,), {"sqlite_errorcode": 5})()
+
+
+class Counter(LossCounter):
+    """Has the records in memory; the database answers when ``answer`` is called, or at once."""
+
+    def __init__(self) -> None:
+        self._losses = Losses(worker="here", limit=4, using="default")
+        self.lost: dict[str, int] = {}
+        self.asked: list[tuple[list[str], bool]] = []
+        self.noted: list[str] = []
+        self.error: Exception | None = None
+        self.waiting: list[Callable[[], None]] | None = None
+
+    def begin(self, fingerprints: Collection[str], *, alone: bool) -> Deferred[dict[str, int]]:
+        keys = list(fingerprints)
+        self.asked.append((keys, alone))
+        result: Deferred[dict[str, int]] = Deferred()
+        error = self.error
+
+        def answer() -> None:
+            if error is not None:
+                result.errback(error)
+                return
+            lost = {key: self.lost.get(key, 0) for key in keys}
+            self.noted += [key for key in keys if self.may_begin(lost[key], alone=alone)]
+            result.callback(lost)
+
+        if self.waiting is None:
+            answer()
+        else:
+            self.waiting.append(answer)
+        return result
+
+    def end(self, fingerprint: str) -> None:
+        self.noted.remove(fingerprint)
 
 
 class Desk:
@@ -39,8 +77,10 @@ class Desk:
         self.handled: list[bytes] = []
         self.errors: dict[bytes, BaseException] = {}
         self.meanwhile: Callable[[], object] = lambda: None
+        self.returned: object = None
         self.sent: list[tuple[Post, Callable[[str | None], None]]] = []
         self.settled: list[Handled] = []
+        self.counter = Counter()
         handlers.message_handler("mail")(self.handle)
         (queue,) = handlers.queues(conf.current())
         self.dispatcher = MessageDispatcher(
@@ -48,15 +88,17 @@ class Desk:
             concurrency=concurrency,
             send=lambda post, settled: self.sent.append((post, settled)),
             note=self.settled.append,
+            losses=self.counter,
             reactor=self.clock,
         )
         self.open_channel()
 
-    def handle(self, message: handlers.Message) -> None:
+    def handle(self, message: handlers.Message) -> object:
         self.handled.append(message.body)
         self.meanwhile()
         if message.body in self.errors:
             raise self.errors[message.body]
+        return self.returned
 
     def open_channel(self) -> None:
         self.channel = Channel()
@@ -80,6 +122,7 @@ class Desk:
 
     def work(self) -> int:
         """Do what the threads have to do; how much that was."""
+        self.turn()
         jobs = self.dispatcher._pool.recall()
         for job in jobs:
             self.dispatcher._work(job)
@@ -111,6 +154,14 @@ def test_a_message_is_acknowledged_when_its_handler_has_returned(desk: Desk) -> 
     desk.work()
     assert desk.channel.frames == [("ack", 3, True)]
     assert (desk.dispatcher.running, desk.dispatcher.finished) == (0, 3)
+
+
+@pytest.mark.parametrize("returned", [False, 0, ValueError("returned"), "requeue"])
+def test_what_a_handler_returns_is_not_used(desk: Desk, returned: object) -> None:
+    desk.returned = returned
+    desk.deliver()
+    desk.work()
+    assert (desk.channel.acked, desk.sent) == ({1}, [])
 
 
 def test_no_more_is_begun_than_the_pace_allows(desk: Desk) -> None:
@@ -465,6 +516,155 @@ def test_while_a_suspect_runs_nothing_begins(desk: Desk) -> None:
     assert desk.work() == 2
 
 
+class TestLostProcesses:
+    """A handler that kills its process meets its message again, and the broker does not count."""
+
+    @pytest.fixture
+    def quarantine(self, desk: Desk) -> Quarantine:
+        return Quarantine([desk.dispatcher], desk.clock)
+
+    @staticmethod
+    def key(body: bytes = b"body") -> str:
+        given = pika.BasicProperties()
+        delivery = Delivery(None, 0, given, body, "", "mail")  # type: ignore[arg-type]
+        return copying.fingerprint(delivery, "mail")
+
+    def test_what_comes_for_the_first_time_is_not_noted(self, desk: Desk) -> None:
+        desk.deliver()
+        desk.work()
+        assert (desk.counter.asked, desk.handled) == ([], [b"body"])
+
+    @pytest.mark.parametrize("error", [None, ValueError("no"), LOCKED, SystemExit(1)])
+    def test_what_comes_again_is_noted_until_its_handler_has_ended(
+        self, desk: Desk, error: BaseException | None
+    ) -> None:
+        if error is not None:
+            desk.errors[b"body"] = error
+        noted: list[str] = []
+        desk.meanwhile = lambda: noted.extend(desk.counter.noted)
+        desk.deliver(redelivered=True)
+        desk.work()
+        assert (noted, desk.counter.noted) == ([self.key()], [])
+        assert desk.handled == [b"body"]
+
+    def test_messages_that_come_together_are_noted_together(self, desk: Desk) -> None:
+        bodies = [b"one", b"two", b"three"]
+        desk.counter.lost = {self.key(b"two"): 1}
+        for body in bodies:
+            desk.deliver(body, redelivered=True)
+        assert desk.work() == 3
+        assert desk.counter.asked == [([self.key(body) for body in bodies], False)]
+        assert (desk.handled, desk.counter.noted) == (bodies, [])
+
+    def test_while_the_database_has_a_batch_the_next_collects(self, desk: Desk) -> None:
+        desk.counter.waiting = []
+        for body in (b"one", b"two", b"three"):
+            desk.deliver(body, redelivered=True)
+            assert desk.work() == 0
+        desk.counter.waiting.pop()()
+        desk.counter.waiting.pop()()
+        assert [len(keys) for keys, _ in desk.counter.asked] == [1, 2]
+        assert desk.work() == 3
+
+    @pytest.mark.usefixtures("quarantine")
+    def test_one_that_has_cost_processes_runs_alone_and_the_others_after_it(
+        self, desk: Desk
+    ) -> None:
+        key = self.key(b"suspect")
+        desk.counter.lost[key] = 2
+        beside = desk.deliver(b"beside")
+        suspect = desk.deliver(b"suspect", redelivered=True)
+        desk.turn()
+        after = desk.deliver(b"after")
+        assert (desk.dispatcher.suspects, desk.dispatcher.running) == (1, 1)
+        assert desk.work() == 1
+        assert (desk.handled, desk.channel.acked) == ([b"beside"], {beside})
+        assert (desk.dispatcher.suspects, desk.dispatcher.running) == (0, 1)
+        assert desk.work() == 1
+        assert desk.counter.asked == [([key], False), ([key], True)]
+        assert desk.channel.acked == {beside, suspect}
+        assert desk.work() == 1
+        assert desk.channel.acked == {beside, suspect, after}
+
+    def test_one_that_has_cost_too_many_is_archived_and_not_begun(self, desk: Desk) -> None:
+        desk.counter.lost[self.key()] = 4
+        desk.deliver(redelivered=True)
+        desk.work()
+        desk.turn()
+        assert desk.handled == []
+        ((post, _),) = desk.sent
+        assert post.properties.headers["x-carrot-exception"] == "worker lost 4 times"
+        assert desk.answer() == ["mail.archived"]
+        assert desk.channel.acked == {1}
+        assert [one.failure and one.failure.exception for one in desk.settled] == [
+            "worker lost 4 times"
+        ]
+
+    def test_a_suspect_goes_back_with_the_database_a_stop_or_after_long(self, desk: Desk) -> None:
+        desk.counter.lost[self.key()] = 2
+        for give_back in (
+            desk.dispatcher.pause,
+            lambda: desk.dispatcher.free_waiting(0),
+            desk.dispatcher.stop_claiming,
+        ):
+            desk.dispatcher.resume()
+            tag = desk.deliver(redelivered=True)
+            assert desk.work() == 0
+            assert desk.dispatcher.suspects == 1
+            give_back()
+            assert desk.dispatcher.suspects == 0
+            assert tag in desk.channel.requeued
+        assert desk.handled == []
+
+    @pytest.mark.parametrize("how", ["pause", "stop_claiming"])
+    def test_what_waits_for_the_answer_goes_back_too_and_is_not_noted(
+        self, desk: Desk, how: str
+    ) -> None:
+        desk.counter.waiting = []
+        desk.deliver(redelivered=True)
+        desk.turn()
+        getattr(desk.dispatcher, how)()
+        assert desk.channel.requeued == {1}
+        desk.counter.waiting[0]()
+        assert desk.work() == 0
+        assert (desk.counter.noted, desk.dispatcher.running) == ([], 0)
+
+    def test_what_is_given_back_before_it_begins_is_not_noted_any_more(self, desk: Desk) -> None:
+        desk.deliver(redelivered=True)
+        desk.turn()
+        assert desk.counter.noted == [self.key()]
+        desk.dispatcher.pause()
+        assert desk.counter.noted == []
+
+    def test_one_of_a_lost_channel_is_the_brokers(self, desk: Desk) -> None:
+        desk.counter.lost[self.key()] = 2
+        desk.deliver(redelivered=True)
+        desk.turn()
+        desk.lose_channel()
+        assert (desk.dispatcher.suspects, desk.dispatcher.running) == (0, 0)
+
+    def test_without_the_database_it_is_not_begun_and_no_retry_is_counted(self, desk: Desk) -> None:
+        desk.counter.error = LOCKED
+        desk.deliver(redelivered=True)
+        assert desk.work() == 0
+        assert (desk.handled, desk.sent, desk.dispatcher.running) == ([], [], 0)
+        desk.counter.error = None
+        desk.turn(1)
+        desk.work()
+        assert desk.handled == [b"body"]
+        assert desk.channel.acked == {1}
+
+    @pytest.mark.usefixtures("quarantine")
+    def test_a_suspect_that_the_database_keeps_waiting_is_one_again(self, desk: Desk) -> None:
+        desk.counter.lost[self.key()] = 2
+        desk.errors[b"body"] = LOCKED
+        desk.deliver(redelivered=True)
+        assert desk.work() == 1
+        desk.turn(1)
+        assert desk.work() == 1
+        assert [alone for _, alone in desk.counter.asked] == [False, True, False, True]
+
+
 class Tasks:
     """Stands in for the dispatcher of a queue of tasks, one of which has cost workers."""
 
@@ -487,7 +687,7 @@ class Tasks:
 def test_a_suspect_runs_alone_also_where_messages_are_handled(desk: Desk) -> None:
     """Else the crash of a handler would be blamed on it."""
     tasks = Tasks()
-    Quarantine([tasks], desk.clock, beside=[desk.dispatcher])  # type: ignore[list-item]
+    Quarantine([tasks, desk.dispatcher], desk.clock)  # type: ignore[list-item]
     first = desk.deliver()
     tasks.on_suspect()
     desk.deliver()

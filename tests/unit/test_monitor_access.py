@@ -142,9 +142,9 @@ def test_what_a_viewer_may_not_do_is_not_offered() -> None:
     seen = client_of(access.VIEW).get(reverse("carrot-queues")).content.decode()
     assert "formaction" not in seen
     assert "Purge" not in seen
-    seen = client_of(access.VIEW, access.ACT, name="bob").get(reverse("carrot-queues"))
-    assert "/pause/" in seen.content.decode()
-    assert "Purge" not in seen.content.decode()
+    answer = client_of(access.VIEW, access.ACT, name="bob").get(reverse("carrot-queues"))
+    assert "/pause/" in answer.content.decode()
+    assert "Purge" not in answer.content.decode()
 
 
 def test_the_live_part_has_no_token_and_no_change_without_one() -> None:

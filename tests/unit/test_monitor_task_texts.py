@@ -201,7 +201,7 @@ def test_the_life_of_a_task_that_is_tried_again() -> None:
     told = [
         "done: Published at 0",
         "done: Started by worker w:1 at 1 +1",
-        "bad: Attempt 1 came to nothing Worker lost. no at 4 +3",
+        "bad: Attempt 1 came to nothing Worker lost: no at 4 +3",
     ]
     again = {"attempts": 1, "start_time": at(1), "relay_at": at(60 - GRACE)}
     assert life(earlier=[first], **again) == [*told, "waiting: Next try due at 60"]
@@ -223,6 +223,6 @@ def test_the_life_of_a_message() -> None:
     given = {"task_args": "{}", "start_time": at(1), "worker": "w", "failure_time": at(2)}
     assert life(status="FAILED", **given) == [
         "done: Arrived at 0",
-        "done: Handler started by worker w at 1 +1",
+        "done: Started by worker w at 1 +1",
         "bad: Failed at 2 +1",
     ]

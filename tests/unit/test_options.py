@@ -46,6 +46,7 @@ def test_the_settings_module_is_all_that_is_needed() -> None:
         "consumer-class": None,
         "max-tasks": None,
         "max-memory": None,
+        "web": None,
         "callback": None,
         "callback_queues": None,
         "queue-name": None,
@@ -55,6 +56,7 @@ def test_the_settings_module_is_all_that_is_needed() -> None:
         "bindings": None,
         "prefetch-count": None,
         "on-error": None,
+        "log": None,
     }
 
 
@@ -287,6 +289,7 @@ class TestCallback:
         options = parse(
             *("--callback=a:b", "--queue-name=mine", "--exchange=events", "--concurrency=2"),
             *("--routing-key=x.*", "--routing-key=y", "--prefetch-count=5", "--on-error=archive"),
+            "--log=all",
         )
         assert options.consume == {
             "callback": "a:b",
@@ -295,6 +298,7 @@ class TestCallback:
             "concurrency": 2,
             "prefetch_count": 5,
             "on_error": "archive",
+            "log": "all",
         }
 
     def test_a_queue_alone_is_bound_to_nothing_and_a_key_is_one_of_amq_topic(self) -> None:
@@ -328,8 +332,10 @@ class TestCallback:
         [
             (["--callback=a:b", "--queue=q"], "--queue is for tasks"),
             (["--callback=a:b", "--no-scheduler"], "--no-scheduler is for tasks"),
+            (["--callback=a:b", "--web=tcp:80"], "--web is for tasks"),
             (["-s", "x", "--queue-name=q"], "--queue-name needs a --callback"),
             (["-s", "x", "--routing-key=q"], "--routing-key needs a --callback"),
+            (["-s", "x", "--log=all"], "--log needs a --callback"),
             (["--callback=a:b", "--bindings=[]", "--exchange=e"], "--bindings, or --exchange"),
             (["--callback=a:b", "--queues={}", "--queue-name=e"], "--queues, or --queue-name"),
             (["--callback=a:b", "--bindings={"], "must be JSON"),

@@ -493,14 +493,19 @@ class TestPosts:
             def submit_post(self, *sent: Any) -> None:
                 self.sent.append(sent)
 
+            def alarm(self, host: VirtualHost) -> str:
+                return f"of {host.label}"
+
         monkeypatch.setattr(posting, "ThreadPublisher", Thread)
         other = VirtualHost("amqp://guest:guest@elsewhere/")
+        assert desk.publisher.alarm(other) is None
         sent = [(other, post_to("there"), lambda _error: None) for _ in range(2)]
         for one in sent:
             desk.publisher.submit_post(*one)
         assert [thread.sent for thread in made] == [sent]
         assert desk.publisher.problem is not None
         assert "elsewhere" not in desk.publisher.problem
+        assert desk.publisher.alarm(other) == "of elsewhere:5672/%2F"
 
 
 def post_to(queue: str) -> outbox.Post:

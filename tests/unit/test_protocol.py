@@ -9,6 +9,7 @@ from typing import Any
 import pika
 import pytest
 from pika import frame, spec
+from pika.exceptions import ChannelWrongStateError
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
@@ -66,12 +67,20 @@ class Broker:
 
     def deliver(self, tag: int, properties: bytes, body: bytes = b"{}") -> None:
         """A message; its properties as they are on the wire."""
-        self.send(spec.Basic.Deliver(self.tag, tag, False, "", "default"), 1)
-        payload = struct.pack(">HHQ", spec.Basic.INDEX, 0, len(body)) + properties
-        head = struct.pack(">BHL", spec.FRAME_HEADER, 1, len(payload))
-        self.protocol.dataReceived(head + payload + bytes([spec.FRAME_END]))
-        self.protocol.dataReceived(frame.Body(1, body).marshal())
+        for part in self.frames(tag, properties, body):
+            self.protocol.dataReceived(part)
         self.clock.advance(0)
+
+    def frames(self, tag: int, properties: bytes, *bodies: bytes) -> list[bytes]:
+        """The frames of a message, whose body comes in so many of them."""
+        method = spec.Basic.Deliver(self.tag, tag, False, "", "default")
+        payload = struct.pack(">HHQ", spec.Basic.INDEX, 0, sum(map(len, bodies))) + properties
+        head = struct.pack(">BHL", spec.FRAME_HEADER, 1, len(payload))
+        return [
+            frame.Method(1, method).marshal(),
+            head + payload + bytes([spec.FRAME_END]),
+            *(frame.Body(1, body).marshal() for body in bodies),
+        ]
 
 
 @pytest.fixture
@@ -152,6 +161,66 @@ def test_deliveries_come_to_the_callback(broker: Broker) -> None:
     assert got == [(1, "a", b"body"), (2, "b", b"other")]
 
 
+def test_however_they_are_cut_deliveries_are_the_same(broker: Broker) -> None:
+    """TCP knows no frames, and other frames may stand between those of a delivery."""
+    broker.shake_hands()
+    got: list[tuple[int, str | None, Any, bytes]] = []
+
+    def on_message(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
+        got.append((method.delivery_tag, properties.message_id, properties.headers, body))
+
+    broker.consume(broker.open_channel(), on_message)
+    heartbeat = heartbeat_frame()
+    method, header, body = broker.frames(6, plain(message_id="f"), b"six")
+    stream = b"".join(
+        [
+            *broker.frames(1, plain(message_id="a"), b"one"),
+            *broker.frames(2, plain(message_id="b"), b"two"),
+            *broker.frames(3, plain(message_id="c")),
+            *broker.frames(4, plain(message_id="d"), b"fo", b"ur"),
+            heartbeat,
+            *broker.frames(5, with_headers(HOSTILE_HEADERS["a text cut short"]), b"five"),
+            *(method, heartbeat, header, body),
+            *broker.frames(7, plain(message_id="g"), b"seven"),
+        ]
+    )
+    expected = [
+        *((1, "a", None, b"one"), (2, "b", None, b"two"), (3, "c", None, b"")),
+        # The text that is shorter than it says does not get what follows.
+        *((4, "d", None, b"four"), (5, None, {"x": "a"}, b"five")),
+        *((6, "f", None, b"six"), (7, "g", None, b"seven")),
+    ]
+    connection = broker.protocol.connection
+    before = connection.frames_received, connection.bytes_received
+    broker.protocol.dataReceived(stream)
+    assert got == expected
+    one = connection.frames_received - before[0]
+    assert connection.bytes_received - before[1] == len(stream)
+    for cut in range(1, len(stream), 3):
+        got.clear()
+        before = connection.frames_received, connection.bytes_received
+        broker.protocol.dataReceived(stream[:cut])
+        broker.protocol.dataReceived(stream[cut:])
+        assert got == expected, cut
+        # Heartbeats are checked by these.
+        assert connection.frames_received - before[0] == one, cut
+        assert connection.bytes_received - before[1] == len(stream), cut
+
+
+def test_a_frame_without_its_end_ends_the_connection(broker: Broker) -> None:
+    broker.shake_hands()
+    got: list[bytes] = []
+    broker.consume(broker.open_channel(), lambda *message: got.append(message[3]))
+    method, header, body = broker.frames(1, plain(), b"one")
+    with pytest.raises(pika.exceptions.InvalidFrameError):
+        broker.protocol.dataReceived(method + header + body[:-1] + b"x" + heartbeat_frame())
+    assert got == []
+
+
+def heartbeat_frame() -> bytes:
+    return frame.Heartbeat().marshal()  # type: ignore[no-any-return]
+
+
 def test_a_callback_that_fails_does_not_end_the_connection(broker: Broker) -> None:
     broker.shake_hands()
     tags: list[int] = []
@@ -218,3 +287,15 @@ def test_on_a_closed_connection_no_channel_can_be_opened(broker: Broker) -> None
     failures: list[Any] = []
     broker.protocol.channel().addErrback(failures.append)
     assert isinstance(failures[0].value, pika.exceptions.AMQPError)
+
+
+def test_a_call_on_a_channel_that_is_closing_fails_once(broker: Broker) -> None:
+    """As a consumer that is started anew while the connection is closed for good."""
+    broker.shake_hands()
+    channel = broker.open_channel()
+    broker.protocol.close()
+    told: list[Any] = []
+    for call in (channel.consume("default", print), channel.basic_qos(prefetch_count=1)):
+        call.addErrback(lambda failure: told.append(failure.type))
+    assert told == [ChannelWrongStateError] * 2
+    assert not channel._calls, "what would fail a second time, with nobody to hear it"

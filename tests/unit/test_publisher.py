@@ -30,6 +30,9 @@ class Fake:
 
     def submit_post(self, host: object, post: object, settled: object) -> None: ...
 
+    def alarm(self, host: object) -> str | None:
+        return None
+
 
 @pytest.fixture
 def nothing_yet(monkeypatch: pytest.MonkeyPatch, handed_over: RecordingPublisher) -> None:

@@ -12,9 +12,9 @@ from uuid import UUID, uuid4
 import pytest
 from django.db.models.functions import Now
 
-from carrot_twisted import outbox, processes, records
+from carrot_twisted import helper_tasks, outbox, processes, records
 from carrot_twisted.message_log import new_token
-from carrot_twisted.models import MessageLog, Worker
+from carrot_twisted.models import Attempt, MessageLog, Worker
 from carrot_twisted.outcomes import Kind, Result, Verdict
 from carrot_twisted.records import Claimant, Claimed, Finished
 
@@ -76,7 +76,11 @@ def finish_one(pk: UUID, token: int, result: Result, offset: float = 0.0) -> int
 class TestClaim:
     def test_takes_a_published_row_and_says_what_to_run(self) -> None:
         pk = row(task_args="[1]", content='{"a": 2}')
-        assert claim_one(pk, token=9) == Claimed(
+        taken = claim_one(pk, token=9)
+        assert isinstance(taken, Claimed)
+        published = state(pk)["publish_time"].timestamp()
+        assert taken.published == pytest.approx(published, abs=0.002)
+        assert taken == Claimed(
             uuid=pk,
             token=9,
             task="app.work",
@@ -84,7 +88,7 @@ class TestClaim:
             content='{"a": 2}',
             queue="default",
             attempt=1,
-            published=pytest.approx(state(pk)["publish_time"].timestamp(), abs=0.002),
+            published=taken.published,
         )
         got = state(pk)
         assert (got["status"], got["worker"], got["token"]) == ("IN_PROGRESS", "me", 9)
@@ -476,6 +480,131 @@ class TestReap:
         assert state(other) == before
         again = outbox.take_unsent(["default"], 2, "default")
         assert {row.pk for row in again} == {pk, released}
+
+
+def attempts(pk: UUID) -> list[dict[str, Any]]:
+    """What is kept of a task's attempts, but for their times."""
+    fields = ("number", "worker", "outcome", "exception", "log")
+    return list(Attempt.objects.filter(message=pk).values(*fields))
+
+
+class TestAttempts:
+    """What is kept of those that did not end their tasks."""
+
+    def test_a_task_that_ends_at_its_first_attempt_costs_no_statement(
+        self, django_assert_num_queries: Any
+    ) -> None:
+        pks = [row(), row()]
+        with django_assert_num_queries(1):
+            records.claim(pks, 1, ME, "default")
+        ends = [
+            Finished(uuid=pk, token=1, result=result)
+            for pk, result in zip(pks, (DONE, BROKEN), strict=True)
+        ]
+        with django_assert_num_queries(1):
+            assert records.finish(ends, 0.0, "default") == 2
+        assert not Attempt.objects.exists()
+
+    def test_a_release_is_kept_with_its_reason_and_the_end_of_its_log(self) -> None:
+        stopped, spoiled = running("me", log="old"), running("me")
+        begun = state(stopped)["start_time"]
+        ends = [
+            Finished(uuid=pk, token=7, result=result)
+            for pk, result in (
+                (stopped, Result(kind=Kind.RELEASED, started=1.0, log=f"{'a' * 9_999}bc")),
+                (spoiled, replace(SPOILED, exception="x" * 2000)),
+            )
+        ]
+        assert records.finish(ends, 0.0, "default") == 2
+        given_back = {"number": 1, "worker": "me", "outcome": "RELEASED", "exception": None}
+        assert attempts(stopped) == [{**given_back, "log": f"{'a' * 9_998}bc"}]
+        assert attempts(spoiled) == [
+            {**given_back, "outcome": "DATABASE", "exception": "x" * 1000, "log": ""}
+        ]
+        one = Attempt.objects.get(message=stopped)
+        assert one.started == begun <= one.ended
+
+    def test_what_had_not_begun_was_none(self) -> None:
+        pk = running("me")
+        finish_one(pk, 7, Result(kind=Kind.RELEASED))
+        assert attempts(pk) == []
+
+    @pytest.mark.parametrize("result", [DONE, SPOILED, Result(kind=Kind.RELEASED, started=1.0)])
+    def test_who_comes_too_late_keeps_nothing(self, result: Result) -> None:
+        pk = running("other")
+        assert finish_one(pk, 8, result) == 0
+        assert attempts(pk) == []
+
+    def test_a_release_that_is_repeated_is_kept_once(self) -> None:
+        pk = running("me")
+        assert [finish_one(pk, 7, SPOILED), finish_one(pk, 7, SPOILED)] == [1, 0]
+        assert len(attempts(pk)) == 1
+
+    @pytest.mark.parametrize("crashes", [0, 1])
+    def test_a_take_over_keeps_the_one_of_the_lost_worker(self, crashes: int) -> None:
+        """Also where the row is to run alone then."""
+        pk = running("dead", log="its last words", crashes=crashes)
+        begun = state(pk)["start_time"]
+        verdict = claim_one(pk, token=2)
+        assert isinstance(verdict, Claimed) == (crashes == 0)
+        lost = {"number": 1, "outcome": "LOST", "exception": None}
+        assert attempts(pk) == [{**lost, "worker": "dead", "log": "its last words"}]
+        assert Attempt.objects.get().started == begun
+        # The answer was lost, and the batch is repeated.
+        claim_one(pk, token=2)
+        assert len(attempts(pk)) == 1
+
+    def test_a_reaper_keeps_them_but_for_those_that_end_the_task(self) -> None:
+        going_on, ended = running("dead"), running("dead", crashes=4)
+        assert records.reap(ME, "default") == 2
+        assert (state(going_on)["status"], state(ended)["status"]) == ("PUBLISHED", "FAILED")
+        assert [one["outcome"] for one in attempts(going_on)] == ["LOST"]
+        assert attempts(ended) == []
+
+    def test_nor_does_the_last_take_over(self) -> None:
+        pk = running("dead", crashes=4)
+        assert claim_one(pk) is Verdict.LOST
+        assert attempts(pk) == []
+
+    def test_each_attempt_is_kept_up_to_a_bound(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(records, "MAX_ATTEMPTS", 2)
+        pk = row()
+        for token in (1, 2, 3):
+            assert isinstance(claim_one(pk, token=token), Claimed)
+            finish_one(pk, token, SPOILED)
+        assert [one["number"] for one in attempts(pk)] == [1, 2]
+
+    def test_they_go_when_their_rows_are_gone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(helper_tasks, "CHUNK", 2)
+        kept = row()
+        for message in (kept, *(uuid4() for _ in range(5))):
+            Attempt.objects.create(message=message, number=1, worker="w", outcome="LOST", log="")
+        assert helper_tasks.delete_old_statistics() == {"buckets": 0, "attempts": 5}
+        assert Attempt.objects.get().message == kept
+
+
+class TestLog:
+    """What a task has logged so far, while it runs."""
+
+    def test_only_its_own_run_writes_it_and_only_while_it_goes_on(self) -> None:
+        mine, other, ended = running("me"), running("me"), row(status="COMPLETED", token=7)
+        logs = [(mine, 7, "a"), (other, 8, "b"), (ended, 7, "c"), (uuid4(), 7, "d")]
+        before = state(mine)
+        assert records.log(logs, "default") == {mine}
+        assert state(mine) == {**before, "log": "a"}
+        assert (state(other)["log"], state(ended)["log"]) == (None, None)
+
+    def test_a_new_attempt_begins_with_an_empty_one(self) -> None:
+        released, lost = row(log="of the last one"), running("dead", log="of the last one")
+        for pk in (released, lost):
+            assert isinstance(claim_one(pk), Claimed)
+            assert state(pk)["log"] is None
+
+    def test_the_end_writes_it_anew(self) -> None:
+        pk = running("me")
+        records.log([(pk, 7, "so far")], "default")
+        finish_one(pk, 7, DONE)
+        assert state(pk)["log"] == "a line"
 
 
 class TestHeartbeat:

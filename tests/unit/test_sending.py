@@ -95,6 +95,14 @@ def test_when_the_time_is_over_that_is_told(answers: list[Any], answer: list[str
         publish("text", routing_key="queue", timeout=0.05)
 
 
+def test_an_alarm_is_told_also_of_a_message_that_was_sent_before_it(
+    answers: list[Any], handed_over: RecordingPublisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handed_over, "alarm", lambda _host: "low on memory")
+    with pytest.raises(PublishTimeout, match="takes no messages for now: low on memory"):
+        publish("text", routing_key="queue", timeout=0.05)
+
+
 @pytest.mark.parametrize(
     ("given", "text"),
     [

@@ -192,6 +192,35 @@ class TestTranscript:
         transcript.add("12345")
         assert transcript.text(12) == "12345\n12345"
 
+    def test_it_counts_its_lines_lost_ones_too(self) -> None:
+        transcript = Transcript(20)
+        assert transcript.count == 0
+        for number in range(1000):
+            transcript.add(f"n {number}")
+        assert transcript.count == 1000
+
+    def test_it_is_read_while_others_write(self) -> None:
+        transcript = Transcript(2000)
+        ended = threading.Event()
+
+        def write() -> None:
+            while not ended.is_set():
+                transcript.add("x" * 20)
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        try:
+            counts = []
+            for _ in range(3000):
+                counts.append(transcript.count)
+                lines = transcript.text(2000).splitlines()
+                assert {len(line) for line in (lines[0], lines[-1])} == {20}
+                assert len(transcript.lines) <= 2000 // 21 + 1
+        finally:
+            ended.set()
+            writer.join()
+        assert counts[-1] > counts[0]
+
     def test_its_text_is_fit_for_the_database(self) -> None:
         transcript = Transcript(100)
         transcript.add("a\x00\udc80")

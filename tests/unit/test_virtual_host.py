@@ -232,6 +232,7 @@ def test_tls_is_1_2_at_least() -> None:
         ("amqp://u:p@h/", {"certificate_file": "a", "key_file": "b"}, "for TLS only"),
         (f"amqp://u:{SECRET}@h/", {"secure": True}, "'secure' asks for TLS"),
         ("amqps://u:p@h/", {"key_file": "b"}, "a key_file needs the certificate_file"),
+        ("amqps://u:p@h/", {"external": True}, "'external' needs the certificate_file"),
     ],
 )
 def test_files_that_would_not_be_used_are_refused(
@@ -248,6 +249,14 @@ def test_files_make_another_host() -> None:
     assert one == VirtualHost("amqps://u:p@h/", ca_file="a", certificate_file="b", key_file="c")
     assert one != VirtualHost("amqps://u:p@h/")
     assert one != VirtualHost("amqps://u:p@h/", ca_file="a", certificate_file="b")
+
+
+def test_who_logs_in_by_a_certificate_is_not_who_logs_in_by_a_name() -> None:
+    one = VirtualHost("amqps://u:p@h/", certificate_file="b", external=True)
+    other = VirtualHost("amqps://u:p@h/", certificate_file="b")
+    assert one != other
+    assert (str(one), one.user) == ("amqps://h:5671/%2F", "that the certificate names")
+    assert (str(other), other.user) == ("amqps://u@h:5671/%2F", "'u'")
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from carrot_twisted import archive, conf, handlers, outcomes
+from carrot_twisted import archive, conf, copies, handlers, outcomes, showing
 from carrot_twisted.archive import Archived, Filters
 from carrot_twisted.exceptions import CarrotError
 from carrot_twisted.management.progress import Progress
-from carrot_twisted.service import copying, journal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -82,9 +81,10 @@ class Command(BaseCommand):
     """One action on the archives that are meant."""
 
     help = (
-        "Messages that their handlers could not handle, in the archives <queue>.archived: list "
-        "them, show them whole, replay them (back to their handlers' queues, to be tried again as "
-        "if for the first time), or delete them."
+        "Messages that handlers and callbacks could not handle, in the archives <queue>.archived: "
+        "list them, show them whole, replay them (back to their queues, to be tried again as if "
+        "for the first time), or delete them. --queue=<queue>.dead names "
+        "messages that no task can be made of."
     )
 
     def create_parser(self, *args: Any, **kwargs: Any) -> CommandParser:
@@ -236,7 +236,8 @@ def _add_filters(parser: CommandParser, limit: int | None) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="Queue of a handler; may be given several times (all handlers').",
+        help="Queue of a handler or callback, or <queue>.dead of tasks; may be given several times "
+        "(all handlers').",
     )
     parser.add_argument(
         "--routing-key",
@@ -277,8 +278,8 @@ def _line(one: Archived) -> str:
 
 def _lines(one: Archived) -> Iterator[str]:
     headers = dict(one.headers)
-    traceback = str(headers.pop(copying.TRACEBACK_HEADER, ""))
-    given = {name: getattr(one.properties, name) for name in journal.PROPERTIES}
+    traceback = str(headers.pop(copies.TRACEBACK_HEADER, ""))
+    given = {name: getattr(one.properties, name) for name in showing.PROPERTIES}
     values = {
         "failed": _time(one.failed_at),
         "routing key": one.routing_key,
@@ -289,7 +290,7 @@ def _lines(one: Archived) -> Iterator[str]:
     for name, value in values.items():
         if value not in (None, ""):
             yield f"  {_one_line(name)}: {_one_line(value, MAX_TEXT)}"
-    body = journal.readable(one.body, one.properties.content_encoding, MAX_TEXT)
+    body = showing.readable(one.body, one.properties.content_encoding, MAX_TEXT)
     for name, text in (("traceback", traceback), (f"body, {len(one.body)} bytes", body)):
         if text:
             yield f"  {name}:"

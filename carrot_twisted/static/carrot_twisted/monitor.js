@@ -85,7 +85,19 @@
     if (stored("carrot-live") === "off") setLive(false);
     liveSwitch.addEventListener("click", () => setLive(!isLive()));
     document.addEventListener("visibilitychange", () => due && refresh());
-    setInterval(refresh, Number(live.dataset.refresh) * 1000);
+    let told = false; // by the service, which then need not be asked so often
+    let tick = 0;
+    setInterval(() => {
+      tick += 1;
+      if (!told || tick % 10 === 0) refresh();
+    }, Number(live.dataset.refresh) * 1000);
+    if (live.dataset.stream) {
+      const stream = new EventSource(live.dataset.stream);
+      stream.addEventListener("open", () => { told = true; });
+      stream.addEventListener("error", () => { told = false; });
+      stream.addEventListener("changed", refresh);
+      addEventListener("pagehide", () => stream.close());
+    }
     // A lost server is told once, and once that it is back.
     live.addEventListener("htmx:error", () => liveSwitch.classList.add("lost"));
     live.addEventListener("htmx:after:swap", () => liveSwitch.classList.remove("lost"));
