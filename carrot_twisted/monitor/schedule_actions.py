@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.db import router, transaction
 from django.urls import reverse
-from django.utils import timezone
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.translation import gettext as _
 
 from carrot_twisted.exceptions import InvalidMessage
 from carrot_twisted.models import OperatorAction, ScheduledTask
-from carrot_twisted.monitor import access
+from carrot_twisted.monitor import access, schedule_times
 from carrot_twisted.monitor.confirming import Confirmed, Question
 from carrot_twisted.monitor.page import Action, back
 from carrot_twisted.monitor.schedule_page import gone, read_now
@@ -73,7 +72,7 @@ class ScheduleOn(ScheduleAction):
 
     def act(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         schedule = self.schedule
-        if schedule.timing.first(timezone.now()) is None:
+        if schedule_times.first(schedule) is None:
             raise InvalidMessage(
                 _("%(name)s is over: no run is to come. Change when it runs, then switch it on.")
                 % {"name": schedule.task_name}

@@ -177,7 +177,9 @@ class ScheduleForm(_ModelForm):
         schedule = self.instance
         if schedule.next_run_time is None or schedule.problem:
             return True
-        return not ({*self.changed_data}).isdisjoint(ScheduledTask.TRIGGER | {"kind", "active"})
+        if not self.is_bound:
+            return False
+        return not {*self.changed_data}.isdisjoint(ScheduledTask.TRIGGER | {"kind", "active"})
 
     @property
     def says_when(self) -> bool:

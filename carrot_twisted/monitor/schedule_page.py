@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.db import IntegrityError, router, transaction
 from django.urls import reverse
-from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from carrot_twisted.exceptions import CarrotError
@@ -17,8 +16,6 @@ from carrot_twisted.monitor.page import Page, back, is_partial, refusal, rendere
 from carrot_twisted.monitor.schedule_form import ScheduleForm, differences, version_of
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from django.http import HttpRequest, HttpResponse
 
     from carrot_twisted.monitor.schedule_times import Plan
@@ -173,10 +170,9 @@ def _preview(form: ScheduleForm) -> dict[str, Any]:
 
 def _plan(form: ScheduleForm) -> Plan | None:
     schedule = form.instance
-    first: datetime | None = schedule.next_run_time
     try:
-        if form.is_replanned:
-            first = schedule.timing.first(timezone.now())
-    except (CarrotError, OverflowError):
+        is_new = form.is_replanned
+        start = schedule_times.first(schedule) if is_new else schedule.next_run_time
+    except CarrotError:
         return None
-    return schedule_times.plan(schedule, first)
+    return schedule_times.plan(schedule, start)

@@ -13,7 +13,7 @@ from django.utils import timezone
 from django.utils.formats import date_format
 from django.utils.translation import gettext, ngettext
 
-from carrot_twisted.exceptions import CarrotError
+from carrot_twisted.exceptions import CarrotError, InvalidMessage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,8 +77,9 @@ def words(schedule: ScheduledTask) -> str:
         "hours": ngettext("Every hour", "Every %(count)s hours", count),
         "days": ngettext("Every day", "Every %(count)s days", count),
     }
-    text = texts.get(schedule.interval_type, schedule.interval_display)
-    return text % {"count": count} if schedule.interval_type in texts else text
+    text = texts.get(schedule.interval_type)
+    # Other programs may have written the row.
+    return schedule.interval_display if text is None else text % {"count": count}
 
 
 def zone_name(schedule: ScheduledTask) -> str:
@@ -100,12 +101,24 @@ def next_text(schedule: ScheduledTask) -> str:
     return "" if when is None else local_text(when, _zone(schedule))
 
 
-def plan(schedule: ScheduledTask, first: datetime | None) -> Plan:
-    """The runs from ``first`` on, as far as the schedule makes sense.
+def first(schedule: ScheduledTask) -> datetime | None:
+    """The first run of a schedule that is new, changed or switched on; None: it is over.
+
+    Raises:
+        InvalidMessage: it makes no sense.
+    """
+    try:
+        return schedule.timing.first(timezone.now())
+    except OverflowError:
+        raise InvalidMessage(gettext("Its times are beyond all calendars.")) from None
+
+
+def plan(schedule: ScheduledTask, start: datetime | None) -> Plan:
+    """The runs from ``start`` on, as far as the schedule makes sense.
 
     Args:
         schedule: as it is in the database, or as somebody types it.
-        first: its next slot; None: there is none.
+        start: its next slot; None: there is none.
     """
     runs: list[Run] = []
     changes: list[ClockChange] = []
@@ -113,9 +126,9 @@ def plan(schedule: ScheduledTask, first: datetime | None) -> Plan:
     try:
         timing = schedule.timing
         now = timezone.now()
-        runs = _runs(timing, first, now)
-        if timing.cron and first is not None:
-            changes = [*_clock_changes(timing, max(first, now))]
+        runs = _runs(timing, start, now)
+        if timing.cron and start is not None:
+            changes = [*_clock_changes(timing, max(start, now))]
     except (CarrotError, OverflowError) as error:
         problem = str(error)
     return Plan(
@@ -134,10 +147,9 @@ def _zone(schedule: ScheduledTask) -> tzinfo:
         return timezone.get_default_timezone()
 
 
-def _runs(timing: Timing, first: datetime | None, now: datetime) -> list[Run]:
-    """Up to RUNS slots from ``first`` on; those between ``first`` and ``now`` are missed."""
+def _runs(timing: Timing, slot: datetime | None, now: datetime) -> list[Run]:
+    """Up to RUNS slots from ``slot`` on; those between it and ``now`` are missed."""
     runs: list[Run] = []
-    slot = first
     while slot is not None and len(runs) < RUNS:
         runs.append(Run(when=slot, text=local_text(slot, timing.zone)))
         slot = timing.after(max(slot, now), slot)

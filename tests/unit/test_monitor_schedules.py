@@ -377,6 +377,8 @@ class TestForm:
                 "end_time",
                 "not after",
             ),
+            ({"start_time": "9999-12-31T23:59:59"}, "start_time", "years 2 to 9998"),
+            ({"kind": "once", "run_at": "0001-01-01T00:00:00"}, "run_at", "years 2 to 9998"),
             ({"queue": "gone"}, "queue", "gone"),
             ({"priority": "256"}, "priority", "255"),
             ({"misfire": "never"}, "misfire", "never"),
@@ -462,8 +464,9 @@ class TestForm:
         slot = timezone.now().replace(microsecond=0) + timedelta(seconds=77)
         one = schedule(next_run_time=slot)
         client = operator()
+        opened = client.get(reverse("carrot-schedule-edit", args=[one.pk])).context["plan"]
         kept = change(client, one, preview="1", overlap="skip").context["plan"]
-        assert kept.runs[0].when == slot
+        assert opened.runs[0].when == kept.runs[0].when == slot
         moved = change(client, one, preview="1", interval_count="6").context["plan"]
         assert moved.runs[0].when > slot + timedelta(minutes=4)
         assert read(one).interval_count == 5
@@ -590,6 +593,13 @@ class TestActions:
         assert answer.status_code == 400
         assert "is over" in text_of(answer)
         assert read(one).active is False
+
+    def test_nor_is_one_that_no_calendar_knows(self) -> None:
+        end = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+        one = schedule(active=False, cron="0 0 31 12 *", start_time=end)
+        assert self.act(one, "on").status_code == 400
+        # Its page is there: it can be changed, or deleted.
+        assert operator("a").get(reverse("carrot-schedule", args=[one.pk])).status_code == 200
 
     def test_delete_asks_first(self) -> None:
         one = schedule()
