@@ -159,6 +159,7 @@ class ScheduleForm(_ModelForm):
         if schedule.declaration:
             # Under another name it would be deleted at the next start of a service.
             fields["task_name"].disabled = True
+            fields["task_name"].help_text = gettext("The code gives it this name.")
         for name, field in fields.items():
             described = f"hint-{name} error-{name}" if field.help_text else f"error-{name}"
             field.widget.attrs["aria-describedby"] = described
