@@ -621,9 +621,9 @@ class TestActions:
         here = f"{reverse(LIST)}?after=abc"
         assert self.act(one, "off", operator("a"), back=here).headers["Location"] == here
         own = reverse("carrot-schedule", args=[one.pk])
-        for name, strange in (("b", "https://evil.example/"), ("c", "//evil.example/some/where/")):
-            answer = self.act(one, "off", operator(name), back=strange)
-            assert answer.headers["Location"] == own
+        client = operator("b")
+        for strange in ("https://evil.example/", "//evil.example/some/where/", "/elsewhere/"):
+            assert self.act(one, "off", client, back=strange).headers["Location"] == own
 
     def test_each_change_takes_its_permission(self) -> None:
         one = schedule()
