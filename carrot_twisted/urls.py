@@ -20,6 +20,14 @@ from carrot_twisted.monitor.operator_actions import OperatorActions
 from carrot_twisted.monitor.overview import Overview
 from carrot_twisted.monitor.page import page
 from carrot_twisted.monitor.queue_list import Pause, Purge, QueueList, Resume
+from carrot_twisted.monitor.schedule_actions import (
+    ScheduleDelete,
+    ScheduleOff,
+    ScheduleOn,
+    ScheduleRun,
+)
+from carrot_twisted.monitor.schedule_list import ScheduleList
+from carrot_twisted.monitor.schedule_page import ScheduleEdit, ScheduleNew, SchedulePage
 from carrot_twisted.monitor.task_actions import TaskCancel, TaskDelete, TaskRequeue
 from carrot_twisted.monitor.task_list import TaskList
 from carrot_twisted.monitor.task_page import TaskLog, TaskPage
@@ -35,6 +43,14 @@ urlpatterns = [
     path("tasks/<uuid:pk>/requeue/", page(TaskRequeue), name="carrot-task-requeue"),
     path("tasks/<uuid:pk>/cancel/", page(TaskCancel), name="carrot-task-cancel"),
     path("tasks/<uuid:pk>/delete/", page(TaskDelete), name="carrot-task-delete"),
+    path("schedules/", page(ScheduleList), name="carrot-schedules"),
+    path("schedules/new/", page(ScheduleNew), name="carrot-schedule-new"),
+    path("schedules/<int:pk>/", page(SchedulePage), name="carrot-schedule"),
+    path("schedules/<int:pk>/edit/", page(ScheduleEdit), name="carrot-schedule-edit"),
+    path("schedules/<int:pk>/run/", page(ScheduleRun), name="carrot-schedule-run"),
+    path("schedules/<int:pk>/on/", page(ScheduleOn), name="carrot-schedule-on"),
+    path("schedules/<int:pk>/off/", page(ScheduleOff), name="carrot-schedule-off"),
+    path("schedules/<int:pk>/delete/", page(ScheduleDelete), name="carrot-schedule-delete"),
     path("queues/", page(QueueList), name="carrot-queues"),
     path("queues/<path:name>/pause/", page(Pause), name="carrot-queue-pause"),
     path("queues/<path:name>/resume/", page(Resume), name="carrot-queue-resume"),
