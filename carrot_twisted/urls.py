@@ -15,6 +15,7 @@ from carrot_twisted.monitor.archive_page import (
     DeleteArchived,
     ReplayArchived,
 )
+from carrot_twisted.monitor.many_tasks import MatchingTasks, SelectedTasks
 from carrot_twisted.monitor.operator_actions import OperatorActions
 from carrot_twisted.monitor.overview import Overview
 from carrot_twisted.monitor.page import page
@@ -27,6 +28,8 @@ from carrot_twisted.monitor.worker_list import Quiet, Stop, Unquiet, WorkerList
 urlpatterns = [
     path("", page(Overview), name="carrot-monitor"),
     path("tasks/", page(TaskList), name="carrot-tasks"),
+    path("tasks/selected/<slug:deed>/", page(SelectedTasks), name="carrot-tasks-selected"),
+    path("tasks/matching/<slug:deed>/", page(MatchingTasks), name="carrot-tasks-matching"),
     path("tasks/<uuid:pk>/", page(TaskPage), name="carrot-task"),
     path("tasks/<uuid:pk>/log.txt", page(TaskLog), name="carrot-task-log"),
     path("tasks/<uuid:pk>/requeue/", page(TaskRequeue), name="carrot-task-requeue"),
