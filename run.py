@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs what this repository has to offer, on a machine that may have nothing but Python.
 
-    python3 run.py example [arguments of index_stdlib]   the example, end to end
+    python3 run.py example [arguments of index_stdlib]   the example, end to end; with --keep,
+                                                         service and monitor stay up
     python3 run.py test    [arguments of pytest]         the linters and all tests
     python3 run.py bench   [arguments of the benchmark]  the benchmark
     python3 run.py chaos   [arguments of the chaos run]  faults of every kind; is anything lost?
@@ -20,6 +21,7 @@ end. CARROT_BROKER_URL and CARROT_DATABASE_URL name servers to use instead.
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -33,6 +35,7 @@ from typing import IO, TYPE_CHECKING
 from devtools import brokers
 from devtools.environment import PYTHON, TOP, VENV, environment_variables, prepare_environment
 from devtools.machine import prepare_machine
+from devtools.ports import free_port
 from devtools.process import ServerError, tail
 from devtools.servers import PostgreSQL, RabbitMQ, temporary_folder
 from devtools.steps import StepFailed, run_quietly, say, step
@@ -53,10 +56,14 @@ LINTERS = {
     "mypy": [str(PYTHON), "-m", "mypy"],
 }
 SECONDS_TO_DRAIN = 60
+#: Option of the example: service and monitor stay up when its work is done.
+KEEP = "--keep"
 
 
 def run_example(arguments: Sequence[str], log: Path) -> int:
     """Index Python's standard library: one task for each of its files."""
+    keep = KEEP in arguments
+    arguments = [one for one in arguments if one != KEEP]
     prepare_machine(rabbitmq=BROKER not in os.environ, postgresql=False, log=log)
     prepare_environment("", log=log)
     folder = TOP / "example"
@@ -67,10 +74,33 @@ def run_example(arguments: Sequence[str], log: Path) -> int:
             variables[BROKER] = started(servers, RabbitMQ(scratch / "rabbitmq"))
         with step("Creating the database's tables"):
             run_quietly([*manage, "migrate"], log=log, environment=variables)
-        with service(folder, scratch, variables) as is_running:
+        web: list[str] = []
+        if keep:
+            port, password = free_port(), secrets.token_urlsafe(9)
+            web = [f"--web=tcp:{port}:interface=127.0.0.1"]
+            user = ["createsuperuser", "--noinput", "--username=admin", "--email=admin@localhost"]
+            with step("Making a user for the monitor"):
+                run_quietly(
+                    [*manage, *user],
+                    log=log,
+                    environment={**variables, "DJANGO_SUPERUSER_PASSWORD": password},
+                )
+        with service(folder, scratch, variables, web) as is_running:
             say("==> manage.py index_stdlib")
             command = [*manage, "index_stdlib", *arguments]
-            return run(command, variables, folder=folder, go_on=is_running)
+            status = run(command, variables, folder=folder, go_on=is_running)
+            if keep and not status:
+                say(f"\nThe monitor: http://127.0.0.1:{port}/   user admin, password {password}")
+                say("Service, broker and monitor run until Ctrl-C.")
+                wait_for_the_user(is_running)
+            return status
+
+
+def wait_for_the_user(go_on: Callable[[], bool]) -> None:
+    """Until Ctrl-C, or as long as `go_on` says."""
+    with suppress(KeyboardInterrupt):
+        while go_on():
+            time.sleep(0.2)
 
 
 def run_tests(arguments: Sequence[str], log: Path) -> int:
@@ -187,15 +217,16 @@ def started(servers: ExitStack, server: Server) -> str:
 
 @contextmanager
 def service(
-    folder: Path, scratch: Path, variables: Mapping[str, str]
+    folder: Path, scratch: Path, variables: Mapping[str, str], options: Sequence[str]
 ) -> Iterator[Callable[[], bool]]:
     """Run `twistd carrot` in the example's folder; it must still run in the end, and drain."""
     log = scratch / "service.log"
     command = [str(VENV / "bin" / "twistd"), "--nodaemon", f"--pidfile={scratch / 'twistd.pid'}"]
-    say("==> twistd -n carrot --settings=library.settings")
+    carrot = ["carrot", "--settings=library.settings", *options]
+    say(f"==> twistd -n {' '.join(carrot)}")
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            [*command, "carrot", "--settings=library.settings"],
+            [*command, *carrot],
             cwd=folder,
             env=variables,
             stdin=subprocess.DEVNULL,

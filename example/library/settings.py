@@ -9,7 +9,7 @@ from pathlib import Path
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
-# Good enough for an example that serves no pages; a real project keeps its key to itself.
+# Good enough for an example on one machine; a real project keeps its key to itself.
 SECRET_KEY = os.environ.get("SECRET_KEY", "example-only")
 TIME_ZONE = "UTC"
 USE_TZ = True
@@ -17,7 +17,17 @@ USE_TZ = True
 INSTALLED_APPS = [
     "carrot_twisted",
     "library_index",
+    # The monitor, which the service serves with --web, has users.
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
 ]
+MIDDLEWARE = [
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+]
+ALLOWED_HOSTS = ["127.0.0.1", "localhost"]
 
 DATABASES = {
     "default": {
