@@ -10,6 +10,7 @@
     python3 run.py brokers [--help]                      the tests on several RabbitMQ versions,
                                                          with classic and with quorum queues
     python3 run.py lint                                  ruff and mypy
+    python3 run.py openapi                               writes the description of the JSON API
     python3 run.py stops   [--times 50]                  stops services in every state, many times
 
 What is missing is installed: RabbitMQ and PostgreSQL from the distribution (as root or with
@@ -197,6 +198,13 @@ def run_linters(arguments: Sequence[str], log: Path) -> int:
     return run_lanes(parts)
 
 
+def write_openapi(_arguments: Sequence[str], log: Path) -> int:
+    """Write the description of the JSON API from its code."""
+    prepare_environment("postgres,test", log=log)
+    variables = environment_variables(DJANGO_SETTINGS_MODULE="tests.settings")
+    return run([str(PYTHON), "-m", "devtools.openapi"], variables)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str], Path], int]] = {
     "example": run_example,
     "test": run_tests,
@@ -204,6 +212,7 @@ COMMANDS: dict[str, Callable[[Sequence[str], Path], int]] = {
     "chaos": run_chaos,
     "brokers": run_brokers,
     "lint": run_linters,
+    "openapi": write_openapi,
     "stops": run_stops,
 }
 

@@ -37,7 +37,9 @@ setup(
         "twisted.plugins",
     ],
     # No __init__.py below twisted/: it would overwrite Twisted's own.
-    package_data={"carrot_twisted": ["py.typed", "templates/**/*", "static/**/*"]},
+    package_data={
+        "carrot_twisted": ["py.typed", "templates/**/*", "static/**/*", "api/openapi.json"]
+    },
     include_package_data=False,
     entry_points={"console_scripts": ["carrot = carrot_twisted.command_line:main"]},
     # Where systemd finds them if this is installed for all users.
@@ -72,6 +74,8 @@ setup(
             "build",  # the wheel that the acceptance tests install ...
             "setuptools>=77",  # ... without fetching a build environment
             "django-stubs>=5.2",
+            "djangorestframework-stubs",
+            "drf-spectacular",  # writes the description of the JSON API
             "hypothesis",
             "mypy",
             "mypy-zope",
@@ -80,6 +84,7 @@ setup(
             "pytest-django>=4.11",
             "pytest-twisted>=1.14.3",
             "ruff",
+            "schemathesis>=4",  # asks the JSON API what its description allows
         ],
         "benchmark": ["celery>=5.5", "django-celery-results>=2.6"],  # whom we compare with
     },

@@ -6,7 +6,7 @@ Names are django-carrot's where it has them.
 
 from __future__ import annotations
 
-from django.urls import path
+from django.urls import include, path
 
 from carrot_twisted.monitor import assets
 from carrot_twisted.monitor.archive_page import (
@@ -68,5 +68,6 @@ urlpatterns = [
     path("workers/<str:name>/unquiet/", page(Unquiet), name="carrot-worker-unquiet"),
     path("workers/<str:name>/stop/", page(Stop), name="carrot-worker-stop"),
     path("actions/", page(OperatorActions), name="carrot-actions"),
+    path("api/", include("carrot_twisted.api.urls")),
     path("assets/<slug:digest>/<str:name>", assets.serve, name="carrot-asset"),
 ]

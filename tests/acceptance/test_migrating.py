@@ -153,12 +153,12 @@ def test_a_project_of_django_carrot_moves_by_the_guide(
     # 1. Change the code
     shop.shell(step("grep"))
     left = shop.shell(r"grep -rn '\bcarrot\b' . || true")
-    # The logger, and the line of the monitor.
+    # The logger, and the monitor's address.
     assert sorted(re.findall(r"^\./(\S+?):\d+:\s*(.*)", left, flags=re.MULTILINE)) == [
         ("orders/consumer.py", "logger = logging.getLogger('carrot')"),
         ("orders/tasks.py", "logger = logging.getLogger('carrot')"),
         ("shop/settings.py", "'carrot': {'handlers': ['console'], 'level': 'INFO'},"),
-        ("shop/urls.py", "#     path('carrot/', include('carrot_twisted.urls')),"),
+        ("shop/urls.py", "path('carrot/', include('carrot_twisted.urls')),"),
     ]
     assert '"queue_arguments": {"x-max-priority": 255}' in GUIDE
     shop.edit(
@@ -214,9 +214,10 @@ def the_project_works_as_before(shop: Shop) -> None:
         "from django.test import Client\n"
         'client = Client(SERVER_NAME="localhost")\n'
         'print(client.get("/order/7/?gift").status_code)\n'
-        'print(client.get("/open/").content, client.post("/open/").status_code)\'',
+        'print(client.get("/open/").content, client.post("/open/").status_code)\n'
+        'print(client.get("/carrot/api/message-logs/published/").status_code)\'',
     )
-    assert re.search(r"^200\nb'open, \d+ waiting' 405$", answers, flags=re.MULTILINE)
+    assert re.search(r"^200\nb'open, \d+ waiting' 405\n302$", answers, flags=re.MULTILINE)
     expected = {"packed 102 as a gift", "packed 103", "packed 104", "packed 7 as a gift"}
     expected |= {"swept hall ()"} | {f"attempt {number}" for number in range(1, 6)}
     wait_until(lambda: expected <= set(shop.ledger))

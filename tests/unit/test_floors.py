@@ -99,7 +99,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     SERVICE_WING: ("callback_options", "command_line", "management.*", "messaging", "tap"),
     WEB_WING: (
         "admin",
-        "api",
+        "api.*",
         "apps",
         "event_stream",
         "monitor.*",

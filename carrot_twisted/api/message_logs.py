@@ -1,0 +1,378 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tasks: those that wait or run, failed and completed ones, and each by its key."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+from uuid import UUID
+
+from django.db import router, transaction
+from django.db.models import Q, QuerySet, Value
+from django.db.models.functions import Left
+from django.utils.translation import gettext as _
+from rest_framework import status
+from rest_framework.exceptions import NotFound, ValidationError
+from rest_framework.response import Response
+from rest_framework.serializers import SerializerMethodField, UUIDField
+
+from carrot_twisted import housekeeping, wire
+from carrot_twisted.api.endpoint import Conflict, Endpoint, Pages, RowSerializer
+from carrot_twisted.exceptions import InvalidMessage
+from carrot_twisted.models import MessageLog, OperatorAction
+from carrot_twisted.monitor import access, redaction
+from carrot_twisted.monitor.recorded import recorded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from rest_framework.request import Request
+
+    from carrot_twisted.message_log import MessageLogQuerySet
+    from carrot_twisted.monitor.recorded import ManyDeed
+
+#: Texts of a row in a list are cut here: fifty logs may have a dozen megabytes.
+MAX_TEXT = 10_000
+ARGUMENTS = ("task_args", "content", "output")
+LONG = (*ARGUMENTS, "exception", "traceback", "log")
+
+
+class MessageLogSerializer(RowSerializer):
+    """A task, without the values that the monitor does not show."""
+
+    id = UUIDField(source="pk", read_only=True)
+    task_args = SerializerMethodField()
+    content = SerializerMethodField()
+    output = SerializerMethodField()
+    exception = SerializerMethodField()
+    traceback = SerializerMethodField()
+    log = SerializerMethodField()
+
+    class Meta:
+        model = MessageLog
+        fields: ClassVar = (
+            *("status", "exchange", "queue", "routing_key", "uuid", "priority", "task"),
+            *("task_args", "content", "exception", "traceback", "output", "publish_time"),
+            *("failure_time", "completion_time", "log", "id", "virtual_host"),
+            # Beyond django-carrot:
+            *("start_time", "attempts", "crashes", "worker", "retry_of", "publish_error"),
+        )
+        read_only_fields: ClassVar = fields
+
+    def get_fields(self) -> dict[str, Any]:
+        """All, or those that were asked for."""
+        names = self.context.get("fields")
+        return {
+            name: field
+            for name, field in super().get_fields().items()
+            if names is None or name in names
+        }
+
+    def get_task_args(self, row: MessageLog) -> str:
+        """The positional arguments, as JSON."""
+        return self._shown(row.task_args, lambda _: _positional(row)) or ""
+
+    def get_content(self, row: MessageLog) -> str:
+        """The keyword arguments, as JSON."""
+        return self._shown(row.content, lambda _: _keywords(row)) or ""
+
+    def get_output(self, row: MessageLog) -> str | None:
+        """What the task has returned."""
+        return self._shown(row.output, redaction.shown_text)
+
+    def get_exception(self, row: MessageLog) -> str | None:
+        """Why it failed."""
+        return self._cut(row.exception)
+
+    def get_traceback(self, row: MessageLog) -> str | None:
+        """Where it failed."""
+        return self._cut(row.traceback)
+
+    def get_log(self, row: MessageLog) -> str | None:
+        """The lines that it has logged."""
+        return self._cut(row.log)
+
+    def _is_long(self, text: str) -> bool:
+        return bool(self.context.get("cut")) and len(text) > MAX_TEXT
+
+    def _shown(self, text: str | None, show: Callable[[str], str]) -> str | None:
+        """A text that may hold secrets: half of it cannot be read, so nothing is shown then."""
+        if text is None:
+            return None
+        return _("… (too long for a list)") if self._is_long(text) else show(text)
+
+    def _cut(self, text: str | None) -> str | None:
+        if text is None or not self._is_long(text):
+            return text
+        return text[:MAX_TEXT] + _("\n… (cut in a list)")
+
+
+def _positional(row: MessageLog) -> str:
+    if row.is_task:
+        return redaction.positional_text(row) or wire.NO_ARGS
+    return redaction.shown_text(row.task_args)
+
+
+def _keywords(row: MessageLog) -> str:
+    if row.is_task:
+        return redaction.keyword_text(row) or wire.NO_KWARGS
+    return redaction.shown_text(row.content)
+
+
+class _Constant(Value):
+    """A word in the SQL itself: SQLite finds a partial index only so."""
+
+    def as_sql(self, compiler: Any, connection: Any) -> tuple[str, tuple[()]]:
+        return f"'{self.value}'", ()
+
+
+def _of(states: Sequence[str]) -> Q:
+    if len(states) == 1:
+        return Q(status=_Constant(states[0]))
+    return Q(status__in=[_Constant(state) for state in states])
+
+
+class _Rows(Endpoint):
+    """Rows of some states."""
+
+    serializer_class = MessageLogSerializer
+    pagination_class = Pages
+    states: ClassVar[Sequence[str]]
+    order: ClassVar[Sequence[str]]
+    """That of the index."""
+    parameters: ClassVar = {
+        "search": (
+            "Only tasks with this text in their path or their arguments.",
+            {"type": "string"},
+        ),
+        "fields": (
+            "Only these fields are read, and answered: names with commas between them.",
+            {
+                "type": "array",
+                "items": {"type": "string", "enum": [*MessageLogSerializer.Meta.fields]},
+                "minItems": 1,
+            },
+        ),
+    }
+
+    def listed(self) -> Response:
+        """A page of them."""
+        page = self.paginate_queryset(self._short(self.found()))
+        assert page is not None
+        for row in page:
+            for name in self._long:
+                setattr(row, name, getattr(row, f"start_of_{name}"))
+        return self.get_paginated_response(self.get_serializer(page, many=True).data)
+
+    def found(self) -> MessageLogQuerySet:
+        """The rows that are meant, of all pages."""
+        is_read = self.request.method in ("GET", "HEAD")
+        using = (router.db_for_read if is_read else router.db_for_write)(MessageLog)
+        rows = MessageLog.objects.using(using).filter(_of(self.states))
+        text = self.request.query_params.get("search", "")
+        if "\0" in text:
+            # No row has one, and databases do not take it.
+            return rows.none()
+        if text:
+            matches = Q(task__icontains=text) | Q(content__icontains=text)
+            rows = rows.filter(matches | Q(task_args__icontains=text))
+        return rows
+
+    def get_queryset(self) -> QuerySet[MessageLog]:
+        """Django REST framework's name for it."""
+        return self.found()
+
+    def get_serializer_context(self) -> dict[str, Any]:
+        """What the serializer goes by."""
+        return {**super().get_serializer_context(), "fields": self._fields, "cut": True}
+
+    @property
+    def _fields(self) -> frozenset[str]:
+        known = MessageLogSerializer.Meta.fields
+        text = self.request.query_params.get("fields")
+        if text is None:
+            return frozenset(known)
+        names = frozenset(text.split(","))
+        unknown = sorted(names.difference(known))
+        if unknown:
+            told = _("There is no field %(name)s. Known fields: %(known)s.")
+            raise ValidationError(
+                {"fields": [told % {"name": unknown[0], "known": ", ".join(known)}]}
+            )
+        return names
+
+    @property
+    def _long(self) -> list[str]:
+        # What the positional arguments are tells a task from a message with a handler.
+        wanted = self._fields | ({"task_args"} if "content" in self._fields else set())
+        return [name for name in LONG if name in wanted]
+
+    def _short(self, rows: MessageLogQuerySet) -> MessageLogQuerySet:
+        names = self._fields - {"id", "virtual_host", *LONG}
+        # The task names its arguments, the queue its broker.
+        rows = rows.only("pk", "task", "queue", *names)
+        starts = {f"start_of_{name}": Left(name, MAX_TEXT + 1) for name in self._long}
+        return rows.annotate(**starts).order_by(*self.order)
+
+
+class _List(_Rows):
+    gives: ClassVar = {"GET": (200, MessageLogSerializer(many=True))}
+    errors: ClassVar = {"GET": (400, 404)}
+
+    def get(self, request: Request) -> Response:
+        """The list. Texts above 10,000 characters are cut in it; each row has them whole."""
+        return self.listed()
+
+
+class _Published(_Rows):
+    states = MessageLog.UNFINISHED
+    order = ("queue", "publish_time", "pk")
+
+
+class PublishedList(_Published, _List):
+    """Tasks that wait or run: by queue, the oldest first."""
+
+
+class Purge(_Published):
+    """Throw away all tasks that wait or run, and all messages in the queues of tasks."""
+
+    permission = access.PURGE
+    gives: ClassVar = {"POST": (200, MessageLogSerializer(many=True))}
+    errors: ClassVar = {"POST": (400, 404, 503)}
+
+    def post(self, request: Request) -> Response:
+        """Do it; the answer is the list of tasks that wait or run then."""
+        deleted = housekeeping.purge_queue()
+        OperatorAction.note(request.user, "purge", "all queues", deleted)
+        return self.listed()
+
+
+class Requeue(_Published):
+    """Ring again for all tasks that wait: each gets another message. None runs twice by that."""
+
+    gives: ClassVar = {"POST": (200, MessageLogSerializer(many=True))}
+    errors: ClassVar = {"POST": (400, 404)}
+
+    def post(self, request: Request) -> Response:
+        """Do it; the answer is the list of tasks that wait or run."""
+        count = housekeeping.requeue_all()
+        OperatorAction.note(request.user, "ring again", "all tasks that wait", count)
+        return self.listed()
+
+
+class FailedList(_List):
+    """Tasks that have failed, the latest first."""
+
+    states = (MessageLog.FAILED,)
+    order = ("-failure_time", "-pk")
+    gives: ClassVar = {
+        "GET": (200, MessageLogSerializer(many=True)),
+        "PUT": (200, MessageLogSerializer(many=True)),
+        "DELETE": (204, None),
+    }
+    errors: ClassVar = {"GET": (400, 404), "PUT": (400, 404)}
+
+    def delete(self, request: Request) -> Response:
+        """Delete them all, or those that ``search`` finds."""
+        self._do("delete", housekeeping.delete_tasks)
+        return Response(status=status.HTTP_204_NO_CONTENT)
+
+    def put(self, request: Request) -> Response:
+        """Run them all again, or those that ``search`` finds.
+
+        The answer is the list of those that are left: others have failed meanwhile, or cannot run
+        again.
+        """
+        self._do("requeue", housekeeping.requeue_tasks)
+        return self.listed()
+
+    def _do(self, action: str, do: ManyDeed) -> None:
+        text = self.request.query_params.get("search", "")
+        words = f"failed tasks with {text!r}" if text else "all failed tasks"
+        recorded(do, self.found(), user=self.request.user, action=action, target=words)
+
+
+class CompletedList(_List):
+    """Tasks that have returned, the latest first."""
+
+    states = (MessageLog.COMPLETED,)
+    order = ("-completion_time", "-pk")
+
+
+class _One(Endpoint):
+    """One task."""
+
+    serializer_class = MessageLogSerializer
+
+    def row(self, pk: str) -> MessageLog:
+        """The row, as it is now, also where others are read from a replica."""
+        try:
+            return MessageLog.objects.using(_using()).get(pk=UUID(pk))
+        except (ValueError, MessageLog.DoesNotExist):
+            raise NotFound from None
+
+    def shown(self, row: MessageLog) -> Response:
+        """The row, whole."""
+        return Response(self.get_serializer(row).data)
+
+
+class Detail(_One):
+    """One task, with all that is known of it."""
+
+    gives: ClassVar = {
+        "GET": (200, MessageLogSerializer()),
+        "PUT": (200, MessageLogSerializer()),
+        "DELETE": (204, None),
+    }
+    errors: ClassVar = {"GET": (404,), "PUT": (400, 404), "DELETE": (404, 409)}
+
+    def get(self, request: Request, pk: str) -> Response:
+        """The row."""
+        return self.shown(self.row(pk))
+
+    def put(self, request: Request, pk: str) -> Response:
+        """Run the task again, whatever has become of it; the answer is the new row."""
+        row = self.row(pk)
+        # The row forgets it with its deletion.
+        key = row.pk
+        try:
+            with transaction.atomic(using=_using()):
+                again = row.requeue()
+                OperatorAction.note(request.user, "requeue", f"{row.task} {key} as {again.pk}")
+        except MessageLog.DoesNotExist:
+            raise NotFound from None
+        except InvalidMessage as error:
+            # Its text quotes arguments, which may be such as are not shown.
+            text = _("The arguments of this row cannot be read, so it cannot run again.")
+            raise InvalidMessage(text if row.is_task else str(error)) from None
+        return self.shown(self.row(str(again.pk)))
+
+    def delete(self, request: Request, pk: str) -> Response:
+        """Delete the row of a task that has come to its end."""
+        row = self.row(pk)
+        rows = MessageLog.objects.using(_using()).filter(pk=row.pk)
+        with transaction.atomic(using=_using()):
+            if not housekeeping.delete_tasks(rows):
+                self.row(pk)
+                raise Conflict(_("It has not come to its end yet: cancel it first, if it waits."))
+            OperatorAction.note(request.user, "delete", f"{row.task} {row.pk}")
+        return Response(status=status.HTTP_204_NO_CONTENT)
+
+
+class Cancel(_One):
+    """Keep a task that waits from running."""
+
+    gives: ClassVar = {"POST": (200, MessageLogSerializer())}
+    errors: ClassVar = {"POST": (404, 409)}
+
+    def post(self, request: Request, pk: str) -> Response:
+        """Do it; the answer is the row."""
+        row = self.row(pk)
+        with transaction.atomic(using=_using()):
+            if not row.cancel():
+                raise Conflict(_("Too late: it runs already, or has come to its end."))
+            OperatorAction.note(request.user, "cancel", f"{row.task} {row.pk}")
+        return self.shown(self.row(pk))
+
+
+def _using() -> str:
+    return router.db_for_write(MessageLog)
