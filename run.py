@@ -11,6 +11,7 @@
                                                          with classic and with quorum queues
     python3 run.py lint                                  ruff and mypy
     python3 run.py openapi                               writes the description of the JSON API
+    python3 run.py screenshots                           takes the pictures of the monitor anew
     python3 run.py stops   [--times 50]                  stops services in every state, many times
 
 What is missing is installed: RabbitMQ and PostgreSQL from the distribution (as root or with
@@ -187,6 +188,14 @@ def run_stops(arguments: Sequence[str], log: Path) -> int:
     )
 
 
+def run_screenshots(arguments: Sequence[str], log: Path) -> int:
+    """Take the pictures of the monitor that README and docs show."""
+    prepare_machine(rabbitmq=False, postgresql=False, tools=True, log=log)
+    prepare_environment("postgres,test", log=log)
+    command = [str(PYTHON), "-m", "pytest", "tests/browser/screenshots.py", *arguments]
+    return run(command, environment_variables(CI="true"))
+
+
 def run_linters(arguments: Sequence[str], log: Path) -> int:
     """Run ruff and mypy."""
     if arguments:
@@ -212,6 +221,7 @@ COMMANDS: dict[str, Callable[[Sequence[str], Path], int]] = {
     "chaos": run_chaos,
     "brokers": run_brokers,
     "lint": run_linters,
+    "screenshots": run_screenshots,
     "openapi": write_openapi,
     "stops": run_stops,
 }

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from django.db import models
+from django.db.models import F
 from django.db.models.functions import Now
 
 #: Characters that are kept of a user's name, and of what was acted on.
@@ -13,7 +14,10 @@ MAX_TEXT = 500
 
 
 class OperatorAction(models.Model):
-    """One action of one user, on one thing or on many. Never changed."""
+    """One action of one user, on one thing or on many.
+
+    Never changed, but for the count of one that takes a while.
+    """
 
     time = models.DateTimeField(db_default=Now(), editable=False)
     user = models.CharField(
@@ -46,3 +50,13 @@ class OperatorAction(models.Model):
         return cls.objects.create(
             user=name[:MAX_TEXT], action=action, target=target[:MAX_TEXT], count=count
         )
+
+    @classmethod
+    def add(cls, pk: int, count: int) -> None:
+        """An action that was noted went on. Call it in the transaction of what it tells.
+
+        Args:
+            pk: of the record.
+            count: how many more rows it met.
+        """
+        cls.objects.filter(pk=pk).update(count=F("count") + count)

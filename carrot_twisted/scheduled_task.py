@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import MAXYEAR, MINYEAR, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.core.exceptions import NON_FIELD_ERRORS, ValidationError
@@ -255,6 +255,9 @@ class ScheduledTask(models.Model):
             value = getattr(self, field)
             if value is not None and timezone.is_naive(value):
                 errors[field] = "Give a time with a time zone."
+            elif value is not None and not MINYEAR < value.year < MAXYEAR:
+                # It could not be told in every time zone.
+                errors[field] = f"Give a time in the years {MINYEAR + 1} to {MAXYEAR - 1}."
         if self.timezone:
             check("timezone", lambda: triggers.time_zone(self.timezone))
         if self.cron and "timezone" not in errors:
@@ -263,9 +266,14 @@ class ScheduledTask(models.Model):
         check("task_args", lambda: self.positional_arguments)
         check("content", lambda: self.keyword_arguments)
         if self.interval_type in triggers.SECONDS:
-            interval = {self.interval_type: self.interval_count}
-            check("interval_count", lambda: triggers.interval_fields(interval))
-        wrong = errors.keys() & {"timezone", "run_at", "start_time", "end_time", "interval_count"}
+            check("interval_count", lambda: self.interval)
+        wrong = errors.keys() & {
+            "timezone",
+            "run_at",
+            "start_time",
+            "end_time",
+            "interval_count",
+        }
         if not wrong and self.interval_type in triggers.SECONDS:
             check("run_at" if self.run_at else "end_time", lambda: self.timing)
         if not errors:
@@ -312,8 +320,18 @@ class ScheduledTask(models.Model):
 
     @property
     def interval(self) -> timedelta:
-        """Time between two slots."""
-        return timedelta(seconds=self.interval_count * self.multiplier)
+        """Time between two slots.
+
+        Raises:
+            InvalidMessage: no such interval type, or longer than calendars can add.
+        """
+        seconds = self.interval_count * self.multiplier
+        if seconds > triggers.MAX_INTERVAL:
+            raise InvalidMessage(
+                f"An interval is a hundred years at most, not {self.interval_count} "
+                f"{self.interval_type}."
+            )
+        return timedelta(seconds=seconds)
 
     @property
     def multiplier(self) -> int:

@@ -61,6 +61,7 @@ _TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 SECTIONS = (
     ("carrot-monitor", _("Overview")),
     ("carrot-tasks", _("Tasks")),
+    ("carrot-schedules", _("Schedules")),
     ("carrot-queues", _("Queues")),
     ("carrot-workers", _("Workers")),
     ("carrot-actions", _("Actions")),

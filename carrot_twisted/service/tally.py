@@ -24,6 +24,8 @@ from carrot_twisted.service.chore import Chore
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
+    from twisted.python.failure import Failure
+
     from carrot_twisted.rollups import Key
     from carrot_twisted.service.journal import Handled
     from carrot_twisted.service.log_writer import LogWriter
@@ -139,7 +141,13 @@ class Tally:
                 self._changed[key] = None
 
     def _guarded(self) -> Deferred[None]:
-        return self._chore.attempt(lambda: Deferred.fromCoroutine(self._work()))
+        def failed(failure: Failure) -> None:
+            if not self._writer.away:
+                # Else the writer has told that.
+                self._chore.failed(failure)
+
+        work = Deferred.fromCoroutine(self._work())
+        return work.addCallbacks(lambda _: self._chore.succeeded(), failed)
 
     async def _work(self) -> None:
         if self._writer.away:

@@ -21,7 +21,14 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.django_db
 
-PAGES = ["carrot-monitor", "carrot-tasks", "carrot-queues", "carrot-workers", "carrot-actions"]
+PAGES = [
+    "carrot-monitor",
+    "carrot-tasks",
+    "carrot-schedules",
+    "carrot-queues",
+    "carrot-workers",
+    "carrot-actions",
+]
 
 
 def client_of(*permissions: str, staff: bool = True, name: str = "ann") -> Client:

@@ -143,6 +143,9 @@
     if (log.id === "log-lines" && log.scrollHeight - log.scrollTop - log.clientHeight > 40) setFollowing(false);
   }, true);
 
+  // ---- Long work goes on by itself
+  document.querySelector("button[data-go-on]")?.click();
+
   // ---- Keys
   const help = document.getElementById("help");
   const helpSwitch = document.getElementById("help-switch");
