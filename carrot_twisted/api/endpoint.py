@@ -17,7 +17,6 @@ from rest_framework.authentication import SessionAuthentication
 from rest_framework.exceptions import (
     APIException,
     MethodNotAllowed,
-    PermissionDenied,
     ValidationError,
 )
 from rest_framework.generics import GenericAPIView
@@ -47,6 +46,8 @@ PAGE_SIZE = 50
 #: Key of what is wrong with all fields together.
 NO_FIELD = "non_field_errors"
 _SAFE = ("GET", "HEAD")
+#: Of all answers: they are for one user, and for the moment.
+_HEADERS = {"Cache-Control": "private, no-cache", "X-Content-Type-Options": "nosniff"}
 
 
 class _Renderer(JSONRenderer):
@@ -146,6 +147,11 @@ class Endpoint(GenericAPIView[Any]):
         if request.method not in _SAFE:
             access.demand(request, self.permission)
 
+    @property
+    def default_response_headers(self) -> dict[str, str]:
+        """Of every answer."""
+        return {**super().default_response_headers, **_HEADERS, "Vary": "Cookie"}
+
     def http_method_not_allowed(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Response:
         """Say which method it is. What changes something was a GET in django-carrot, partly."""
         method = str(request.method)
@@ -188,9 +194,11 @@ def endpoint(view: type[Endpoint]) -> FunctionView:
 def _denied(request: HttpRequest, *_args: Any, **_kwargs: Any) -> JsonResponse:
     if request.user.is_authenticated:
         text = _("You may not look at this: it takes a member of the staff with the permission %s.")
-        return JsonResponse({"detail": text % access.VIEW}, status=PermissionDenied.status_code)
+        return JsonResponse(
+            {"detail": text % access.VIEW}, status=status.HTTP_403_FORBIDDEN, headers=_HEADERS
+        )
     return JsonResponse(
         {"detail": _("Authentication credentials were not provided.")},
         status=status.HTTP_401_UNAUTHORIZED,
-        headers={"WWW-Authenticate": 'Session realm="carrot"'},
+        headers={"WWW-Authenticate": 'Session realm="carrot"', **_HEADERS},
     )

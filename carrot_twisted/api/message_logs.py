@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID
 
 from django.db import router, transaction
-from django.db.models import Q, QuerySet, Value
+from django.db.models import Q, QuerySet
 from django.db.models.functions import Left
 from django.utils.translation import gettext as _
 from rest_framework import status
@@ -19,7 +19,7 @@ from carrot_twisted import housekeeping, wire
 from carrot_twisted.api.endpoint import Conflict, Endpoint, Pages, RowSerializer
 from carrot_twisted.exceptions import InvalidMessage
 from carrot_twisted.models import MessageLog, OperatorAction
-from carrot_twisted.monitor import access, redaction
+from carrot_twisted.monitor import access, keyset, redaction
 from carrot_twisted.monitor.recorded import recorded
 
 if TYPE_CHECKING:
@@ -118,25 +118,12 @@ def _keywords(row: MessageLog) -> str:
     return redaction.shown_text(row.content)
 
 
-class _Constant(Value):
-    """A word in the SQL itself: SQLite finds a partial index only so."""
-
-    def as_sql(self, compiler: Any, connection: Any) -> tuple[str, tuple[()]]:
-        return f"'{self.value}'", ()
-
-
-def _of(states: Sequence[str]) -> Q:
-    if len(states) == 1:
-        return Q(status=_Constant(states[0]))
-    return Q(status__in=[_Constant(state) for state in states])
-
-
 class _Rows(Endpoint):
     """Rows of some states."""
 
     serializer_class = MessageLogSerializer
     pagination_class = Pages
-    states: ClassVar[Sequence[str]]
+    states: ClassVar[tuple[str, ...]]
     order: ClassVar[Sequence[str]]
     """That of the index."""
     parameters: ClassVar = {
@@ -167,7 +154,7 @@ class _Rows(Endpoint):
         """The rows that are meant, of all pages."""
         is_read = self.request.method in ("GET", "HEAD")
         using = (router.db_for_read if is_read else router.db_for_write)(MessageLog)
-        rows = MessageLog.objects.using(using).filter(_of(self.states))
+        rows = MessageLog.objects.using(using).filter(keyset.of_states(self.states))
         text = self.request.query_params.get("search", "")
         if "\0" in text:
             # No row has one, and databases do not take it.

@@ -10,6 +10,7 @@ from django.core.exceptions import NON_FIELD_ERRORS
 from django.core.exceptions import ValidationError as Invalid
 from django.db import IntegrityError, router, transaction
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
 from rest_framework import status
 from rest_framework.exceptions import NotFound, ValidationError
 from rest_framework.response import Response
@@ -44,7 +45,7 @@ class ScheduledTaskSerializer(RowSerializer):
         extra_kwargs: ClassVar = {
             # Whatever the database takes: the limit is the same for all.
             "interval_count": {"max_value": 2**31 - 1},
-            "queue": {"error_messages": {"blank": _("This field is required")}},
+            "queue": {"error_messages": {"blank": gettext_lazy("This field is required")}},
         }
 
     def to_representation(self, schedule: ScheduledTask) -> dict[str, Any]:

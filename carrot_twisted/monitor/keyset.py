@@ -393,7 +393,8 @@ class _Constant(Value):
         return f"'{self.value}'", ()
 
 
-def _of_states(states: tuple[str, ...]) -> Q:
+def of_states(states: tuple[str, ...]) -> Q:
+    """Rows of these states, as the partial indexes are found."""
     if len(states) == 1:
         return Q(status=_Constant(states[0]))
     return Q(status__in=[_Constant(state) for state in states])
@@ -446,7 +447,7 @@ def _rows(query: Query, using: str) -> MessageLogQuerySet:
     listing = LISTINGS[query.listing]
     rows = MessageLog.objects.using(using)
     if listing.states:
-        rows = rows.filter(_of_states(listing.states))
+        rows = rows.filter(of_states(listing.states))
     if listing.led_by and query.queue:
         rows = rows.filter(queue=query.queue)
     if listing.time and query.since is not None:
@@ -501,7 +502,7 @@ def _others(query: Query) -> Q | None:
     if query.worker:
         found &= Q(worker=query.worker)
     if query.states and set(query.states) != set(listing.states):
-        found &= _of_states(query.states)
+        found &= of_states(query.states)
     if not listing.time:
         # The keys' times are near these, no more.
         if query.since is not None:
