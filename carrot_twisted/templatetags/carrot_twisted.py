@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from django.template import Library
 from django.utils import timezone
-from django.utils.formats import date_format
 from django.utils.html import format_html
 from django.utils.translation import gettext as _
 
@@ -43,7 +42,8 @@ def moment(when: datetime | None, form: str = "") -> str:
         '<time datetime="{}" data-moment="{}">{}</time>',
         when.isoformat(),
         form,
-        date_format(local, "Y-m-d H:i:s T"),
+        # Not by Django's formats: they name no zone in the hour that comes twice.
+        f"{local:%Y-%m-%d %H:%M:%S %Z}",
     )
 
 
