@@ -51,7 +51,8 @@ if TYPE_CHECKING:
     """Command and environment of each program, by its name in the summary."""
 
 BROKER, DATABASE = "CARROT_BROKER_URL", "CARROT_DATABASE_URL"
-SERVED_TESTS = ("tests/contract", "tests/integration", "tests/acceptance")
+INTEGRATION_TESTS = "tests/integration"
+OTHER_TESTS = ("tests/contract", "tests/acceptance")
 LINTERS = {
     "ruff check": [str(VENV / "bin" / "ruff"), "check", "."],
     "ruff format": [str(VENV / "bin" / "ruff"), "format", "--check", "."],
@@ -121,21 +122,22 @@ def run_tests(arguments: Sequence[str], log: Path) -> int:
         return run([*pytest, *arguments], variables)
     sqlite = {**variables, "CARROT_TEST_DATABASE": "sqlite"}
     postgres = {**variables, "CARROT_TEST_DATABASE": "postgres"}
+    # What does not depend on the database is tested with SQLite only.
+    on_postgres = [*pytest, "-m", "not once"]
     first: Parts = {
         **{name: (command, variables) for name, command in LINTERS.items()},
         "unit tests": ([*pytest, "tests/unit"], variables),
-        "tests on PostgreSQL": (
-            [*pytest, "-m", "not once", *SERVED_TESTS, "tests/browser"],
-            postgres,
-        ),
+        "browser tests": ([*on_postgres, "tests/browser"], postgres),
+        "others on PostgreSQL": ([*on_postgres, *OTHER_TESTS], postgres),
+        "others on SQLite": ([*pytest, *OTHER_TESTS], sqlite),
     }
-    # What does not depend on the database is tested here: this takes as long as all the rest.
-    second: Parts = {"tests on SQLite": ([*pytest, *SERVED_TESTS], sqlite)}
+    second: Parts = {"integration, PostgreSQL": ([*on_postgres, INTEGRATION_TESTS], postgres)}
+    third: Parts = {"integration, SQLite": ([*pytest, INTEGRATION_TESTS], sqlite)}
     if BROKER in os.environ:
-        # Both would use the same queues.
-        return run_lanes({**first, **second})
-    # They wait most of their time for servers.
-    return run_lanes(first, second)
+        # They would use the same queues.
+        return run_lanes({**first, **second, **third})
+    # They wait most of their time for servers, and take about as long as each other.
+    return run_lanes(first, second, third)
 
 
 def run_benchmark(arguments: Sequence[str], log: Path) -> int:
