@@ -552,6 +552,15 @@ def of_django(name: str) -> Any:
     return getattr(settings, name, None)
 
 
+def serve_urls(urlconf: str) -> None:
+    """Serve these where the project has no URLs at all: Django cannot answer without ROOT_URLCONF.
+
+    A project that has some keeps them.
+    """
+    if not of_django("ROOT_URLCONF"):
+        settings.ROOT_URLCONF = urlconf
+
+
 def problems() -> tuple[Problem, ...]:
     """Every mistake in ``settings.CARROT`` that can be seen without importing project code."""
     return _read()[1]

@@ -160,6 +160,13 @@ class Root(Resource):
         return self._pages
 
 
+class UnloggedSite(Site):
+    """Requests have no place in the service's log: a proxy in front of it knows more of them."""
+
+    def log(self, request: Any) -> None:
+        """Nothing. Errors are logged by Django."""
+
+
 class Busy(Resource):
     """Come back later."""
 
@@ -207,7 +214,7 @@ class WebServer:
             self._events = events.EventStream(gate, self._pool, using, reactor)
             special[stream.encode()] = self._events
         pages = WSGIResource(reactor, self._pool, Pages(urlconf, stream))
-        self._site = Site(Root(pages, self._pool, special), timeout=IDLE)
+        self._site = UnloggedSite(Root(pages, self._pool, special), timeout=IDLE)
         self._site.noisy = False
         self._port: Any = None
         self._hurry = False
@@ -223,6 +230,7 @@ class WebServer:
                 f"{MONITOR!r}. Its login needs in the settings: {'; '.join(missing)}."
             )
         import_module(STANDALONE)
+        conf.serve_urls(STANDALONE)
         return STANDALONE
 
     @property

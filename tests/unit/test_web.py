@@ -74,7 +74,10 @@ class TestWhatIsServed:
         settings.ROOT_URLCONF = None
         own = f"{__name__}.{OwnSessions.__name__}"
         settings.MIDDLEWARE = [own, *settings.MIDDLEWARE[1:]]
-        assert WebServer(ENDPOINT, MemoryReactorClock())._urlconf() == web.STANDALONE
+        WebServer(ENDPOINT, MemoryReactorClock())
+        # Django cannot answer at all without the setting.
+        assert settings.ROOT_URLCONF == web.STANDALONE
+        assert answer(Pages(), "/tasks/") == "302 Found"
 
     def test_what_is_no_port_of_ip_is_refused(self, tmp_path: Any) -> None:
         server = WebServer(f"unix:{tmp_path}/socket", MemoryReactorClock())
