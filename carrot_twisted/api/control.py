@@ -23,8 +23,8 @@ from rest_framework.serializers import (
 
 from carrot_twisted import housekeeping, status
 from carrot_twisted.api.endpoint import Endpoint, TimeField, json_object
-from carrot_twisted.models import MessageLog, OperatorAction
-from carrot_twisted.monitor import access
+from carrot_twisted.models import MessageLog
+from carrot_twisted.monitor import access, recorded
 from carrot_twisted.monitor.queue_list import MAX_REASON
 
 if TYPE_CHECKING:
@@ -124,8 +124,7 @@ class Pause(_Told):
         given = ReasonSerializer(data=json_object(request))
         given.is_valid(raise_exception=True)
         reason = given.validated_data.get("reason", "")
-        housekeeping.pause_queue(name, by=str(request.user), reason=reason)
-        OperatorAction.note(request.user, "pause", name)
+        recorded.pause_queue(request.user, name, reason)
         return Response(status=http.HTTP_204_NO_CONTENT)
 
 
@@ -138,8 +137,7 @@ class Resume(_Told):
         """Do it, also for a queue that has left the settings."""
         if name not in {one.name for one in _now().paused}:
             _require(name)
-        if housekeeping.resume_queue(name):
-            OperatorAction.note(request.user, "resume", name)
+        recorded.resume_queue(request.user, name)
         return Response(status=http.HTTP_204_NO_CONTENT)
 
 
@@ -153,9 +151,7 @@ class PurgeQueue(Endpoint):
     def post(self, request: Request, name: str) -> Response:
         """Do it. What a service has begun goes on, but its result goes nowhere."""
         _require(name)
-        deleted = housekeeping.purge_queue(name)
-        OperatorAction.note(request.user, "purge", name, deleted)
-        return Response({"deleted": deleted})
+        return Response({"deleted": recorded.purge_queue(request.user, name)})
 
 
 class Workers(Endpoint):
@@ -175,8 +171,7 @@ class Quiet(_Told):
 
     def post(self, request: Request, name: str) -> Response:
         """Tell it."""
-        housekeeping.quiet_worker(name)
-        OperatorAction.note(request.user, "quiet", name)
+        recorded.tell_worker(request.user, "quiet", housekeeping.quiet_worker, name)
         return Response(status=http.HTTP_204_NO_CONTENT)
 
 
@@ -187,8 +182,7 @@ class Unquiet(_Told):
 
     def post(self, request: Request, name: str) -> Response:
         """Tell it."""
-        housekeeping.unquiet_worker(name)
-        OperatorAction.note(request.user, "unquiet", name)
+        recorded.tell_worker(request.user, "unquiet", housekeeping.unquiet_worker, name)
         return Response(status=http.HTTP_204_NO_CONTENT)
 
 
@@ -199,8 +193,7 @@ class Stop(_Told):
 
     def post(self, request: Request, name: str) -> Response:
         """Tell it."""
-        housekeeping.stop_worker(name)
-        OperatorAction.note(request.user, "stop", name)
+        recorded.tell_worker(request.user, "stop", housekeeping.stop_worker, name)
         return Response(status=http.HTTP_204_NO_CONTENT)
 
 

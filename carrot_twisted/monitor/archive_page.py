@@ -98,16 +98,21 @@ class _ArchiveAction(Action):
         wanted = set(request.POST.getlist("selected"))
         everything = "all" in request.GET
         count = 0
+        action = None
         try:
             with archive.opened(where, PATIENCE) as look:
                 for one in islice(look, MAX_MESSAGES):
                     if everything or key_of(one) in wanted:
+                        # First: killed in between, it says that somebody began.
+                        action = action or OperatorAction.note(
+                            request.user, self.word, where.name, 0
+                        )
                         self.do(look, one)
                         count += 1
         finally:
             # Also of what was done until the broker went away.
-            if count:
-                OperatorAction.note(request.user, self.word, where.name, count)
+            if action is not None:
+                OperatorAction.add(action.pk, count)
         return back(request, reverse("carrot-archive", args=[name]), self.told(count, where.queue))
 
 

@@ -10,8 +10,8 @@ from django.urls import reverse
 from django.utils.translation import gettext as _
 
 from carrot_twisted import housekeeping, status
-from carrot_twisted.models import MessageLog, OperatorAction
-from carrot_twisted.monitor import access
+from carrot_twisted.models import MessageLog
+from carrot_twisted.monitor import access, recorded
 from carrot_twisted.monitor.confirming import Confirmed, Question
 from carrot_twisted.monitor.page import Action, Page, back
 
@@ -51,8 +51,7 @@ class Pause(Action):
     def act(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         name = kwargs["name"]
         reason = request.POST.get(f"reason-{name}", "").strip()[:MAX_REASON]
-        housekeeping.pause_queue(name, by=str(request.user), reason=reason)
-        OperatorAction.note(request.user, "pause", name)
+        recorded.pause_queue(request.user, name, reason)
         notice = _("Services take nothing more off queue %(name)s in a moment.") % {"name": name}
         return back(request, reverse("carrot-queues"), notice)
 
@@ -62,8 +61,7 @@ class Resume(Action):
 
     def act(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         name = kwargs["name"]
-        if housekeeping.resume_queue(name):
-            OperatorAction.note(request.user, "resume", name)
+        recorded.resume_queue(request.user, name)
         notice = _("Services take messages off queue %(name)s again in a moment.") % {"name": name}
         return back(request, reverse("carrot-queues"), notice)
 
@@ -90,8 +88,7 @@ class Purge(Confirmed):
 
     def act(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         name = kwargs["name"]
-        deleted = housekeeping.purge_queue(name)
-        OperatorAction.note(request.user, "purge", name, deleted)
+        deleted = recorded.purge_queue(request.user, name)
         notice = _("%(count)s tasks of queue %(name)s were deleted.") % {
             "count": f"{deleted:,}",
             "name": name,

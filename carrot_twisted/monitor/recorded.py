@@ -1,13 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Things that are done to many tasks in one request, and recorded."""
+"""What pages and API do to queues, workers and many tasks, and the record of it.
+
+What the database alone does stands in one transaction with its record. Of what cannot be undone, at
+a broker, the record comes first: killed in between, it says that somebody began.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+from django.db import router, transaction
+
+from carrot_twisted import housekeeping
 from carrot_twisted.models import OperatorAction
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from carrot_twisted.housekeeping import Progress
     from carrot_twisted.message_log import MessageLogQuerySet
 
@@ -44,3 +53,43 @@ def recorded(
         if done:
             OperatorAction.note(user, action, target, done)
     return done
+
+
+def pause_queue(user: object, name: str, reason: str) -> None:
+    """``housekeeping.pause_queue``, which says what it raises."""
+    with _together():
+        housekeeping.pause_queue(name, by=str(user), reason=reason)
+        OperatorAction.note(user, "pause", name)
+
+
+def resume_queue(user: object, name: str) -> None:
+    """``housekeeping.resume_queue``, which says what it raises."""
+    with _together():
+        if housekeeping.resume_queue(name):
+            OperatorAction.note(user, "resume", name)
+
+
+def purge_queue(user: object, name: str) -> int:
+    """``housekeeping.purge_queue``, which says what it returns and raises."""
+    action = OperatorAction.note(user, "purge", name, 0)
+    deleted = housekeeping.purge_queue(name)
+    OperatorAction.add(action.pk, deleted)
+    return deleted
+
+
+def tell_worker(user: object, word: str, tell: Callable[[str], None], name: str) -> None:
+    """Tell a worker something.
+
+    Args:
+        user: of the request.
+        word: what it is told.
+        tell: ``housekeeping.quiet_worker``, for example, which says what it raises.
+        name: of the worker.
+    """
+    with _together():
+        tell(name)
+        OperatorAction.note(user, word, name)
+
+
+def _together() -> Any:
+    return transaction.atomic(using=router.db_for_write(OperatorAction))

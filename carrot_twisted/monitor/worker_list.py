@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from django.db import router
 from django.urls import reverse
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
 
 from carrot_twisted import housekeeping, status
-from carrot_twisted.models import MessageLog, OperatorAction
+from carrot_twisted.models import MessageLog
+from carrot_twisted.monitor import recorded
 from carrot_twisted.monitor.confirming import Confirmed, Question
 from carrot_twisted.monitor.page import Action, Page, back
 
@@ -34,45 +36,38 @@ class _WorkerAction(Action):
 
     word: ClassVar[str]
 
-    def tell(self, name: str) -> str:
-        """Tell the worker.
-
-        Returns:
-            What to expect, for people.
-        """
-        raise NotImplementedError
+    tell: ClassVar[staticmethod[[str], None]]
+    notice: ClassVar[Any]
+    """What to expect, for people."""
 
     def act(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         name = kwargs["name"]
-        notice = self.tell(name)
-        OperatorAction.note(request.user, self.word, name)
-        return back(request, reverse("carrot-workers"), notice)
+        recorded.tell_worker(request.user, self.word, self.tell, name)
+        return back(request, reverse("carrot-workers"), self.notice % {"name": name})
 
 
 class Quiet(_WorkerAction):
     """Take nothing more."""
 
     word: ClassVar[str] = "quiet"
-
-    def tell(self, name: str) -> str:
-        housekeeping.quiet_worker(name)
-        return _("%(name)s takes nothing more in a moment; what it runs goes on.") % {"name": name}
+    tell = staticmethod(housekeeping.quiet_worker)
+    notice = gettext_lazy("%(name)s takes nothing more in a moment; what it runs goes on.")
 
 
 class Unquiet(_WorkerAction):
     """Take tasks and messages again."""
 
     word: ClassVar[str] = "unquiet"
-
-    def tell(self, name: str) -> str:
-        housekeeping.unquiet_worker(name)
-        return _("%(name)s takes tasks and messages again in a moment.") % {"name": name}
+    tell = staticmethod(housekeeping.unquiet_worker)
+    notice = gettext_lazy("%(name)s takes tasks and messages again in a moment.")
 
 
 class Stop(_WorkerAction, Confirmed):
     """End, as by SIGTERM."""
 
     word: ClassVar[str] = "stop"
+    tell = staticmethod(housekeeping.stop_worker)
+    notice = gettext_lazy("%(name)s stops in a moment, when what it runs has ended.")
 
     def question(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Question:
         return Question(
@@ -84,7 +79,3 @@ class Stop(_WorkerAction, Confirmed):
             button=_("Stop it"),
             cancel=reverse("carrot-workers"),
         )
-
-    def tell(self, name: str) -> str:
-        housekeeping.stop_worker(name)
-        return _("%(name)s stops in a moment, when what it runs has ended.") % {"name": name}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from django.contrib.auth.models import AnonymousUser, Permission, User
+from django.db import DatabaseError
 from django.http import HttpResponse
 from django.test import Client, RequestFactory
 from django.urls import reverse
@@ -115,6 +116,17 @@ def test_an_action_takes_its_permission_and_is_recorded() -> None:
     # Told once, on the next page.
     assert "take nothing more" in client.get(reverse("carrot-queues")).content.decode()
     assert "take nothing more" not in client.get(reverse("carrot-queues")).content.decode()
+
+
+def test_what_cannot_be_recorded_is_not_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: object) -> None:
+        raise DatabaseError("gone")
+
+    client = client_of(access.VIEW, access.ACT)
+    monkeypatch.setattr(OperatorAction, "note", away)
+    with pytest.raises(DatabaseError):
+        client.post(reverse("carrot-queue-pause", args=["default"]))
+    assert not PausedQueue.objects.exists()
 
 
 def test_an_action_by_get_does_nothing() -> None:
