@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from django.apps import apps
-from django.contrib.auth.models import Permission, User
+from django.contrib.auth.models import User
 from django.db import connection
 from django.test import Client, override_settings
 from django.test.utils import CaptureQueriesContext
@@ -17,6 +17,7 @@ from django.test.utils import CaptureQueriesContext
 from carrot_twisted.models import MessageLog, OperatorAction, PausedQueue, ScheduledTask, Worker
 from carrot_twisted.monitor import access
 from tests import settings as project
+from tests.clients import client_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,15 +56,6 @@ def installed(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
             yield
             with connection.schema_editor() as editor:
                 editor.delete_model(entries)
-
-
-def client_of(*permissions: str, name: str = "ann") -> Client:
-    user = User.objects.create_user(name, is_staff=True)
-    for permission in permissions:
-        user.user_permissions.add(Permission.objects.get(codename=permission.partition(".")[2]))
-    client = Client()
-    client.force_login(user)
-    return client
 
 
 @pytest.fixture

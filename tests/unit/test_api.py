@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from django.contrib.auth.models import Permission, User
+from django.contrib.auth.models import User
 from django.db import connection
 from django.http import HttpResponse
 from django.test import Client
@@ -25,6 +25,7 @@ from carrot_twisted.api.message_logs import MAX_TEXT
 from carrot_twisted.exceptions import BrokerError
 from carrot_twisted.models import MessageLog, OperatorAction, PausedQueue, ScheduledTask, Worker
 from carrot_twisted.monitor import access
+from tests.clients import client_of
 from tests.settings import CARROT
 
 if TYPE_CHECKING:
@@ -42,15 +43,6 @@ SCHEDULE = {
     "interval_type": "hours",
     "interval_count": 1,
 }
-
-
-def client_of(*permissions: str, name: str = "ann") -> Client:
-    user = User.objects.create_user(name, is_staff=True)
-    for permission in permissions:
-        user.user_permissions.add(Permission.objects.get(codename=permission.partition(".")[2]))
-    client = Client()
-    client.force_login(user)
-    return client
 
 
 @pytest.fixture

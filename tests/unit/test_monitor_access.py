@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from django.contrib.auth.models import AnonymousUser, Permission, User
+from django.contrib.auth.models import AnonymousUser, User
 from django.db import DatabaseError
 from django.http import HttpResponse
 from django.test import Client, RequestFactory
@@ -15,6 +15,7 @@ from django.urls import reverse
 from carrot_twisted.models import MessageLog, OperatorAction, PausedQueue
 from carrot_twisted.monitor import access, assets
 from carrot_twisted.monitor.page import CONTENT_SECURITY_POLICY
+from tests.clients import client_of
 from tests.settings import CARROT
 
 if TYPE_CHECKING:
@@ -30,15 +31,6 @@ PAGES = [
     "carrot-workers",
     "carrot-actions",
 ]
-
-
-def client_of(*permissions: str, staff: bool = True, name: str = "ann") -> Client:
-    user = User.objects.create_user(name, is_staff=staff)
-    for permission in permissions:
-        user.user_permissions.add(Permission.objects.get(codename=permission.partition(".")[2]))
-    client = Client()
-    client.force_login(user)
-    return client
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -20,8 +20,8 @@ from django.utils import timezone
 from carrot_twisted.models import MessageLog, OperatorAction, ScheduledTask
 from carrot_twisted.monitor import access, registered_tasks, schedule_times
 from carrot_twisted.monitor.schedule_form import ScheduleForm, version_of
+from tests.clients import client_of
 from tests.settings import CARROT
-from tests.unit.test_monitor_access import client_of
 
 pytestmark = pytest.mark.django_db
 
