@@ -206,6 +206,7 @@ def queues_of(
     for name, given in queues.items():
         arguments = _queue(name, given, on_error)
         used = dict.fromkeys(exchange for exchange, _ in by_queue[name])
+        layout = Layout(name=name, arguments=dict(arguments["arguments"]))
         result.append(
             CallbackQueue(
                 name=name,
@@ -225,9 +226,11 @@ def queues_of(
                 log=wanted,
                 policy=retry.Policy(max_retries=0, header=conf.current().handlers.retry_header),
                 delays=(),
-                layout=Layout(name=name, arguments=dict(arguments["arguments"])),
+                layout=layout,
                 on_error=on_error,
                 declarations=(
+                    # First: the queue may name it as the target of its dead letters.
+                    *(layout.archive_steps if on_error == ARCHIVE else ()),
                     *(declared[exchange] for exchange in used if exchange in declared),
                     _queue_step(name, arguments),
                     *(_bind_step(name, exchange, key) for exchange, key in by_queue[name]),

@@ -32,7 +32,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
 COMMANDS = re.findall(
     r"^(?:echo .* )?carrot (?:publish|consume|record|replay) .*$", PAGE, re.MULTILINE
 )
-QUEUES = ("demo", "orders", "orders.archived", "billing", "audit")
+QUEUES = ("demo", "orders", "orders.archived", "billing", "audit", "bounded", "bounded.archived")
 
 pytestmark = pytest.mark.once
 
@@ -124,6 +124,19 @@ def test_a_script_says_its_own_exit_status(start: Start, broker: Broker) -> None
     wait_until(lambda: consumers(broker, "demo") == 1)
     broker.send("demo", b"text")
     assert script.wait(20) == 3
+
+
+def test_a_message_that_kills_its_process_is_put_away_after_the_limit(
+    start: Start, broker: Broker
+) -> None:
+    deadly = block("# bounded.py").replace("print(message.content, flush=True)", "os._exit(9)")
+    script = ("import os\n" + deadly).replace('"x-delivery-limit": 5', '"x-delivery-limit": 1')
+    first = start(sys.executable, "-c", script)
+    wait_until(lambda: consumers(broker, "bounded") == 1)
+    broker.send("bounded", b"deadly")
+    assert first.wait(20) == 9
+    assert start(sys.executable, "-c", script).wait(20) == 9
+    wait_until(lambda: broker.depth("bounded.archived") == 1)
 
 
 def test_the_commands_of_the_page_do_what_it_says(
