@@ -23,11 +23,13 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import LoopingCall
 from twisted.python import usage
 from txaio.tx import make_logger, set_global_log_level
 
 from carrot_twisted.callback_options import CallbackOptions
 from carrot_twisted.limits import MAX_SECONDS
+from carrot_twisted.service import following
 from carrot_twisted.service.guise import Guise
 from carrot_twisted.service.notify import Notifier
 from carrot_twisted.service.pid_file import PidFile
@@ -35,11 +37,12 @@ from carrot_twisted.service.reactor_watch import ReactorWatch
 from carrot_twisted.service.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from carrot_twisted.service.consumption import Consumption
     from carrot_twisted.service.engine import Engine, ServiceOptions
     from carrot_twisted.service.web import WebServer
+    from carrot_twisted.service.workers import Workers
 
 _log = make_logger()
 
@@ -112,6 +115,7 @@ class Options(CallbackOptions):
         ["max-tasks", None, None, "End with status 75 after so many tasks.", number],
         ["max-memory", None, None, "End with status 75 above so many MB of memory.", number],
         ["web", None, None, "Serve pages, too: tcp:8080:interface=127.0.0.1, for example."],
+        ["workers", "w", 1, "Processes; all options are those of each of them.", number],
     )
     optFlags = (["no-scheduler", None, "Publish no scheduled tasks; only consume."],)
 
@@ -124,6 +128,13 @@ class Options(CallbackOptions):
         self.pid_path = ""
         #: Arguments of ``consume``; None: it runs tasks.
         self.consume: dict[str, Any] | None = None
+        #: The command line, for further processes.
+        self.arguments: tuple[str, ...] = ()
+
+    def parseOptions(self, options: Sequence[str] | None = None) -> None:
+        """Read the command line, and keep it."""
+        self.arguments = tuple(sys.argv[1:] if options is None else options)
+        super().parseOptions(options)
 
     def opt_queue(self, name: str) -> None:
         """Consume from this queue only; may be given several times."""
@@ -157,6 +168,7 @@ class CarrotService(Service):
         guise: in which twistd starts us; dropped when root is needed.
         consume: arguments of ``consume``, instead of tasks; "callback" is its path.
         web: endpoint at which pages are served; None: none are.
+        number: of this worker, if there are several; None: it is alone.
     """
 
     name = "carrot"
@@ -172,7 +184,9 @@ class CarrotService(Service):
         guise: Guise | None = None,
         consume: dict[str, Any] | None = None,
         web: str | None = None,
+        number: int | None = None,
     ) -> None:
+        self._number = number
         self._settings_module = settings_module
         self._options = options
         self._folder = folder
@@ -211,6 +225,8 @@ class CarrotService(Service):
         # Twisted's clock is the wall's: a clock that is set would stall or fire every timer.
         self._reactor.seconds = time.monotonic
         _on_signals(self._end_before_beginning)
+        if self._number is not None:
+            following.follow(self._stop_without_monitor, reactor)
         if self._pid_file is not None:
             self._pid_file.write(os.getpid())
             self._pid_file.let_go_in_children()
@@ -338,7 +354,10 @@ class CarrotService(Service):
         self._watchdog = Watchdog(self._notifier, lambda: engine.silence, self._reactor)
         self._watchdog.start()
         Deferred.fromCoroutine(self._start()).addErrback(self._crash)
-        self._notifier.tell(STATUS="Starting: not yet consuming from all queues")
+        self._notifier.tell(
+            STATUS="Starting: not yet consuming from all queues",
+            **{following.STOP_SECONDS: f"{engine.longest_stop + LAST_MOMENT:g}"},
+        )
         self._tell_state()
 
     async def _start(self) -> None:
@@ -397,6 +416,10 @@ class CarrotService(Service):
         _log.info("Stopping on request; a second signal ends at once")
         # Also where it was about to make room for a fresh process.
         _stay_ended()
+        self._stop_reactor()
+
+    def _stop_without_monitor(self) -> None:
+        _log.critical("The process that watches over the workers is gone: stopping")
         self._stop_reactor()
 
     def _recycle(self, reason: str) -> None:
@@ -470,6 +493,134 @@ class CarrotService(Service):
         _exit_with(EXIT_CONFIG)
         _end_in_time()
         raise RuntimeError("carrot cannot start, for the reason above")
+
+
+class WorkersService(Service):
+    """The process that watches over several others, each with a ``CarrotService``.
+
+    It sets up no Django: what is wrong with the settings is told by those.
+
+    Args:
+        count: how many.
+        arguments: of the service, as they were given.
+        folder: the project's folder, put on their import path; None if that is done.
+        settings_module: as for ``CarrotService``.
+        pid_file: held by this process.
+        guise: in which twistd starts us; dropped when root is needed.
+    """
+
+    name = "carrot"
+
+    def __init__(
+        self,
+        count: int,
+        arguments: Sequence[str],
+        folder: str | None,
+        settings_module: str | None,
+        pid_file: PidFile | None,
+        guise: Guise | None,
+    ) -> None:
+        self._count = count
+        self._arguments = arguments
+        self._path = [*([] if folder is None else [folder]), *sys.path]
+        self._settings_module = settings_module
+        self._pid_file = pid_file
+        self._guise = guise
+        self._notifier = Notifier()
+        self._reactor: Any = None
+        self._workers: Workers | None = None
+        self._watchdog: Watchdog | None = None
+        self._signals = 0
+        self._ready = False
+        self._status = ""
+        self._telling = LoopingCall(self._tell_state)
+
+    def privilegedStartService(self) -> None:
+        """twistd has its files, and is about to change the user for good."""
+        super().privilegedStartService()
+        if self._guise is not None:
+            self._guise.drop()
+
+    def startService(self) -> None:
+        """Start the processes."""
+        super().startService()
+        from twisted.internet import reactor
+
+        from carrot_twisted.service import workers
+
+        self._reactor = self._telling.clock = reactor
+        self._reactor.seconds = time.monotonic
+        if self._pid_file is not None:
+            self._pid_file.write(os.getpid())
+            self._reactor.addSystemEventTrigger("after", "shutdown", self._pid_file.remove)
+        self._reactor.addSystemEventTrigger("after", "shutdown", _on_signals, signal.SIG_IGN)
+        environment = dict(os.environ)
+        if self._settings_module is not None:
+            environment["DJANGO_SETTINGS_MODULE"] = self._settings_module
+        self._workers = workers.Workers(
+            self._count,
+            workers.command(self._arguments, self._path),
+            environment,
+            self._reactor,
+            self._end,
+            self._notifier.watchdog or workers.SIGNS,
+        )
+        self._reactor.callWhenRunning(self._begin)
+
+    def _begin(self) -> None:
+        _on_signals(self._on_signal)
+        assert self._workers is not None
+        _log.info("carrot starts {n} workers", n=self._count)
+        self._workers.startService()
+        self._watchdog = Watchdog(self._notifier, lambda: 0.0, self._reactor)
+        self._watchdog.start()
+        if self._notifier.is_heard:
+            self._telling.start(READY_INTERVAL)
+
+    def _tell_state(self) -> None:
+        assert self._workers is not None
+        news = {}
+        if self._workers.ready and not self._ready:
+            news["READY"] = "1"
+        if self._workers.status != self._status:
+            news["STATUS"] = self._workers.status
+        # What is not taken is told again with the next look.
+        if news and self._notifier.tell(**news):
+            self._ready = self._ready or "READY" in news
+            self._status = news.get("STATUS", self._status)
+            self._telling.interval = STATE_INTERVAL if self._ready else READY_INTERVAL
+
+    def _on_signal(self, number: int, _frame: Any) -> None:
+        if number == signal.SIGHUP and self._signals:
+            return
+        self._signals += 1
+        self._reactor.callFromThread(self._stop_on_request if self._signals == 1 else self._hurry)
+
+    def _stop_on_request(self) -> None:
+        _log.info("Stopping on request; a second signal ends at once")
+        self._end(0)
+
+    def _hurry(self) -> None:
+        if self._workers is not None:
+            self._workers.hurry()
+
+    def _end(self, status: int) -> None:
+        if status:
+            _exit_with(status)
+        if self._reactor.running:
+            self._reactor.stop()
+
+    def stopService(self) -> Deferred[None]:
+        """Wait until the processes have ended."""
+        super().stopService()
+        self._notifier.tell(STOPPING="1", STATUS="Stopping")
+        if self._telling.running:
+            self._telling.stop()
+        if self._watchdog is not None:
+            self._watchdog.stop()
+        if self._workers is None or not self._workers.running:
+            return succeed(None)
+        return self._workers.stopService()
 
 
 def _terminal() -> int:
@@ -563,9 +714,12 @@ def _end(status: int) -> None:
     os._exit(status)
 
 
-def makeService(options: Options) -> CarrotService:
+def makeService(options: Options) -> CarrotService | WorkersService:
     """What twistd runs. Nothing of Django is imported yet."""
-    set_global_log_level(options["loglevel"])
+    number = following.own_number()
+    alone = number is not None or options["workers"] == 1
+    # What workers tell was chosen by them already.
+    set_global_log_level(options["loglevel"] if alone else "info")
     twistd = options.parent
     guise = _guise(twistd)
     log_file = _log_file(twistd)
@@ -577,6 +731,15 @@ def makeService(options: Options) -> CarrotService:
         if guise is not None:
             guise.drop()
         raise
+    if not alone:
+        return WorkersService(
+            count=options["workers"],
+            arguments=options.arguments,
+            folder=options.folder,
+            settings_module=options["settings"],
+            pid_file=pid_file,
+            guise=guise,
+        )
     return CarrotService(
         settings_module=options["settings"],
         options={
@@ -594,7 +757,9 @@ def makeService(options: Options) -> CarrotService:
         pid_file=pid_file,
         guise=guise,
         consume=options.consume,
-        web=options["web"],
+        # Only one of several can have the port.
+        web=options["web"] if number in (None, 1) else None,
+        number=number,
     )
 
 

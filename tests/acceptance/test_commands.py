@@ -164,6 +164,22 @@ def test_a_daemon_starts_works_tells_its_state_and_stops(manage: Manage, ledger:
     assert sorted(path.name for path in manage.folder.glob("pid*")) == ["pid.log"]
 
 
+@pytest.mark.once
+def test_a_daemon_with_several_workers_has_one_pid_file_and_one_log(manage: Manage) -> None:
+    status, output = manage.daemon("start", "--workers=2")
+    assert status == 0, output
+    pid = manage.pid()
+    assert f"carrot is running, pid {pid}" in output
+    log = manage.log()
+    for number in (1, 2):
+        assert f"[worker {number}] [carrot_twisted.service.subscription" in log
+    row = publish_message(tasks.noop)
+    wait_for_status(row, MessageLog.COMPLETED)
+    status, output = manage.daemon("stop")
+    assert (status, f"carrot, pid {pid}, has stopped" in output) == (0, True)
+    assert manage.log().count("carrot_twisted.tap#info] Stopped;") == 2
+
+
 @pytest.mark.defect(38)
 @pytest.mark.once
 def test_what_does_not_run_is_told(manage: Manage) -> None:

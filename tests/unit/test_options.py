@@ -13,7 +13,8 @@ from twisted.python import usage
 from twisted.python.usage import UsageError
 
 from carrot_twisted import tap
-from carrot_twisted.tap import CarrotService, Options, makeService
+from carrot_twisted.service import following
+from carrot_twisted.tap import CarrotService, Options, WorkersService, makeService
 
 REPOSITORY = Path(tap.__file__).parents[1]
 
@@ -47,6 +48,7 @@ def test_the_settings_module_is_all_that_is_needed() -> None:
         "max-tasks": None,
         "max-memory": None,
         "web": None,
+        "workers": 1,
         "callback": None,
         "callback_queues": None,
         "queue-name": None,
@@ -159,7 +161,9 @@ def test_the_service_remembers_what_was_said(
 def test_schedules_are_published_unless_it_is_told_not_to(
     arguments: tuple[str, ...], wanted: bool
 ) -> None:
-    assert makeService(parse("-s", "x", *arguments))._options["scheduler"] is wanted
+    service = makeService(parse("-s", "x", *arguments))
+    assert isinstance(service, CarrotService)
+    assert service._options["scheduler"] is wanted
 
 
 @pytest.mark.parametrize("nodaemon", [True, False])
@@ -168,7 +172,32 @@ def test_it_knows_whether_twistd_stays_in_the_foreground(nodaemon: bool) -> None
     twistd["nodaemon"] = nodaemon
     twistd["logfile"] = "-"
     options = parse("-s", "x", twistd=twistd)
-    assert makeService(options)._nodaemon is nodaemon
+    service = makeService(options)
+    assert isinstance(service, CarrotService)
+    assert service._nodaemon is nodaemon
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "web"),
+    [
+        (None, WorkersService, None),
+        ("1", CarrotService, "tcp:8080"),
+        ("2", CarrotService, None),
+    ],
+)
+def test_several_workers_are_watched_over_and_the_first_one_serves_the_pages(
+    number: str | None, kind: type, web: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if number is not None:
+        monkeypatch.setenv(following.NUMBER, number)
+    arguments = ("--settings=x", "--workers=2", "--web=tcp:8080")
+    service = makeService(parse(*arguments))
+    assert type(service) is kind
+    if isinstance(service, WorkersService):
+        assert (service._count, service._arguments) == (2, arguments)
+    else:
+        assert service._web_endpoint == web
+    assert following.NUMBER not in os.environ
 
 
 def twistd_with(pid_file: Path) -> usage.Options:

@@ -29,6 +29,7 @@ PASSED_ON = (
     "max_tasks",
     "max_memory",
     "web",
+    "workers",
 )
 
 
@@ -101,6 +102,13 @@ class Command(BaseCommand):
             metavar="ENDPOINT",
             help="Serve pages, too, at this endpoint of Twisted's, such as "
             "tcp:8080:interface=127.0.0.1.",
+        )
+
+        parser.add_argument(
+            "--workers",
+            type=read_by(tap.number),
+            metavar="N",
+            help="Processes; all options are those of each of them. Default: 1.",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
