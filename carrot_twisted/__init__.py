@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from carrot_twisted.messaging import consume, publish, twisted_consume, twisted_publish
+    from carrot_twisted.tasks import task
 
-__all__ = ["consume", "publish", "twisted_consume", "twisted_publish"]
+__all__ = ["consume", "publish", "task", "twisted_consume", "twisted_publish"]
 
 __version__ = "0.1.0"
 
@@ -18,7 +19,8 @@ DEFAULT_BROKER = "amqp://guest:guest@localhost:5672/"
 
 
 def __getattr__(name: str) -> Any:
-    """The functions of ``messaging``, which is loaded when one of them is asked for."""
+    """What projects use most; its module is loaded when it is asked for."""
     if name in __all__:
-        return getattr(import_module("carrot_twisted.messaging"), name)
+        module = "tasks" if name == "task" else "messaging"
+        return getattr(import_module(f"carrot_twisted.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

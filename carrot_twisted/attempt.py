@@ -28,10 +28,12 @@ class Attempt(models.Model):
     It outlives its MessageLog by an hour, when that is deleted or requeued.
     """
 
+    RETRIED = "RETRIED"
     RELEASED = "RELEASED"
     DATABASE = "DATABASE"
     LOST = "LOST"
     OUTCOMES = (
+        (RETRIED, "Failed, and to be tried again"),
         (RELEASED, "Given back: its service stopped, or could not run it"),
         (DATABASE, "The database was in its way"),
         (LOST, "Worker lost"),

@@ -2,7 +2,7 @@
 """What ``manage.py check`` says about the ``CARROT`` setting; the service asks the same at start.
 
 Errors of the setting itself (E001 to E006, E013) come from ``conf``; here stands what needs the
-project's code (E007 to E009, E014, E015, W003, W004), its other settings (E010, E012, W001, W002)
+project's code (E007 to E009, E014 to E016, W003, W004), its other settings (E010, E012, W001, W002)
 or files (E011).
 """
 
@@ -16,7 +16,7 @@ from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 
-from carrot_twisted import conf, handlers, view_decorators
+from carrot_twisted import conf, handlers, task_options, view_decorators
 from carrot_twisted.exceptions import CarrotConfigException
 from carrot_twisted.signing import Seal
 
@@ -39,6 +39,7 @@ def check_carrot(**_: Any) -> list[CheckMessage]:
     value = conf.current()
     return [
         *_task_modules(value),
+        *_tasks(value),
         *_consumer_classes(value),
         *_handlers(value),
         *_signing(value),
@@ -70,6 +71,17 @@ def _task_modules(value: conf.CarrotSettings) -> Iterator[CheckMessage]:
                 f"{type(error).__name__}: {error}.",
                 hint="Mend the module or take it out of the list.",
                 id="carrot_twisted.E007",
+            )
+
+
+def _tasks(value: conf.CarrotSettings) -> Iterator[CheckMessage]:
+    for one in task_options.all_declared():
+        queue = one.options.queue
+        if queue is not None and queue not in value.queues:
+            yield Error(
+                f"@task of {one.path} names the queue {queue!r}, which is not in CARROT['queues'].",
+                hint=f"Add it there, or name one of these: {', '.join(value.queues)}.",
+                id="carrot_twisted.E016",
             )
 
 

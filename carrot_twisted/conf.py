@@ -22,7 +22,7 @@ from django.core.signals import setting_changed
 from django.urls import NoReverseMatch, Resolver404, get_script_prefix, resolve, reverse
 
 from carrot_twisted import DEFAULT_BROKER, handler_settings
-from carrot_twisted.exceptions import CarrotConfigException
+from carrot_twisted.exceptions import CarrotConfigException, InvalidMessage
 from carrot_twisted.kinds import (
     MAX_NAME_BYTES,
     MAX_PREFETCH,
@@ -38,6 +38,7 @@ from carrot_twisted.kinds import (
     plain_name,
 )
 from carrot_twisted.limits import MAX_SECONDS, is_limit
+from carrot_twisted.task_options import TaskOptions
 from carrot_twisted.virtual_host import HEARTBEAT, VirtualHost
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ DEFAULTS: dict[str, Any] = {
     # Seconds that one attempt at a task may run; None: no limit. A task may say otherwise for
     # itself, see carrot_twisted.limits.time_limit.
     "time_limit": None,
+    # What a @task leaves open, see TASK_DEFAULTS and docs/tasks.md.
+    "task_defaults": {},
     # Dotted paths of decorators for every view of the monitor, for example login_required's.
     "monitor_authentication": [],
     # The monitor does not show arguments, and values in dictionaries, whose name contains one of
@@ -111,6 +114,11 @@ QUEUE_DEFAULTS: dict[str, Any] = {
     "signing": None,
 }
 
+#: Keys of "task_defaults": those of carrot_twisted.task that make sense for all tasks.
+TASK_DEFAULTS = (
+    *("priority", "max_retries", "retry_backoff", "retry_backoff_max", "retry_jitter"),
+    *("expires", "on_duplicate", "retention", "ignore_result"),
+)
 #: Keys of "exchange_arguments": those of pika's exchange_declare.
 EXCHANGE_KEYS = ("exchange_type", "durable", "auto_delete", "internal", "arguments")
 _BROKER_TYPES: dict[str, Any] = {
@@ -202,6 +210,8 @@ class CarrotSettings:
     lease: float
     max_crashes: int
     time_limit: float | None
+    task_defaults: TaskOptions
+    """What a ``@task`` leaves open."""
     monitor_authentication: tuple[str, ...]
     redact: tuple[str, ...]
     """Words, as ``kinds.plain_name`` makes them."""
@@ -411,6 +421,7 @@ class _Reader:
             time_limit=checked(
                 "time_limit", "a number of seconds above 0, or None for no limit", is_limit
             ),
+            task_defaults=self.task_defaults(got["task_defaults"]),
             monitor_authentication=paths(
                 "monitor_authentication", "a list of dotted paths of decorators"
             ),
@@ -442,6 +453,17 @@ class _Reader:
                 "it out: Django's settings are read anyway.",
             )
             return {}
+
+    def task_defaults(self, value: Any) -> TaskOptions:
+        where = "CARROT['task_defaults']"
+        given = self.checked(value, {}, where, "a dictionary", lambda v: isinstance(v, Mapping))
+        self.unknown_keys(given, dict.fromkeys(TASK_DEFAULTS), where)
+        options = {name: given[name] for name in TASK_DEFAULTS if name in given}
+        try:
+            return TaskOptions(**options)
+        except InvalidMessage as error:
+            self.problem(6, f"{where}: a value makes no sense.", str(error))
+            return TaskOptions()
 
     def retention(self, value: Any) -> dict[str, timedelta]:
         if value is None:

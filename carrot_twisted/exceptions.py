@@ -23,6 +23,53 @@ class InvalidMessage(CarrotError, ValueError):
     """These arguments, this priority or this task cannot be published. No row was written."""
 
 
+class DuplicateTask(CarrotError):
+    """A task of this unique key is there already, and ``on_duplicate`` says that this is an error.
+
+    Args:
+        key: the unique key.
+        existing: primary key of the row that holds it.
+    """
+
+    def __init__(self, key: str, existing: object) -> None:
+        super().__init__(key, existing)
+        self.key = key
+        self.existing = existing
+
+    def __str__(self) -> str:
+        return f"There is a task of the unique key {self.key!r} already: {self.existing}."
+
+
+class Retry(CarrotError):
+    """Raise it in a task that is to be tried again later.
+
+    It counts as one of the task's retries (``max_retries``, 3 if nothing is said); after the last
+    one the task is FAILED, with this reason.
+
+    Args:
+        reason: for people; without one, that of the exception it was raised ``from``.
+        delay: seconds until the next attempt; by default the task's backoff.
+
+    Raises:
+        ValueError: ``delay`` is no number of seconds, 0 or more.
+    """
+
+    def __init__(self, reason: str = "", *, delay: float | None = None) -> None:
+        super().__init__(reason)
+        value: object = delay
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if delay is not None and not (is_number and 0 <= delay <= 3e9):
+            raise ValueError(
+                f"delay is a number of seconds from 0 on, a hundred years at most, not {delay!r}"
+            )
+        self.reason = reason
+        self.delay = None if delay is None else float(delay)
+
+    def __str__(self) -> str:
+        cause = "" if self.__cause__ is None else str(self.__cause__)
+        return self.reason or cause or "the task asks for another attempt"
+
+
 class BrokerError(CarrotError):
     """The broker could not be reached, did not answer, or refused what was asked of it.
 
@@ -45,7 +92,8 @@ class PoisonMessage(CarrotError):
 class PermanentFailure(CarrotError):
     """Raise it in a message handler when no retry can help: the message goes to the archive.
 
-    For a body that makes no sense, for example. The name is celery-message-consumer's.
+    For a body that makes no sense, for example. The name is celery-message-consumer's. In a task
+    it means the same: the task is FAILED, and not tried again, whatever ``retry_on`` says.
     """
 
     @property

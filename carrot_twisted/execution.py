@@ -22,16 +22,18 @@ from asgiref.sync import async_to_sync
 from django.db import connections
 
 from carrot_twisted import conf, failpoints, objects, outcomes, signals, task_logging, wire
-from carrot_twisted.exceptions import PoisonMessage, TimeLimitExceeded
+from carrot_twisted.exceptions import PoisonMessage, Retry, TimeLimitExceeded
 from carrot_twisted.interruption import Abandoned, TimedCall
 from carrot_twisted.limits import limit_of
 from carrot_twisted.outcomes import Kind, Result
 from carrot_twisted.records import Claimed
+from carrot_twisted.task_options import ATTRIBUTE, NOTHING_SAID, first_said
 
 if TYPE_CHECKING:
     from django.dispatch import Signal
 
     from carrot_twisted.interruption import Keeper
+    from carrot_twisted.task_options import TaskOptions
 
 
 @dataclass(slots=True, kw_only=True)
@@ -88,7 +90,7 @@ def execute(
     started = time.time()
     try:
         # A new context, not a copy: no language, time zone or variable leaks from task to task.
-        kind, value, error = Context().run(
+        kind, value, error, delay = Context().run(
             _call, run, transcript, limits, on_failure, prepare or from_message
         )
     except Abandoned:
@@ -111,7 +113,7 @@ def execute(
             log=log,
             started=started,
             ended=ended,
-            delay=outcomes.release_delay(run.attempt) if kind is Kind.RELEASED else 0.0,
+            delay=delay,
         )
     _tell(signals.task_finished, run, result=result)
     failpoints.reached("after_run_before_finish")
@@ -163,12 +165,15 @@ def _call(
     limits: Limits,
     on_failure: FailureCallback | None,
     prepare: Callable[[Run], Call],
-) -> tuple[Kind, Any, BaseException | None]:
+) -> tuple[Kind, Any, BaseException | None, float]:
+    """What came of it: the kind, what it has returned or raised, and the delay of the next try."""
     task_logging.current.set(transcript)
     current.set(run)
     clean_connections()
+    options = NOTHING_SAID
     try:
         task, args, kwargs = prepare(run)
+        options = _options_of(task)
         _tell(signals.task_started, run)
         seconds = limit_of(task, limits.seconds)
         if seconds is None or limits.keeper is None:
@@ -179,14 +184,24 @@ def _call(
     except Abandoned:
         raise
     except BaseException as error:
-        if not isinstance(error, TimeLimitExceeded) and blames_database(error):
-            return Kind.RELEASED, None, error
+        # What asks for another attempt itself knows how long it is to wait.
+        asks = isinstance(error, TimeLimitExceeded | Retry)
+        if not asks and blames_database(error):
+            return Kind.RELEASED, None, error, outcomes.release_delay(run.attempt)
+        delay = options.retry_delay(error, run.retries)
+        if delay is not None:
+            return Kind.RETRY, None, error, delay
         _call_back(run, error, on_failure)
-        return Kind.FAILED, None, error
+        return Kind.FAILED, None, error, 0.0
     else:
-        return Kind.COMPLETED, value, None
+        return Kind.COMPLETED, None if options.ignore_result else value, None, 0.0
     finally:
         clean_connections()
+
+
+def _options_of(task: Callable[..., Any]) -> TaskOptions:
+    said: TaskOptions | None = getattr(task, ATTRIBUTE, None)
+    return NOTHING_SAID if said is None else first_said(said, conf.current().task_defaults)
 
 
 def _tell_failure(

@@ -40,8 +40,13 @@ _logger = logging.getLogger("carrot_twisted.housekeeping")
 CHUNK = 1000
 #: The same where rows are loaded: their arguments may be large.
 REQUEUE_CHUNK = 200
+#: Why a unique task is not published again.
+HELD = "Another task with the same unique key waits or runs."
 #: Columns of a row that is published again; its result and its log may be much larger.
-REPEATED = ("task", "task_args", "content", "exchange", "queue", "routing_key", "priority")
+REPEATED = (
+    *("task", "task_args", "content", "exchange", "queue", "routing_key", "priority"),
+    *("unique_key", "unique_until", "retention"),
+)
 #: Seconds without a sign of life from a broker after which a purge gives up.
 PATIENCE = 10
 
@@ -193,10 +198,15 @@ def requeue_tasks(rows: MessageLogQuerySet, progress: Progress | None = None) ->
                 again.append(row.again())
             except CarrotError as error:
                 refused[str(error)] += 1
-        if again:
-            _drop(chosen.filter(pk__in=[row.retry_of for row in again]))
-            chosen.enqueue(again)
-        return len(again)
+        if not again:
+            return 0
+        # First these: an old row holds no unique key any more, and stays if somebody else does.
+        logs = chosen.enqueue(again)
+        replaced = {log.retry_of for log in logs if log.retry_of and not log.duplicate}
+        if len(replaced) < len(again):
+            refused[HELD] += len(again) - len(replaced)
+        _drop(chosen.filter(pk__in=replaced))
+        return len(replaced)
 
     final = rows.filter(status__in=MessageLog.FINAL)
     chunks = _in_chunks(final, REQUEUE_CHUNK, requeue, skip_locked=True)

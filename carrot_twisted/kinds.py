@@ -29,9 +29,14 @@ def is_list(value: Any) -> bool:
     return isinstance(value, list | tuple)
 
 
+def is_number(value: Any) -> bool:
+    """A number, also one that is not whole."""
+    return is_int(value) or isinstance(value, float)
+
+
 def is_seconds(value: Any) -> bool:
     """A number of seconds above 0, a hundred years at most."""
-    return (is_int(value) or isinstance(value, float)) and 0 < value <= MAX_SECONDS
+    return is_number(value) and 0 < value <= MAX_SECONDS
 
 
 def is_prefetch(value: Any) -> bool:

@@ -10,27 +10,32 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import random
 import time
 import uuid
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.db import models, router, transaction
 from django.db.models import Case, Count, Max, Min, Q, When
 from django.db.models.functions import Coalesce, Now
+from django.utils import timezone
 
-from carrot_twisted import conf, failpoints, signals, statements, wire
-from carrot_twisted.exceptions import CarrotConfigException, InvalidMessage
+from carrot_twisted import conf, failpoints, signals, statements, task_options, wire
+from carrot_twisted.exceptions import CarrotConfigException, DuplicateTask, InvalidMessage
 from carrot_twisted.kinds import MAX_NAME_BYTES
+from carrot_twisted.task_options import PublishOptions, first_said, seconds_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from django.db.models.expressions import CombinedExpression
+
+    from carrot_twisted.task_options import Moment
 
 _logger = logging.getLogger("carrot_twisted.publisher")
 _warned_queues: set[str] = set()
@@ -39,6 +44,10 @@ _warned_queues: set[str] = set()
 MAX_TASK = 200
 #: Rows per INSERT statement of ``enqueue``.
 INSERT_BATCH = 2000
+#: Longest unique key: a task's path, and a digest.
+MAX_UNIQUE_KEY = 300
+#: What a row says that was cancelled because it had not started in time.
+EXPIRED = "expired"
 #: A new row is its publisher's business for so many seconds, then any relay's.
 GRACE = 3.0
 #: Seconds that relays, which look every second, may be late before that is told.
@@ -48,6 +57,19 @@ OVERDUE = 5.0
 def due_in(seconds: float) -> CombinedExpression:
     """A value for ``relay_at``: relays take the row ``seconds`` from now (database's clock)."""
     return Now() + timedelta(seconds=seconds - GRACE)
+
+
+def since_due() -> Coalesce:
+    """From when on a row has waited: when it was published, or may run for the first or next time.
+
+    ``run_after`` is never before ``publish_time``.
+    """
+    return Coalesce("run_after", "publish_time")
+
+
+def is_due() -> Q:
+    """Rows that do not wait for a later time."""
+    return Q(run_after__isnull=True) | Q(run_after__lte=Now())
 
 
 def message_id() -> uuid.UUID:
@@ -85,39 +107,83 @@ class Depth:
 
     waiting: int
     oldest: float | None
-    """Seconds since the oldest waiting one was published."""
+    """Seconds since the oldest waiting one was published, or since it was due, if that came later.
+    None: none waits, but for those that are due later."""
     running: int
 
 
 class MessageLogQuerySet(models.QuerySet["MessageLog"]):
     """The questions that are asked of the rows, and the way into the outbox."""
 
-    def enqueue(self, rows: Sequence[MessageLog]) -> None:
+    def enqueue(self, rows: Sequence[MessageLog]) -> list[MessageLog]:
         """Insert new rows in the caller's transaction; on its commit the broker is told.
 
         Args:
-            rows: unsaved rows, PUBLISHED. All are inserted or none.
+            rows: unsaved rows, PUBLISHED. All are inserted or none, but for those whose unique key
+                another one holds.
+
+        Returns:
+            The rows; in the place of one that was not inserted the one that holds its key, which
+            says of itself that it is a ``duplicate``.
         """
         # As save() does: an alias chosen with using(), or else the routers' choice for writing.
         using: str = self._db or router.db_for_write(self.model)  # type: ignore[attr-defined]
         token = new_token()
         for row in rows:
             row.token = token
-        if len(rows) == 1:
+        table = self.model._meta.db_table
+        special = [row for row in rows if row.is_special]
+        holders: dict[uuid.UUID, MessageLog] = {}
+        if len(rows) == 1 and not special:
             rows[0].save(force_insert=True, using=using)
         else:
+            plain = [row for row in rows if not row.is_special] if special else rows
             with transaction.atomic(using=using):
-                for start in range(0, len(rows), INSERT_BATCH):
-                    statements.insert_rows(
-                        self.model._meta.db_table, rows[start : start + INSERT_BATCH], using
-                    )
+                for start in range(0, len(plain), INSERT_BATCH):
+                    statements.insert_rows(table, plain[start : start + INSERT_BATCH], using)
+                for start in range(0, len(special), INSERT_BATCH):
+                    holders |= self._insert_special(special[start : start + INSERT_BATCH], using)
         failpoints.reached("before_insert_commit")
-        # robust: the commit has happened; nothing that fails now may tell the caller otherwise.
-        transaction.on_commit(
-            partial(signals.rows_committed.send_robust, sender=self.model, rows=rows, using=using),
-            using=using,
-            robust=True,
-        )
+        # The others wait in the outbox for their time, or are not there at all.
+        due = [row for row in rows if row.run_after is None and row.pk not in holders]
+        if due:
+            told = partial(signals.rows_committed.send_robust, sender=self.model, using=using)
+            # robust: the commit has happened; nothing that fails now may tell the caller otherwise.
+            transaction.on_commit(partial(told, rows=due), using=using, robust=True)
+        return [holders.get(row.pk, row) for row in rows]
+
+    def _insert_special(
+        self, rows: Sequence[MessageLog], using: str
+    ) -> dict[uuid.UUID, MessageLog]:
+        """Insert rows that have a time, a unique key or a retention of their own.
+
+        Returns:
+            Of each that was not inserted the row that holds its key.
+        """
+        now = statements.now(using)
+        for row in rows:
+            row.set_times(now)
+        holders: dict[uuid.UUID, MessageLog] = {}
+        # In the order of their keys: two who publish the same never wait for each other.
+        left = sorted(rows, key=lambda row: row.unique_key or "")
+        while left:
+            refused = statements.insert_special(self.model._meta.db_table, left, using)
+            taken = {row.unique_key for row in refused}
+            if not taken:
+                break
+            found = MessageLogQuerySet(self.model, using=using).holders(taken)
+            held = {row.unique_key: row for row in found}
+            for row in refused:
+                if row.unique_key in held:
+                    holders[row.pk] = held[row.unique_key]
+                    holders[row.pk].duplicate = True
+            # The holder has come to its end meanwhile.
+            left = [row for row in refused if row.unique_key not in held]
+        return holders
+
+    def holders(self, keys: Collection[str | None]) -> MessageLogQuerySet:
+        """The rows that hold these unique keys."""
+        return self.filter(MessageLog.HOLDS_KEY, unique_key__in=keys)
 
     def unfinished(self) -> MessageLogQuerySet:
         """Rows that still have to come to an end."""
@@ -137,7 +203,8 @@ class MessageLogQuerySet(models.QuerySet["MessageLog"]):
             .annotate(
                 waiting=Count("pk", filter=waiting),
                 running=Count("pk", filter=~waiting),
-                since=Min("publish_time", filter=waiting),
+                # One that waits for a later time has not waited yet.
+                since=Min(since_due(), filter=waiting & is_due()),
                 now=Max(Now()),
             )
         )
@@ -165,7 +232,26 @@ class MessageLogQuerySet(models.QuerySet["MessageLog"]):
         """
         waiting = self.filter(status=MessageLog.PUBLISHED)
         # Without its token: whoever sends the message just now has no more to say of it.
-        return waiting.update(status=MessageLog.CANCELLED, token=None)
+        return waiting.update(status=MessageLog.CANCELLED, token=None, completion_time=Now())
+
+    def cancel_expired(self, limit: int) -> int:
+        """CANCELLED for those that have not started in time. Call it in a transaction.
+
+        Args:
+            limit: of how many at most.
+
+        Returns:
+            How many rows that were. One that has started in time is brought to its end, however
+            often it is tried again.
+        """
+        late = self.filter(status=MessageLog.PUBLISHED, attempts=0, expires_at__lte=Now())
+        chosen = late.order_by("expires_at").select_for_update(skip_locked=True)
+        keys = list(chosen.values_list("pk", flat=True)[:limit])
+        if not keys:
+            return 0
+        return late.filter(pk__in=keys).update(
+            status=MessageLog.CANCELLED, token=None, completion_time=Now(), exception=EXPIRED
+        )
 
     def overdue(self) -> MessageLogQuerySet:
         """Rows that should have been sent and were not.
@@ -183,8 +269,9 @@ class MessageLogQuerySet(models.QuerySet["MessageLog"]):
         One query on the index of unsent rows. It reads these rows: it costs next to nothing while
         all is well, and a tenth of a second or two for 100,000 of them.
         """
-        # A row that ran before, as a retry did, has not waited since it was published.
-        tried = When(~Q(publish_error=""), then=Coalesce("start_time", "publish_time"))
+        # A row that ran before, or was due later, has not waited since it was published.
+        since = Coalesce("run_after", "start_time", "publish_time")
+        tried = When(~Q(publish_error=""), then=since)
         rows = (
             self.overdue()
             .order_by()
@@ -228,6 +315,20 @@ class MessageLog(models.Model):
     )
     UNFINISHED = (PUBLISHED, IN_PROGRESS)
     FINAL = (COMPLETED, FAILED, CANCELLED)
+    #: Rows whose unique key nobody else may have. statements says the same in SQL.
+    HOLDS_KEY = Q(unique_key__isnull=False, status__in=UNFINISHED) & (
+        Q(unique_until=task_options.END) | Q(attempts=0)
+    )
+
+    is_special = False
+    """Of an unsaved row: ``enqueue`` has more to do for it than to insert it."""
+    duplicate = False
+    """What ``publish`` has returned was there before, with the unique key of what was published."""
+    refuses_duplicates = False
+    """Of an unsaved row: it is an error if its key is taken."""
+    #: Of an unsaved row: as they were given, until the database's clock is asked.
+    _run_after: Moment | None = None
+    _expires: Moment | None = None
 
     uuid = models.UUIDField(primary_key=True, default=message_id, editable=False)
     status = models.CharField(max_length=11, choices=STATUS_CHOICES, default=PUBLISHED)
@@ -245,7 +346,9 @@ class MessageLog(models.Model):
 
     publish_time = models.DateTimeField(db_default=Now(), editable=False)
     start_time = models.DateTimeField(null=True, help_text="Start of the last attempt.")
-    completion_time = models.DateTimeField(null=True)
+    completion_time = models.DateTimeField(
+        null=True, help_text="When it returned, or was cancelled."
+    )
     failure_time = models.DateTimeField(null=True)
 
     output = models.TextField(null=True, help_text="What the function returned.")
@@ -276,6 +379,36 @@ class MessageLog(models.Model):
     )
     retry_of = models.UUIDField(null=True, editable=False, help_text="The row requeued as this.")
 
+    # Empty in most rows, where they take no space.
+    run_after = models.DateTimeField(
+        null=True, editable=False, help_text="It does not start before; empty: at once."
+    )
+    expires_at = models.DateTimeField(
+        null=True,
+        editable=False,
+        help_text="Without a start until then it is cancelled; empty: it waits for ever.",
+    )
+    retries = models.PositiveSmallIntegerField(
+        default=0,
+        db_default=0,
+        editable=False,
+        help_text="How often it is tried again, because it had failed.",
+    )
+    unique_key = models.CharField(
+        max_length=MAX_UNIQUE_KEY,
+        null=True,
+        editable=False,
+        help_text="Only one row with this key waits or runs; empty: any number does.",
+    )
+    unique_until = models.CharField(
+        max_length=5, null=True, editable=False, help_text="When the key is free: start or end."
+    )
+    retention = models.PositiveBigIntegerField(
+        null=True,
+        editable=False,
+        help_text="Seconds that the row is kept after its end; empty: as the settings say.",
+    )
+
     objects = MessageLogQuerySet.as_manager()
 
     class Meta:
@@ -299,6 +432,27 @@ class MessageLog(models.Model):
                 "completion_time", name="carrot_completed", condition=Q(status="COMPLETED")
             ),
             models.Index("publish_time", name="carrot_cancelled", condition=Q(status="CANCELLED")),
+            models.Index(
+                "expires_at",
+                name="carrot_expiring",
+                condition=Q(expires_at__isnull=False, status="PUBLISHED", attempts=0),
+            ),
+            models.Index(
+                "retention",
+                Coalesce("completion_time", "failure_time", "publish_time"),
+                name="carrot_retained",
+                condition=Q(
+                    retention__isnull=False, status__in=("COMPLETED", "FAILED", "CANCELLED")
+                ),
+            ),
+        ]
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["unique_key"],
+                name="carrot_unique_key",
+                condition=Q(unique_key__isnull=False, status__in=("PUBLISHED", "IN_PROGRESS"))
+                & (Q(unique_until="end") | Q(attempts=0)),
+            ),
         ]
         permissions = (
             ("act_messagelog", "Can act on tasks, queues and workers"),
@@ -326,23 +480,26 @@ class MessageLog(models.Model):
     def checked(
         cls,
         task: str,
-        queue: str,
+        queue: str | None,
         routing_key: str | None,
         exchange: str,
-        priority: int,
+        priority: int | None,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
+        options: PublishOptions | None = None,
     ) -> MessageLog:
         """An unsaved row that can be published: the one way in, for messages and schedules.
 
         Args:
-            task: dotted path of the function; not imported here.
-            queue: name of a queue in the settings.
+            task: dotted path of the function; not imported here. What its decorator says holds, if
+                it is imported.
+            queue: name of a queue in the settings; None: as the options say.
             routing_key: defaults to the queue's name.
             exchange: "" for RabbitMQ's default exchange.
-            priority: 0 to 255.
+            priority: 0 to 255; None: as the options say.
             args: positional arguments, JSON values.
             kwargs: keyword arguments, JSON values.
+            options: of this publishing.
 
         Raises:
             InvalidMessage: arguments that JSON would change, a priority out of range, names or
@@ -350,6 +507,15 @@ class MessageLog(models.Model):
             CarrotConfigException: no such queue in the settings.
         """
         settings = conf.current()
+        declared = task_options.declared(task)
+        if declared is not None:
+            said = first_said(declared.options, settings.task_defaults)
+            options = first_said(options or PublishOptions(), said)
+        if options is not None:
+            queue = options.queue if queue is None else queue
+            priority = options.priority if priority is None else priority
+        if priority is None:
+            priority = 0
         target = settings.queue(queue)
         exchange = exchange or ""
         routing_key = routing_key or target.name
@@ -370,7 +536,7 @@ class MessageLog(models.Model):
                 f"{settings.max_message_size} (CARROT['max_message_size']) can be sent. Store the "
                 "data and pass its key."
             )
-        return cls.new(
+        row = cls.new(
             task=task,
             task_args=args_json,
             content=kwargs_json,
@@ -379,6 +545,40 @@ class MessageLog(models.Model):
             routing_key=routing_key,
             priority=priority,
         )
+        if options is not None:
+            row._take(options)
+        if declared is not None and (key := declared.unique_key(args, kwargs)) is not None:
+            _size(key, "unique key")
+            row.unique_key = key
+            row.unique_until = declared.options.unique_until or task_options.END
+            row.is_special = True
+        return row
+
+    def _take(self, options: PublishOptions) -> None:
+        self._run_after, self._expires = options.run_after, options.expires
+        if options.retention is not None:
+            # A row that is to go at once stays for a second.
+            self.retention = math.ceil(seconds_of(options.retention))
+        self.refuses_duplicates = options.on_duplicate == task_options.RAISE
+        given = (options.run_after, options.expires, options.retention)
+        self.is_special = any(value is not None for value in given)
+
+    def set_times(self, now: datetime) -> None:
+        """Before it is inserted: say when it may start, and until when, on the database's clock."""
+        start = _moment(self._run_after, now)
+        self.run_after = start if start is not None and start > now else None
+        self.publish_time = now
+        self.relay_at = now
+        if self.run_after is not None:
+            self.relay_at = self.run_after - timedelta(seconds=GRACE)
+        self.expires_at = _moment(self._expires, self.run_after or now)
+
+    @property
+    def due_later(self) -> datetime | None:
+        """When it may start, if it waits for that; None: it does not wait for a time."""
+        if self.status != self.PUBLISHED or self.run_after is None:
+            return None
+        return self.run_after if self.run_after > timezone.now() else None
 
     @property
     def positionals(self) -> tuple[Any, ...]:
@@ -419,16 +619,16 @@ class MessageLog(models.Model):
 
     @property
     def queue_wait(self) -> timedelta | None:
-        """Time from publishing to the start of the last attempt, if it has started."""
+        """Time until the last attempt has started, if one has, from when it was due."""
         if self.start_time is None:
             return None
-        return max(self.start_time - self.publish_time, timedelta())
+        return max(self.start_time - (self.run_after or self.publish_time), timedelta())
 
     @property
     def run_time(self) -> timedelta | None:
         """Run time of the last attempt, if it has ended."""
         end = self.completion_time or self.failure_time
-        if self.start_time is None or end is None:
+        if self.start_time is None or end is None or self.status == self.CANCELLED:
             return None
         return max(end - self.start_time, timedelta())
 
@@ -446,12 +646,13 @@ class MessageLog(models.Model):
 
         Both happen in one transaction. As in django-carrot it works on any status. If a worker
         runs the task just now, the new one runs beside it, and the result of that run is dropped
-        with this row.
+        with this row. The new one runs at once, whenever this one was due, and does not expire.
 
         Returns:
             The new row.
 
         Raises:
+            DuplicateTask: another row has its unique key. Nothing has changed.
             CarrotConfigException: the queue is not in the settings any more. Nothing has changed.
             InvalidMessage: the arguments of this row cannot be read, or it is no task. Nothing has
                 changed.
@@ -465,7 +666,9 @@ class MessageLog(models.Model):
                 raise MessageLog.DoesNotExist(
                     f"The row {again.retry_of} is gone: it was requeued or deleted meanwhile."
                 )
-            MessageLog.objects.using(using).enqueue([again])
+            (log,) = MessageLog.objects.using(using).enqueue([again])
+            if log.duplicate:
+                raise DuplicateTask(again.unique_key or "", log.pk)
         return again
 
     def again(self) -> MessageLog:
@@ -483,7 +686,7 @@ class MessageLog(models.Model):
             )
         conf.current().queue(self.queue)
         wire.stored_object(self.content)
-        return MessageLog(
+        row = MessageLog(
             task=self.task,
             task_args=self._args_json(),
             content=self.content or wire.NO_KWARGS,
@@ -492,7 +695,25 @@ class MessageLog(models.Model):
             routing_key=self.routing_key,
             priority=self.priority,
             retry_of=self.pk,
+            unique_key=self.unique_key,
+            unique_until=self.unique_until,
+            retention=self.retention,
         )
+        row.is_special = self.unique_key is not None or self.retention is not None
+        return row
+
+    def run_now(self) -> bool:
+        """Let this task start at once that waits for a later time; a service sends its message.
+
+        Returns:
+            Whether it did wait for one. False: nothing has changed.
+        """
+        using = self._state.db or router.db_for_write(MessageLog)
+        waiting = MessageLog.objects.using(using).filter(pk=self.pk, status=self.PUBLISHED)
+        changed = waiting.filter(run_after__gt=Now()).update(
+            run_after=Now(), confirmed_at=None, token=None, relay_at=due_in(0)
+        )
+        return bool(changed)
 
     def cancel(self) -> bool:
         """Keep this task from running, if it waits: its message, when it comes, starts nothing.
@@ -516,6 +737,12 @@ class MessageLog(models.Model):
         except InvalidMessage:
             return json.dumps(list(self.positionals))
         return self.task_args or wire.NO_ARGS
+
+
+def _moment(when: Moment | None, now: datetime) -> datetime | None:
+    if when is None or isinstance(when, datetime):
+        return when
+    return now + timedelta(seconds=seconds_of(when))
 
 
 def _size(name: str, what: str) -> int:

@@ -7,9 +7,10 @@ import logging
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pika
+from django.db import router, transaction
 
 from carrot_twisted import blocking, conf, topology, wire
-from carrot_twisted.exceptions import BrokerError, InvalidMessage, PoisonMessage
+from carrot_twisted.exceptions import BrokerError, DuplicateTask, InvalidMessage, PoisonMessage
 from carrot_twisted.models import MessageLog
 from carrot_twisted.signing import Seal
 from carrot_twisted.task_paths import resolve_task
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from pika.adapters.blocking_connection import BlockingChannel
+
+    from carrot_twisted.task_options import PublishOptions
 
 __all__ = [
     "BaseMessageSerializer",
@@ -140,6 +143,10 @@ class Message:
         priority: 0 to 255, higher first; needs ``x-max-priority`` in the queue's arguments.
         task_args: positional arguments, JSON values.
         task_kwargs: keyword arguments, JSON values.
+        options: more of this publishing: ``tasks.Task.options`` makes them.
+
+    Queue and priority that are None are as the options and the task's decorator say, or else
+    "default" and 0.
 
     Raises:
         InvalidMessage: arguments that JSON would change, a priority out of range, names or a body
@@ -151,25 +158,27 @@ class Message:
         self,
         task: str,
         virtual_host: VirtualHost | None = None,
-        queue: str = conf.DEFAULT_QUEUE,
+        queue: str | None = None,
         routing_key: str | None = None,
         exchange: str = "",
-        priority: int = 0,
+        priority: int | None = None,
         task_args: Sequence[Any] = (),
         task_kwargs: Mapping[str, Any] | None = None,
+        *,
+        options: PublishOptions | None = None,
     ) -> None:
+        self.task_args = tuple(task_args)
+        self.task_kwargs = dict(task_kwargs or {})
+        self.row = row = MessageLog.checked(
+            task, queue, routing_key, exchange, priority, self.task_args, self.task_kwargs, options
+        )
         if virtual_host is not None:
-            target = conf.current().queue(queue)
+            target = conf.current().queue(row.queue)
             if virtual_host != target.host:
                 raise InvalidMessage(
                     f"Queue {target.name!r} is on {target.host} by CARROT['queues'], not on "
                     f"{virtual_host}: give the queue that 'host' in the settings."
                 )
-        self.task_args = tuple(task_args)
-        self.task_kwargs = dict(task_kwargs or {})
-        self.row = row = MessageLog.checked(
-            task, queue, routing_key, exchange, priority, self.task_args, self.task_kwargs
-        )
         self.task = task
         self.queue = row.queue
         self.routing_key = row.routing_key
@@ -218,7 +227,26 @@ class Message:
                 logger.
 
         Returns:
-            The MessageLog, PUBLISHED.
+            The MessageLog, PUBLISHED. Of a unique task that is there already: that one's, whose
+            ``duplicate`` is True.
+
+        Raises:
+            DuplicateTask: the same, and the task says ``on_duplicate="raise"``.
         """
-        MessageLog.objects.enqueue([self.row])
-        return self.row
+        return publish_rows([self.row])[0]
+
+
+def publish_rows(rows: Sequence[MessageLog]) -> list[MessageLog]:
+    """Publish rows in one transaction, or none; see ``MessageLogQuerySet.enqueue``.
+
+    Raises:
+        DuplicateTask: one that refuses duplicates is one. Nothing was published.
+    """
+    if not any(row.refuses_duplicates for row in rows):
+        return MessageLog.objects.enqueue(rows)
+    with transaction.atomic(using=router.db_for_write(MessageLog)):
+        logs = MessageLog.objects.enqueue(rows)
+        for row, log in zip(rows, logs, strict=True):
+            if log.duplicate and row.refuses_duplicates:
+                raise DuplicateTask(row.unique_key or "", log.pk)
+    return logs

@@ -17,9 +17,10 @@ import pika
 from django.db import transaction
 from django.db.models import Case, Q, When
 from django.db.models.functions import Now
+from django.db.models.lookups import GreaterThan
 
 from carrot_twisted import conf, failpoints, statements, topology, wire
-from carrot_twisted.message_log import GRACE, due_in, new_token
+from carrot_twisted.message_log import GRACE, due_in, is_due, new_token, since_due
 from carrot_twisted.models import MessageLog
 from carrot_twisted.signing import Seal
 
@@ -124,7 +125,7 @@ def note_refused(errors: Mapping[str, str], using: str) -> None:
         using: database alias.
     """
     steps = [
-        When(publish_time__gt=Now() - timedelta(seconds=age), then=due_in(delay))
+        When(GreaterThan(since_due(), Now() - timedelta(seconds=age)), then=due_in(delay))
         for age, delay in REFUSED_RETRY
     ]
     last = due_in(REFUSED_RETRY_LAST)
@@ -224,13 +225,14 @@ def queue_was_missing(queue: str, since: float, using: str) -> int:
 def queue_lost(queue: str, using: str) -> int:
     """Put all waiting rows of a queue back into the outbox that has lost its messages.
 
-    Also those whose publisher has not noted the confirm yet: their token goes, so it will not.
+    But for those that are due later, which have none. Also those whose publisher has not noted the
+    confirm yet: their token goes, so it will not.
 
     Returns:
         How many rows were put back; RING_BATCH at most: call it again then.
     """
     lost = MessageLog.objects.using(using).filter(
-        status=MessageLog.PUBLISHED, queue=queue, token__isnull=False
+        is_due(), status=MessageLog.PUBLISHED, queue=queue, token__isnull=False
     )
     # Those that are being noted as confirmed just now as well.
     return _unsend(lost, skip_locked=False)
@@ -246,6 +248,7 @@ def ring_for_all(queues: Sequence[str], using: str) -> int:
         How many rows were put back.
     """
     waiting = MessageLog.objects.using(using).filter(
+        is_due(),
         Q(confirmed_at__isnull=False) | Q(relay_at__lte=Now()),
         status=MessageLog.PUBLISHED,
         queue__in=queues,

@@ -20,6 +20,13 @@ class Kind(Enum):
     FAILED = "FAILED"
     RELEASED = "PUBLISHED"
     """Not the task's fault: back into the outbox, to run again later."""
+    RETRY = "RETRY"
+    """It has failed, and is to be tried again: back into the outbox, one retry less to come."""
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the row has come to its end."""
+        return self in (Kind.COMPLETED, Kind.FAILED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +43,7 @@ class Result:
     """Seconds since the epoch, on this host's clock."""
     ended: float = 0.0
     delay: float = 0.0
-    """For RELEASED: seconds until it is tried again."""
+    """For RELEASED and RETRY: seconds until it is tried again."""
 
 
 class Verdict(Enum):
@@ -48,6 +55,7 @@ class Verdict(Enum):
     MISSING = "no such row (yet)"
     SUSPECT = "workers were lost under it: claim it again when nothing else runs here"
     LOST = "too many workers were lost under it: it is FAILED now, acknowledge"
+    EARLY = "it is to run later, and its message will come again: acknowledge"
 
 
 #: SQLSTATEs of two transactions in each other's way: serialisation failure, deadlock (40), lock

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from django.db import connections, transaction
 
-from carrot_twisted import conf, outcomes, triggers
+from carrot_twisted import conf, outcomes, task_options, triggers
 from carrot_twisted.aside import Errand
 from carrot_twisted.exceptions import InvalidMessage
 from carrot_twisted.message_log import MAX_TASK
@@ -67,7 +67,7 @@ def periodic_task(
     timezone: str = "",
     task_name: str | None = None,
     queue: str | None = None,
-    priority: int = 0,
+    priority: int | None = None,
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     misfire: str = triggers.RUN_ONCE,
@@ -86,8 +86,8 @@ def periodic_task(
         cron: minute, hour, day of month, month, day of week, for example "30 2 * * MON-FRI".
         timezone: of the crontab, such as "Europe/Berlin"; by default that of the settings.
         task_name: unique name of the schedule; by default the function's dotted path.
-        queue: name of a configured queue, "default" if not given.
-        priority: 0 to 255.
+        queue: name of a configured queue; by default that of a ``@task`` below, or "default".
+        priority: 0 to 255; by default that of a ``@task`` below, or 0.
         args: positional arguments of the task, JSON values.
         kwargs: keyword arguments of the task, JSON values.
         misfire: "run_once": one run makes up for slots that were missed; "skip": they are dropped.
@@ -133,6 +133,8 @@ def periodic_task(
             raise InvalidMessage(f"A task_name is a text that can be printed, not {name!r}.")
         known = next(iter(conf.current().queues))
         # In any queue: the settings may have none called "default". The row's problem tells that.
+        below = task_options.declared(path)
+        said = task_options.NOTHING_SAID if below is None else below.options
         row = MessageLog.checked(
             path, queue or known, None, "", priority, [*args], {**(kwargs or {})}
         )
@@ -140,8 +142,8 @@ def periodic_task(
             function=function,
             fields={
                 "task": path,
-                "queue": queue or conf.DEFAULT_QUEUE,
-                "priority": priority,
+                "queue": queue or said.queue or conf.DEFAULT_QUEUE,
+                "priority": row.priority,
                 "task_args": row.task_args,
                 "content": row.content,
                 "misfire": misfire,

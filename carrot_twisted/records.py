@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from django.db.models import BooleanField, Case, F, Value, When
+from django.db.models import BooleanField, Case, F, Q, Value, When
 from django.db.models.functions import Now, Right
 
-from carrot_twisted import begun_message, failpoints, processes, statements
+from carrot_twisted import begun_message, failpoints, processes, statements, task_options
 from carrot_twisted.attempt import MAX_ATTEMPTS, MAX_EXCEPTION, MAX_LOG
-from carrot_twisted.message_log import due_in
+from carrot_twisted.message_log import GRACE, due_in, is_due, since_due
 from carrot_twisted.models import Attempt, MessageLog, PausedQueue, Worker
 from carrot_twisted.outcomes import Kind, Result, Verdict
 
@@ -40,8 +40,10 @@ class Claimed:
     content: str
     queue: str
     attempt: int
+    retries: int = 0
+    """How often it was tried again because it had failed."""
     published: float
-    """When, in seconds since the epoch, on the database's clock."""
+    """When, or when it was due, in seconds since the epoch, on the database's clock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,19 +106,25 @@ def _judge(
 ) -> None:
     """Say of rows that were not PUBLISHED why, and take over those whose worker is gone."""
     taken: list[tuple[UUID, str, int | None]] = []
+    timed: list[UUID] = []
     rows = MessageLog.objects.using(using).filter(pk__in=ids).exclude(queue__in=barred)
-    for row in rows.values_list("status", "token", "worker", *statements.CLAIMED, "publish_time"):
+    rows = rows.annotate(timed=_has_time(), since=since_due())
+    for row in rows.values_list("status", "token", "worker", *statements.CLAIMED, "since", "timed"):
         status, row_token, worker, pk = row[:4]
         if status == MessageLog.PUBLISHED:
             result[pk] = Verdict.SUSPECT
+            if row[-1]:
+                timed.append(pk)
         elif status != MessageLog.IN_PROGRESS:
             result[pk] = Verdict.FINAL
         elif row_token == token:
             # The first attempt at this batch was committed, but its answer was lost.
-            result[pk] = _claimed((*row[3:-1], row[-1].timestamp()), token)
+            result[pk] = _claimed((*row[3:-2], row[-2].timestamp()), token)
         else:
             result[pk] = Verdict.ELSEWHERE
             taken.append((pk, worker, row_token))
+    if timed:
+        result.update(_judge_times(timed, claimant, using))
     if taken:
         dead = dead_workers({worker for _, worker, _ in taken}, claimant, using)
         # In the order of their keys, as everywhere: two who do this never wait for each other.
@@ -126,8 +134,42 @@ def _judge(
                 result[pk] = _take_over(pk, row_token, token, claimant, using)
 
 
+def _has_time() -> Case:
+    return Case(
+        When(Q(run_after__isnull=False) | Q(expires_at__isnull=False), then=Value(True)),
+        default=Value(False),
+        output_field=BooleanField(),
+    )
+
+
+def _judge_times(ids: Sequence[UUID], claimant: Claimant, using: str) -> dict[UUID, Verdict]:
+    """Of waiting rows with times of their own: why they were not claimed."""
+    rows = MessageLog.objects.using(using).filter(pk__in=ids, status=MessageLog.PUBLISHED)
+    rows.cancel_expired(len(ids))
+    # The message has come early. Its row goes back to the outbox, which sends another in time.
+    rows.filter(run_after__gt=Now()).update(
+        confirmed_at=None, token=None, relay_at=F("run_after") - timedelta(seconds=GRACE)
+    )
+    limit = ANY_NUMBER if claimant.alone else SUSPECT_CRASHES
+    verdicts = dict.fromkeys(ids, Verdict.FINAL)
+    early = Case(
+        When(run_after__gt=Now(), then=Value(True)),
+        default=Value(False),
+        output_field=BooleanField(),
+    )
+    for pk, crashes, is_early in rows.annotate(early=early).values_list("pk", "crashes", "early"):
+        if is_early:
+            verdicts[pk] = Verdict.EARLY
+        elif crashes < limit:
+            # Its time has come in this very moment: it is looked up again.
+            verdicts[pk] = Verdict.MISSING
+        else:
+            verdicts[pk] = Verdict.SUSPECT
+    return verdicts
+
+
 def _claimed(row: Sequence[Any], token: int) -> Claimed:
-    pk, task, task_args, content, queue, attempts, published = row
+    pk, task, task_args, content, queue, attempts, retries, published = row
     return Claimed(
         uuid=pk,
         token=token,
@@ -136,6 +178,7 @@ def _claimed(row: Sequence[Any], token: int) -> Claimed:
         content=content,
         queue=queue,
         attempt=attempts,
+        retries=retries,
         published=published,
     )
 
@@ -166,7 +209,7 @@ def _take_over(
     failpoints.reached("in_take_over")
     if not changed:
         return Verdict.ELSEWHERE
-    row = logs.values_list(*statements.CLAIMED, "publish_time").get(pk=pk)
+    row = logs.annotate(since=since_due()).values_list(*statements.CLAIMED, "since").get(pk=pk)
     return _claimed((*row[:-1], row[-1].timestamp()), token)
 
 
@@ -274,7 +317,7 @@ def finish(runs: Sequence[Finished], clock_offset: float, using: str) -> int:
     """Write the ends of runs. Call it inside a transaction.
 
     Args:
-        runs: at least one; COMPLETED, FAILED or RELEASED.
+        runs: at least one, of any kind.
         clock_offset: seconds that the database's clock is ahead of this host's.
         using: database alias.
 
@@ -282,7 +325,7 @@ def finish(runs: Sequence[Finished], clock_offset: float, using: str) -> int:
         How many rows were changed. Fewer than ``runs``: others have taken those over, or they were
         deleted; nothing of them was touched, but those that wait to run again get a new message.
     """
-    final = [run for run in runs if run.result.kind is not Kind.RELEASED]
+    final = [run for run in runs if run.result.kind.is_final]
     changed = 0
     if final:
         changed = statements.finish_rows(
@@ -292,12 +335,15 @@ def finish(runs: Sequence[Finished], clock_offset: float, using: str) -> int:
             using,
         )
     if len(final) < len(runs):
-        changed += _release([run for run in runs if run.result.kind is Kind.RELEASED], using)
+        changed += _release([run for run in runs if not run.result.kind.is_final], using)
     if changed < len(runs):
         # One that was taken from a worker which lives, to run again: its new message may have come
         # to that very worker, which acknowledges it with the old run. It needs another one.
         MessageLog.objects.using(using).filter(
-            pk__in=[run.uuid for run in runs], status=MessageLog.PUBLISHED, token__isnull=False
+            is_due(),
+            pk__in=[run.uuid for run in runs],
+            status=MessageLog.PUBLISHED,
+            token__isnull=False,
         ).update(confirmed_at=None, token=None, relay_at=due_in(0))
     return changed
 
@@ -327,7 +373,12 @@ def _release(runs: Sequence[Finished], using: str) -> int:
     released: dict[UUID, Result] = {}
     for run in runs:
         result = run.result
-        unstarted = {"attempts": F("attempts") - 1} if not result.started else {}
+        more: dict[str, Any] = {}
+        if result.kind is Kind.RETRY:
+            later = Now() + timedelta(seconds=result.delay)
+            more = {"retries": F("retries") + 1, "run_after": later}
+        elif not result.started:
+            more = {"attempts": _one_less()}
         changed = logs.filter(pk=run.uuid, token=run.token, status=MessageLog.IN_PROGRESS).update(
             status=MessageLog.PUBLISHED,
             token=None,
@@ -336,7 +387,7 @@ def _release(runs: Sequence[Finished], using: str) -> int:
             exception=result.exception,
             traceback=result.traceback,
             log=result.log,
-            **unstarted,
+            **more,
         )
         if changed:
             released[run.uuid] = result
@@ -347,15 +398,26 @@ def _release(runs: Sequence[Finished], using: str) -> int:
     return len(released)
 
 
+def _one_less() -> Case:
+    """One attempt that has not begun after all.
+
+    It counts where the claim has set a unique key free: somebody else may have that by now.
+    """
+    return Case(
+        When(unique_until=task_options.START, then=F("attempts")), default=F("attempts") - 1
+    )
+
+
 def _released_attempt(
     pk: UUID, number: int, worker: str, started: datetime | None, result: Result
 ) -> Attempt:
+    outcome = Attempt.RELEASED if result.exception is None else Attempt.DATABASE
     return Attempt(
         message=pk,
         number=number,
         worker=worker,
         started=started,
-        outcome=Attempt.RELEASED if result.exception is None else Attempt.DATABASE,
+        outcome=Attempt.RETRIED if result.kind is Kind.RETRY else outcome,
         exception=result.exception and result.exception[:MAX_EXCEPTION],
         log=(result.log or "")[-MAX_LOG:],
     )

@@ -424,7 +424,7 @@ class ScheduledTask(models.Model):
             priority: 0 to 255; None takes the schedule's own.
 
         Returns:
-            The MessageLog, PUBLISHED.
+            The MessageLog, PUBLISHED. Of a unique task that is there already: that one's.
 
         Raises:
             InvalidMessage, CarrotConfigException: the arguments or the queue are wrong.
@@ -434,11 +434,11 @@ class ScheduledTask(models.Model):
         row = self.new_row(priority)
         using = self._state.db or router.db_for_write(MessageLog)
         with transaction.atomic(using=using):
-            MessageLog.objects.using(using).enqueue([row])
-            type(self)._base_manager.using(using).filter(pk=self.pk).update(last_log=row.pk)
-        self.last_log = row.pk
+            (log,) = MessageLog.objects.using(using).enqueue([row])
+            type(self)._base_manager.using(using).filter(pk=self.pk).update(last_log=log.pk)
+        self.last_log = log.pk
         self._note_loaded({"last_log"})
-        return row
+        return log
 
 
 #: Fields that ``save()`` writes only if they were assigned to. The scheduler switches off what is

@@ -126,7 +126,12 @@ def publish_due(using: str, filters: Mapping[str, Any] | None = None) -> int:
     )
     rows = [step.row for step in steps if step.row is not None and step.pk in moved]
     if rows:
-        MessageLog.objects.using(using).enqueue(rows)
+        logs = MessageLog.objects.using(using).enqueue(rows)
+        for row, log in zip(rows, logs, strict=True):
+            if log.duplicate:
+                # A unique task that is there already: it is what came of this slot.
+                moved_on = ScheduledTask.objects.using(using).filter(last_log=row.pk)
+                moved_on.update(last_log=log.pk)
         failpoints.reached("in_schedule_transaction")
     return len(moved)
 

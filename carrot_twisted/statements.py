@@ -36,6 +36,20 @@ _INSERTED = {
     "publish_time": "timestamptz",
     "relay_at": "timestamptz",
 }
+#: Columns more of a new row that has a time, a unique key or a retention of its own.
+_SPECIAL = {
+    "run_after": "timestamptz",
+    "expires_at": "timestamptz",
+    "unique_key": "text",
+    "unique_until": "text",
+    "retention": "bigint",
+}
+#: Which rows hold their unique key: word for word the condition of the constraint, by which SQLite
+#: finds it.
+_HOLDS_KEY = (
+    "(status IN ('PUBLISHED', 'IN_PROGRESS') AND unique_key IS NOT NULL "
+    "AND (unique_until = 'end' OR attempts = 0))"
+)
 #: Columns of a new row that are the same in each.
 _NEW: dict[str, Any] = {
     "status": "PUBLISHED",
@@ -117,6 +131,55 @@ def insert_rows(table: str, rows: Sequence[Any], using: str) -> None:
         row._state.db = using
 
 
+def insert_special(table: str, rows: Sequence[Any], using: str) -> list[Any]:
+    """Insert new MessageLogs that have more columns than most. Call it inside a transaction.
+
+    Args:
+        table: of the MessageLogs.
+        rows: unsaved; their times are set.
+        using: database alias.
+
+    Returns:
+        Those that were not inserted, because another row holds their unique key.
+    """
+    connection = connections[using]
+    columns = _INSERTED | _SPECIAL
+    values = [[getattr(row, name) for name in columns] for row in rows]
+    names = ", ".join([*columns, *_NEW])
+    on_conflict = f"ON CONFLICT (unique_key) WHERE {_HOLDS_KEY} DO NOTHING"
+    with connection.cursor() as cursor:
+        if _is_postgresql(connection):
+            constants = ", ".join("%s" for _ in _NEW)
+            sql = (
+                f"INSERT INTO {table} ({names}) SELECT v.*, {constants} FROM {_arrays(columns)} "
+                f"{on_conflict} RETURNING uuid"
+            )
+            cursor.execute(sql, [*_NEW.values(), *_columns(values)])
+            done = {row[0] for row in cursor.fetchall()}
+        else:
+            marks = ", ".join("%s" for _ in (*columns, *_NEW))
+            sql = f"INSERT INTO {table} ({names}) VALUES ({marks}) {on_conflict}"
+            done = set()
+            for row, given in zip(rows, values, strict=True):
+                adapted = [_adapted(connection, value) for value in given]
+                cursor.execute(sql, [*adapted, *_NEW.values()])
+                if cursor.rowcount:
+                    done.add(row.pk)
+    refused = []
+    for row in rows:
+        if row.pk in done:
+            row._state.adding = False
+            row._state.db = using
+        else:
+            refused.append(row)
+    return refused
+
+
+def now(using: str) -> datetime:
+    """The time on the database's clock."""
+    return _now(connections[using])
+
+
 def _now(connection: Any) -> datetime:
     if not _is_postgresql(connection):
         # SQLite's clock is this host's.
@@ -190,11 +253,11 @@ def log_rows(table: str, logs: Sequence[tuple[UUID, int, str]], using: str) -> s
 
 
 #: What ``claim_rows`` returns of each row, and with it the time of its publishing.
-CLAIMED = ("uuid", "task", "task_args", "content", "queue", "attempts")
-#: A number, because reading it costs less than reading a time.
-_PUBLISHED = {
-    True: "extract(epoch FROM publish_time)::float8",
-    False: "(julianday(publish_time) - 2440587.5) * 86400.0",
+CLAIMED = ("uuid", "task", "task_args", "content", "queue", "attempts", "retries")
+#: Since when it waits. A number, because reading it costs less than reading a time.
+_SINCE_DUE = {
+    True: "extract(epoch FROM coalesce(run_after, publish_time))::float8",
+    False: "(julianday(coalesce(run_after, publish_time)) - 2440587.5) * 86400.0",
 }
 
 
@@ -209,8 +272,11 @@ def claim_rows(
 ) -> list[tuple[Any, ...]]:
     """Take those of the rows that are PUBLISHED; returns the CLAIMED columns of each.
 
+    Not those that wait for a later time, nor those that should have started before now for the
+    first time.
+
     The log of an earlier attempt goes, for that of this one is told while it runs.
-    The last value of each is when it was published, in seconds since the epoch.
+    The last value of each is when it was published, or due, in seconds since the epoch.
 
     PostgreSQL and SQLite return what an UPDATE changed, which saves a query.
 
@@ -225,21 +291,26 @@ def claim_rows(
     """
     connection = connections[using]
     keys: list[Any]
+    times: list[Any]
     if _is_postgresql(connection):
-        now, matching, keys = "statement_timestamp()", "uuid = ANY(%s)", [list(ids)]
+        now, times = "statement_timestamp()", []
+        matching, keys = "uuid = ANY(%s)", [list(ids)]
     else:
-        now, matching = "%s", f"uuid IN ({', '.join('%s' for _ in ids)})"
-        keys = [_adapted(connection, value) for value in (_now(connection), *ids)]
+        now, times = "%s", [_adapted(connection, _now(connection))]
+        matching = f"uuid IN ({', '.join('%s' for _ in ids)})"
+        keys = [_adapted(connection, value) for value in ids]
     sql = (
         f"UPDATE {table} SET status = 'IN_PROGRESS', worker = %s, token = %s, publish_error = '', "
         f"log = NULL, attempts = attempts + 1, start_time = {now} WHERE {matching} "
         "AND status = 'PUBLISHED' AND crashes < %s "
+        f"AND (run_after IS NULL OR run_after <= {now}) "
+        f"AND (expires_at IS NULL OR expires_at > {now} OR attempts > 0) "
     )
     if barred:
         sql += f"AND queue NOT IN ({', '.join('%s' for _ in barred)}) "
-    sql += f"RETURNING {', '.join(CLAIMED)}, {_PUBLISHED[_is_postgresql(connection)]}"
+    sql += f"RETURNING {', '.join(CLAIMED)}, {_SINCE_DUE[_is_postgresql(connection)]}"
     with connection.cursor() as cursor:
-        cursor.execute(sql, [worker, token, *keys, crashes, *barred])
+        cursor.execute(sql, [worker, token, *times, *keys, crashes, *times * 2, *barred])
         rows = cursor.fetchall()
     if connection.features.has_native_uuid_field:
         return list(rows)
@@ -384,6 +455,25 @@ def sum_histograms(
         read = connection.ops.convert_datetimefield_value
         rows = [(*row[:at], read(row[at], None, connection), *row[at + 1 :]) for row in rows]
     return [(*row[:-2], int(row[-2]), int(row[-1])) for row in rows]
+
+
+def retentions(table: str, using: str) -> list[int]:
+    """The retentions that rows at their end have of their own, in order.
+
+    One look at an index for each, however many rows there are.
+    """
+    first = (
+        f"SELECT MIN(retention) FROM {table} "
+        "WHERE retention IS NOT NULL AND status IN ('COMPLETED', 'FAILED', 'CANCELLED')"
+    )
+    sql = (
+        f"WITH RECURSIVE r (retention) AS ({first} UNION ALL "
+        f"SELECT ({first} AND retention > r.retention) FROM r WHERE r.retention IS NOT NULL) "
+        "SELECT retention FROM r WHERE retention IS NOT NULL"
+    )
+    with connections[using].cursor() as cursor:
+        cursor.execute(sql)
+        return [row[0] for row in cursor.fetchall()]
 
 
 def queues_with(table: str, states: Sequence[str], limit: int, using: str) -> list[str]:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, overload
 from carrot_twisted import conf, triggers
 from carrot_twisted.exceptions import InvalidMessage
 from carrot_twisted.housekeeping import purge_queue, requeue_all
-from carrot_twisted.models import MessageLog, ScheduledTask
-from carrot_twisted.objects import Message, resolve_task
+from carrot_twisted.models import ScheduledTask
+from carrot_twisted.objects import Message, publish_rows, resolve_task
 from carrot_twisted.view_decorators import (
     create_class_view,
     create_function_view,
@@ -21,6 +21,7 @@ from carrot_twisted.view_decorators import (
 )
 
 if TYPE_CHECKING:
+    from carrot_twisted.models import MessageLog
     from carrot_twisted.virtual_host import VirtualHost
 
 __all__ = [
@@ -84,7 +85,7 @@ def validate_task(task: Task) -> str:
 def _message(
     task: Task,
     queue: str | None = None,
-    priority: int = 0,
+    priority: int | None = None,
     task_args: Sequence[Any] = (),
     exchange: str = "",
     routing_key: str | None = None,
@@ -93,7 +94,7 @@ def _message(
     """In the order of django-carrot's release 1.5.0."""
     return Message(
         task=validate_task(task),
-        queue=queue or conf.DEFAULT_QUEUE,
+        queue=queue or None,
         routing_key=routing_key,
         exchange=exchange,
         priority=priority,
@@ -104,7 +105,7 @@ def _message(
 
 def _message_as_documented(
     task: Task,
-    priority: int = 0,
+    priority: int | None = None,
     task_args: Sequence[Any] = (),
     queue: str | None = None,
     exchange: str = "",
@@ -119,7 +120,7 @@ def _message_as_documented(
 def create_message(
     task: Task,
     queue: str | None = None,
-    priority: int = 0,
+    priority: int | None = None,
     task_args: Sequence[Any] = (),
     exchange: str = "",
     routing_key: str | None = None,
@@ -150,7 +151,10 @@ def create_message(task: Task, *positional: Any, **named: Any) -> Message:
       where a text or None comes second: a text is never a priority;
     - ``(task, priority, task_args, queue, exchange, routing_key, task_kwargs)``, the
       documentation's, where a number comes second: a number is never a queue. None counts as
-      priority 0 where a list or tuple of arguments follows it.
+      no priority where a list or tuple of arguments follows it.
+
+    A queue or priority that is not given is as the task's decorator says (see ``carrot_twisted.
+    task``), or else "default" and 0.
 
     Raises:
         InvalidMessage: the types fit neither order, or ``task_args`` is a text or a dictionary;
@@ -179,7 +183,7 @@ def _order_of(given: tuple[Any, ...]) -> tuple[Callable[..., Message], tuple[Any
         if then_arguments and (second is absent or isinstance(second, int)):
             return _message, given
         if first is None and then_queue and _are_arguments(second):
-            return _message_as_documented, (0, *given[1:])
+            return _message_as_documented, given
     raise InvalidMessage(
         f"The arguments after the task are in neither order that django-carrot has: "
         f"{', '.join(repr(value)[:50] for value in given)}. Say what is what: create_message("
@@ -197,7 +201,7 @@ def _are_arguments(value: Any) -> bool:
 def publish_message(
     task: Task,
     *task_args: Any,
-    priority: int = 0,
+    priority: int | None = None,
     queue: str | None = None,
     exchange: str = "",
     routing_key: str | None = None,
@@ -210,19 +214,21 @@ def publish_message(
     Args:
         task: the function, or its dotted path.
         task_args: positional arguments of the task.
-        priority: 0 to 255.
-        queue: name of a configured queue, "default" if not given.
+        priority: 0 to 255; by default the task's own, or 0.
+        queue: name of a configured queue; by default the task's own, or "default".
         exchange: "" for RabbitMQ's default exchange.
         routing_key: defaults to the queue's name.
         task_kwargs: keyword arguments of the task. The names above cannot be used; for such a
             task use ``create_message(..., task_kwargs={...}).publish()``.
 
     Returns:
-        The MessageLog, PUBLISHED.
+        The MessageLog, PUBLISHED. Of a unique task that is there already: that one's, whose
+        ``duplicate`` is True.
 
     Raises:
         InvalidMessage, CarrotConfigException, ImportError, AttributeError: see ``create_message``.
             No row has been written then.
+        DuplicateTask: a unique task that is there already, if it says ``on_duplicate="raise"``.
     """
     return _message(task, queue, priority, task_args, exchange, routing_key, task_kwargs).publish()
 
@@ -234,12 +240,14 @@ def publish_many(messages: Iterable[Message]) -> list[MessageLog]:
         messages: made by ``create_message``; each can be published once.
 
     Returns:
-        Their MessageLogs, in the same order.
+        Their MessageLogs, in the same order. Of unique tasks that are there already, also in the
+        same call: that one's, whose ``duplicate`` is True.
+
+    Raises:
+        DuplicateTask: one is, and its task says ``on_duplicate="raise"``. Nothing was published.
     """
     rows = [message.row for message in messages]
-    if rows:
-        MessageLog.objects.enqueue(rows)
-    return rows
+    return publish_rows(rows) if rows else []
 
 
 def create_scheduled_task(

@@ -507,7 +507,7 @@ class Dispatcher:
             size += len(job.deliveries[0].body)
             self._tell(job, job.result)
             # Not one that was released at the deadline of a shutdown, and ended after all.
-            if self._settle(job) and job.result.kind is not Kind.RELEASED:
+            if self._settle(job) and job.result.kind.is_final:
                 self._count(job, job.result)
         ended = sum(job.result.kind is not Kind.RELEASED for job in jobs if job.result)
         self.finished += ended
@@ -529,8 +529,10 @@ class Dispatcher:
         """Say in the service's log what did not go well; the row has the details."""
         if result.exception is not None and result.kind is not Kind.RELEASED:
             text = "Task {task} ({uuid}) failed: {error}"
-            task = outcomes.one_line(job.run.task, 200) if job.run else "?"
-            _log.warn(text, task=task, uuid=job.uuid, error=_first_line(result.exception))
+            if result.kind is Kind.RETRY:
+                text = "Task {task} ({uuid}) is tried again in {delay:g} s: {error}"
+            task, error = outcomes.one_line(job.run.task, 200) if job.run else "?", result.exception
+            _log.warn(text, task=task, uuid=job.uuid, error=_first_line(error), delay=result.delay)
 
     def _count(self, job: Job, result: Result) -> None:
         assert job.run is not None
@@ -717,6 +719,7 @@ def run_of(claimed: Claimed, delivery: Delivery) -> Run:
         content=claimed.content,
         queue=claimed.queue,
         attempt=claimed.attempt,
+        retries=claimed.retries,
         published=claimed.published,
         header=header if isinstance(header, str) else None,
         body=delivery.body,

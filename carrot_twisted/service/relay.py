@@ -15,6 +15,7 @@ from twisted.internet.task import LoopingCall
 from txaio.tx import make_logger
 
 from carrot_twisted import failpoints, outbox, records
+from carrot_twisted.models import MessageLog
 from carrot_twisted.service.chore import Chore
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ TELL_INTERVAL = 60.0
 BATCH = 1000
 #: Seconds between looks for rows of dead workers.
 REAP_INTERVAL = 3.0
+#: Tasks that have not started in time, of which one such look cancels so many.
+EXPIRE_BATCH = 5000
 #: Seconds between looks for messages that never came.
 RING_INTERVAL = 30.0
 #: Seconds that a confirmed row may wait although its queue is empty.
@@ -145,8 +148,13 @@ class Relay:
     async def _reap(self) -> None:
         if self._writer.away:
             return
-        # Who is asked when it is done: leases may not be judged any more by then.
-        count = await self._writer.call(lambda: records.reap(self._claimant(), self._using))
+
+        def look() -> int:
+            MessageLog.objects.using(self._using).cancel_expired(EXPIRE_BATCH)
+            # Who is asked when it is done: leases may not be judged any more by then.
+            return records.reap(self._claimant(), self._using)
+
+        count = await self._writer.call(look)
         if count:
             _log.warn("{n} tasks of workers that died are published again", n=count)
 

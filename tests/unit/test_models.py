@@ -330,8 +330,9 @@ def _requeue_without_database(old: MessageLog, kept: list[MessageLog]) -> Messag
         def using(self, alias: str) -> Manager:
             return self
 
-        def enqueue(self, rows: list[MessageLog]) -> None:
+        def enqueue(self, rows: list[MessageLog]) -> list[MessageLog]:
             kept.extend(rows)
+            return rows
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MessageLog, "objects", Manager())
