@@ -103,7 +103,8 @@ class MessageLogAdmin(_Watched):
         *("uuid", "status", "task", "positional", "keywords"),
         *("queue", "exchange", "routing_key", "priority", "retry_of"),
         *("publish_time", "start_time", "completion_time", "failure_time"),
-        *("attempts", "crashes", "worker", "publish_error"),
+        *("run_after", "expires_at", "attempts", "retries", "crashes", "worker", "publish_error"),
+        *("unique_key", "unique_until", "retention"),
         *("result", "exception", "traceback", "log"),
     )
     readonly_fields = ("positional", "keywords", "result")

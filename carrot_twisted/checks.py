@@ -77,6 +77,9 @@ def _task_modules(value: conf.CarrotSettings) -> Iterator[CheckMessage]:
 def _tasks(value: conf.CarrotSettings) -> Iterator[CheckMessage]:
     for one in task_options.all_declared():
         queue = one.options.queue
+        module = one.path.rpartition(".")[0]
+        if module not in value.registered_modules:
+            continue
         if queue is not None and queue not in value.queues:
             yield Error(
                 f"@task of {one.path} names the queue {queue!r}, which is not in CARROT['queues'].",

@@ -547,9 +547,8 @@ class MessageLog(models.Model):
         )
         if options is not None:
             row._take(options)
-        if declared is not None and (key := declared.unique_key(args, kwargs)) is not None:
-            _size(key, "unique key")
-            row.unique_key = key
+        if declared is not None and declared.options.unique:
+            row.unique_key = declared.unique_key(args, kwargs, settings.redact)
             row.unique_until = declared.options.unique_until or task_options.END
             row.is_special = True
         return row
@@ -668,6 +667,8 @@ class MessageLog(models.Model):
                 )
             (log,) = MessageLog.objects.using(using).enqueue([again])
             if log.duplicate:
+                # Its deletion is undone.
+                self.pk = again.retry_of
                 raise DuplicateTask(again.unique_key or "", log.pk)
         return again
 

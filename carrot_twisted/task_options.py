@@ -18,7 +18,7 @@ from datetime import MAXYEAR, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from carrot_twisted.exceptions import InvalidMessage, PermanentFailure, PoisonMessage, Retry
-from carrot_twisted.kinds import is_bool, is_int, is_number, is_seconds
+from carrot_twisted.kinds import is_bool, is_int, is_number, is_seconds, plain_name
 from carrot_twisted.limits import MAX_SECONDS
 
 if TYPE_CHECKING:
@@ -55,13 +55,13 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
 
 
-def _names_in(template: str) -> set[str]:
+def _names_in(template: str) -> frozenset[str]:
     """The parameters that a format string names."""
     try:
         found = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
     except ValueError as error:
         raise InvalidMessage(f"unique is {template!r}, which is no format: {error}.") from None
-    names = {name.partition(".")[0].partition("[")[0] for name in found}
+    names = frozenset(name.partition(".")[0].partition("[")[0] for name in found)
     if not names or any(name.isdigit() or not name for name in names):
         raise InvalidMessage(
             f"unique is {template!r}: name parameters of the task in it, for example "
@@ -254,22 +254,34 @@ class Declared:
     function: Callable[..., Any]
     options: TaskOptions
     signature: inspect.Signature = field(init=False)
+    key_names: frozenset[str] = field(init=False)
+    """The parameters that ``unique`` names, if it is a text."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "signature", inspect.signature(self.function))
         unique = self.options.unique
-        if isinstance(unique, str):
-            unknown = _names_in(unique) - {*self.signature.parameters}
+        names = _names_in(unique) if isinstance(unique, str) else frozenset()
+        object.__setattr__(self, "key_names", names)
+        if names:
+            unknown = names - {*self.signature.parameters}
             if unknown:
                 raise InvalidMessage(
                     f"unique of {self.path} is {unique!r}, and the task has no parameter "
                     f"{sorted(unknown)[0]!r}. It has: {', '.join(self.signature.parameters)}."
                 )
 
-    def unique_key(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
+    def unique_key(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], redact: Sequence[str] = ()
+    ) -> str | None:
         """The key of which one may wait at a time; None: it is not unique.
 
         It begins with the task's path, so that tasks never meet each other's keys.
+
+        Args:
+            args: positional arguments of the task.
+            kwargs: keyword arguments of the task.
+            redact: words of parameters whose values are shown nowhere, as in the settings. A key
+                with one of those in it is told by its digest.
 
         Raises:
             InvalidMessage: the arguments do not fit the task, or ``unique`` makes no text of them.
@@ -294,7 +306,8 @@ class Declared:
                 raise InvalidMessage(
                     f"unique of {self.path} is to return a text, not {_shortened(key)}."
                 )
-        if len(key) > MAX_KEY or not key.isprintable():
+        is_secret = any(word in plain_name(name) for name in self.key_names for word in redact)
+        if len(key) > MAX_KEY or not key.isprintable() or is_secret:
             key = f"text {_digest(key)}"
         return f"{self.path} {key}"
 

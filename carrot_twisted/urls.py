@@ -28,7 +28,7 @@ from carrot_twisted.monitor.schedule_actions import (
 )
 from carrot_twisted.monitor.schedule_list import ScheduleList
 from carrot_twisted.monitor.schedule_page import ScheduleEdit, ScheduleNew, SchedulePage
-from carrot_twisted.monitor.task_actions import TaskCancel, TaskDelete, TaskRequeue
+from carrot_twisted.monitor.task_actions import TaskCancel, TaskDelete, TaskRequeue, TaskRun
 from carrot_twisted.monitor.task_list import TaskList
 from carrot_twisted.monitor.task_page import TaskLog, TaskPage
 from carrot_twisted.monitor.worker_list import Quiet, Stop, Unquiet, WorkerList
@@ -41,6 +41,7 @@ urlpatterns = [
     path("tasks/<uuid:pk>/", page(TaskPage), name="carrot-task"),
     path("tasks/<uuid:pk>/log.txt", page(TaskLog), name="carrot-task-log"),
     path("tasks/<uuid:pk>/requeue/", page(TaskRequeue), name="carrot-task-requeue"),
+    path("tasks/<uuid:pk>/run/", page(TaskRun), name="carrot-task-run"),
     path("tasks/<uuid:pk>/cancel/", page(TaskCancel), name="carrot-task-cancel"),
     path("tasks/<uuid:pk>/delete/", page(TaskDelete), name="carrot-task-delete"),
     path("schedules/", page(ScheduleList), name="carrot-schedules"),

@@ -55,6 +55,7 @@ class MessageLogSerializer(RowSerializer):
             *("failure_time", "completion_time", "log", "id", "virtual_host"),
             # Beyond django-carrot:
             *("start_time", "attempts", "crashes", "worker", "retry_of", "publish_error"),
+            *("run_after", "expires_at", "retries", "unique_key", "unique_until", "retention"),
         )
         read_only_fields: ClassVar = fields
 
@@ -358,6 +359,22 @@ class Cancel(_One):
             if not row.cancel():
                 raise Conflict(_("Too late: it runs already, or has come to its end."))
             OperatorAction.note(request.user, "cancel", f"{row.task} {row.pk}")
+        return self.shown(self.row(pk))
+
+
+class Run(_One):
+    """Let a task start at once that waits for a later time."""
+
+    gives: ClassVar = {"POST": (200, MessageLogSerializer())}
+    errors: ClassVar = {"POST": (404, 409)}
+
+    def post(self, request: Request, pk: str) -> Response:
+        """Do it; the answer is the row."""
+        row = self.row(pk)
+        with transaction.atomic(using=_using()):
+            if not row.run_now():
+                raise Conflict(_("It does not wait for a later time."))
+            OperatorAction.note(request.user, "run now", f"{row.task} {row.pk}")
         return self.shown(self.row(pk))
 
 

@@ -25,6 +25,7 @@ urlpatterns = [
     path("message-logs/requeue/", endpoint(message_logs.Requeue), name="requeue-messagelog"),
     path("message-logs/<str:pk>/", endpoint(message_logs.Detail), name="messagelog"),
     path("message-logs/<str:pk>/cancel/", endpoint(message_logs.Cancel), name="cancel-messagelog"),
+    path("message-logs/<str:pk>/run/", endpoint(message_logs.Run), name="run-messagelog"),
     path("scheduled-tasks/", endpoint(scheduled_tasks.Collection), name="scheduledtasks"),
     path(
         "scheduled-tasks/task-choices/",

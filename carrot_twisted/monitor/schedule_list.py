@@ -82,4 +82,4 @@ def runs_of(schedules: list[ScheduledTask]) -> dict[Any, MessageLog]:
     """The rows of their last runs by key, as far as they are there still."""
     keys = [one.last_log for one in schedules if one.last_log is not None]
     rows = MessageLog.objects.using(router.db_for_read(MessageLog))
-    return {row.pk: row for row in rows.filter(pk__in=keys).only("pk", "status")}
+    return {row.pk: row for row in rows.filter(pk__in=keys).only("pk", "status", "run_after")}

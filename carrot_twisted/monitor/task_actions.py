@@ -78,6 +78,19 @@ class TaskRequeue(TaskAction, Confirmed):
         return back(request, url, _("It was published again: this is the new task."))
 
 
+class TaskRun(TaskAction):
+    """Let a task start at once that waits for a later time."""
+
+    def act(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        with transaction.atomic(using=_using()):
+            changed = self.row.run_now()
+            if changed:
+                OperatorAction.note(request.user, "run now", f"{self.row.task} {self.row.pk}")
+        if not changed:
+            return back(request, self.url, _("It does not wait for a later time any more."))
+        return back(request, self.url, _("It is sent to its queue now."))
+
+
 class TaskCancel(TaskAction):
     """Keep a task that waits from running."""
 

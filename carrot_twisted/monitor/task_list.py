@@ -46,7 +46,7 @@ COLUMNS = {
     "running": {"priority", "worker", "waited", "attempts"},
     "failed": {"exception", "waited", "ran", "attempts"},
     "completed": {"waited", "ran", "attempts"},
-    "cancelled": {"priority"},
+    "cancelled": {"exception", "priority"},
 }
 #: The head of the column with the list's time.
 TIMES = {
@@ -57,7 +57,7 @@ TIMES = {
 }
 _SHOWN = (
     *("pk", "status", "task", "queue", "priority", "attempts", "worker"),
-    *("publish_time", "start_time", "completion_time", "failure_time"),
+    *("publish_time", "start_time", "completion_time", "failure_time", "run_after"),
 )
 
 

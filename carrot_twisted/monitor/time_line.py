@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from django.utils.translation import gettext
 
-from carrot_twisted.message_log import GRACE
+from carrot_twisted.message_log import EXPIRED, GRACE
 from carrot_twisted.models import Attempt, MessageLog
 
 if TYPE_CHECKING:
@@ -81,9 +81,13 @@ def _add_wait(steps: _Steps, row: MessageLog) -> None:
         text = gettext("in queue %(queue)s") % {"queue": row.queue}
         steps.found.append(Step(title=gettext("Waiting for a worker"), kind="waiting", text=text))
         return
+    if row.due_later is not None:
+        title = gettext("Next attempt due") if row.attempts else gettext("Due")
+        steps.found.append(Step(title=title, kind="waiting", when=row.due_later))
+        return
     due = row.relay_at + timedelta(seconds=GRACE)
     # A new row is due at once; what is due later waits for that.
-    later = due - row.publish_time > timedelta(seconds=2 * GRACE)
+    later = due - (row.run_after or row.publish_time) > timedelta(seconds=2 * GRACE)
     title = gettext("Next try due") if later else gettext("Waiting to be sent to the broker")
     steps.found.append(Step(title=title, kind="waiting", when=due if later else None))
 
@@ -98,12 +102,21 @@ def _add_start(steps: _Steps, number: int, when: datetime, worker: str) -> None:
 def _add_attempt(steps: _Steps, attempt: Attempt) -> None:
     if attempt.started is not None:
         _add_start(steps, attempt.number, attempt.started, attempt.worker)
+    title = gettext("Attempt %(number)s came to nothing")
+    if attempt.outcome == Attempt.RETRIED:
+        title = gettext("Attempt %(number)s failed")
     steps.add(
-        gettext("Attempt %(number)s came to nothing") % {"number": attempt.number},
+        title % {"number": attempt.number},
         attempt.ended,
         kind="bad",
-        text=": ".join(filter(None, [attempt.get_outcome_display(), attempt.exception])),
+        text=_what_came_of_it(attempt),
     )
+
+
+def _what_came_of_it(attempt: Attempt) -> str:
+    if attempt.outcome == Attempt.RETRIED:
+        return attempt.exception or ""
+    return ": ".join(filter(None, [attempt.get_outcome_display(), attempt.exception]))
 
 
 def _add_end(steps: _Steps, row: MessageLog) -> None:
@@ -112,7 +125,10 @@ def _add_end(steps: _Steps, row: MessageLog) -> None:
     elif row.status == MessageLog.FAILED:
         steps.add(gettext("Failed"), row.failure_time, kind="bad")
     else:
-        steps.add(gettext("Cancelled"), None, kind="off")
+        text = ""
+        if row.exception == EXPIRED:
+            text = gettext("expired: it had not started in time")
+        steps.add(gettext("Cancelled"), row.completion_time, kind="off", text=text)
 
 
 def _worker(name: str) -> str:

@@ -264,11 +264,13 @@ class TestTheWay:
 
     def test_each_end_is_counted_once_with_its_times(self, desk: Desk) -> None:
         desk.writer.clock_offset = 5.0
-        desk.start(4)
-        completed, failed, released, late = desk.jobs()
+        desk.start(5)
+        completed, failed, retried, released, late = desk.jobs()
         desk.dispatcher._record(completed, Result(kind=Kind.COMPLETED, started=996.0, ended=997.0))
         desk.dispatcher._record(failed, Result(kind=Kind.FAILED, started=997.0, ended=999.0))
         desk.dispatcher._record(released, Result(kind=Kind.RELEASED, started=1.0, ended=1.0))
+        retry = Result(kind=Kind.RETRY, exception="no", delay=5.0, started=996.0, ended=997.0)
+        desk.dispatcher._record(retried, retry)
         # Released at the deadline of a stop, and ended after all: nothing of that is written.
         desk.dispatcher._record(late, Result(kind=Kind.RELEASED, started=1.0))
         desk.write()
@@ -323,7 +325,9 @@ class TestTheWay:
 
 
 class TestVerdicts:
-    @pytest.mark.parametrize("verdict", [Verdict.FINAL, Verdict.ELSEWHERE, Verdict.LOST])
+    @pytest.mark.parametrize(
+        "verdict", [Verdict.FINAL, Verdict.ELSEWHERE, Verdict.LOST, Verdict.EARLY]
+    )
     def test_what_need_not_run_is_acknowledged_at_once(self, desk: Desk, verdict: Verdict) -> None:
         desk.deliver()
         desk.turn()

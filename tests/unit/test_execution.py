@@ -15,11 +15,12 @@ import pytest
 from django.db import OperationalError, connection, connections, transaction
 from django.utils import timezone, translation
 
-from carrot_twisted import execution, signals, task_logging
-from carrot_twisted.exceptions import PoisonMessage
+from carrot_twisted import execution, signals, task, task_logging
+from carrot_twisted.exceptions import PermanentFailure, PoisonMessage, Retry
 from carrot_twisted.execution import Limits, Run
 from carrot_twisted.models import MessageLog
 from carrot_twisted.outcomes import Kind, Result
+from tests.unit.test_outcomes import driver_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,6 +44,28 @@ def run_of(function: Callable[..., Any], *args: Any, **changes: Any) -> Run:
         "body": b"{}",
     }
     return Run(**(values | changes))
+
+
+@task(max_retries=2, retry_on={KeyError: 8}, retry_jitter=0)
+def picky(what: str) -> None:
+    raise {"key": KeyError, "value": ValueError, "never": PermanentFailure}[what]("no")
+
+
+@task(ignore_result=True)
+def unheard() -> str:
+    return "nobody wants to know"
+
+
+def asking(delay: float | None = None) -> None:
+    raise Retry("not yet", delay=delay)
+
+
+def asking_for_the_database() -> None:
+    try:
+        raise OperationalError
+    except OperationalError as error:
+        error.__cause__ = driver_error("Error", "gone", sqlstate="57P01")
+        raise Retry(delay=30) from error
 
 
 def execute(function: Callable[..., Any], *args: Any, **changes: Any) -> Result:
@@ -678,3 +701,44 @@ def test_an_exception_that_cannot_be_examined_is_a_failure_like_any_other(
 def test_a_poison_message_is_the_package_s_own_exception() -> None:
     assert issubclass(PoisonMessage, Exception)
     assert "PoisonMessage: " in (execute(echo, header=None).traceback or "")
+
+
+# Retries.
+
+
+@pytest.mark.parametrize(
+    ("what", "retries", "kind", "delay"),
+    [
+        ("key", 0, Kind.RETRY, 8.0),
+        ("key", 1, Kind.RETRY, 16.0),
+        ("key", 2, Kind.FAILED, 0.0),
+        ("value", 0, Kind.FAILED, 0.0),
+        ("never", 0, Kind.FAILED, 0.0),
+    ],
+)
+def test_a_task_is_tried_again_as_its_decorator_says(
+    what: str, retries: int, kind: Kind, delay: float
+) -> None:
+    told: list[BaseException] = []
+    run = run_of(picky, what, retries=retries)
+    result = ran(run, on_failure=lambda _, error: told.append(error))
+    assert (result.kind, result.delay, bool(told)) == (kind, delay, kind is Kind.FAILED)
+    assert "no" in (result.exception or "")
+    assert "picky" in (result.traceback or "")
+
+
+def test_retry_works_in_any_task() -> None:
+    result = execute(asking, 30)
+    assert (result.kind, result.delay, result.exception) == (Kind.RETRY, 30.0, "not yet")
+    assert execute(asking, 30, retries=3).kind is Kind.FAILED
+    assert execute(asking).kind is Kind.RETRY
+
+
+def test_who_asks_for_a_retry_because_of_a_database_gets_the_delay_that_was_asked_for() -> None:
+    result = execute(asking_for_the_database)
+    assert (result.kind, result.delay) == (Kind.RETRY, 30.0)
+
+
+def test_a_result_may_be_left_out() -> None:
+    result = execute(unheard)
+    assert (result.kind, result.output) == (Kind.COMPLETED, None)

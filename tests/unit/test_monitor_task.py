@@ -467,7 +467,17 @@ def test_a_row_that_is_gone_for_good_says_so(
 # ---- Who may do what
 
 
-ACTIONS = ("carrot-task-requeue", "carrot-task-cancel", "carrot-task-delete")
+ACTIONS = (
+    *("carrot-task-requeue", "carrot-task-cancel", "carrot-task-delete"),
+    "carrot-task-run",
+)
+
+
+def for_action(name: str) -> MessageLog:
+    """A row that it can be done to."""
+    if name == "carrot-task-run":
+        return make("PUBLISHED", run_after=timezone.now() + timedelta(days=1))
+    return make("PUBLISHED" if "cancel" in name else "FAILED")
 
 
 @pytest.mark.parametrize("name", ACTIONS)
@@ -480,7 +490,8 @@ def test_who_may_look_only_sees_no_button_and_can_do_nothing(
     response = viewer.post(url(name, row))
     assert response.status_code == 403
     assert "carrot_twisted.act_messagelog" in response.content.decode()
-    assert viewer.get(url(name, row)).status_code == (405 if "cancel" in name else 403)
+    by_post_only = name in ("carrot-task-cancel", "carrot-task-run")
+    assert viewer.get(url(name, row)).status_code == (405 if by_post_only else 403)
     assert MessageLog.objects.get().status == status
     assert not OperatorAction.objects.exists()
 
@@ -502,7 +513,7 @@ def test_strangers_come_to_the_login(name: str) -> None:
 def test_a_form_of_another_site_does_nothing(name: str) -> None:
     strict = Client(enforce_csrf_checks=True)
     strict.force_login(user_with("view_messagelog", "act_messagelog"))
-    row = make("PUBLISHED" if "cancel" in name else "FAILED")
+    row = for_action(name)
     assert strict.post(url(name, row)).status_code == 403
     assert MessageLog.objects.filter(pk=row.pk, status=row.status).exists()
     # The page's own form has the token.
@@ -612,6 +623,54 @@ def test_a_task_that_waits_is_cancelled(operator: Client) -> None:
     assert noted() == (USER, "cancel", f"{row.task} {row.pk}")
 
 
+def test_a_task_for_later_says_when_and_can_be_run_now(operator: Client) -> None:
+    row = make(
+        "PUBLISHED",
+        run_after=timezone.now() + timedelta(days=30),
+        expires_at=timezone.now() + timedelta(days=31),
+        unique_key="send <b>",
+        unique_until="start",
+        retention=7200,
+        retries=2,
+        attempts=2,
+        exception="no",
+    )
+    Attempt.objects.create(
+        message=row.pk, number=1, worker="w", outcome=Attempt.RETRIED, exception="no way", log=""
+    )
+    text = text_of(page_of(operator, row))
+    for told in (
+        *("Attempt 1 failed no way", "Next attempt due", "Retries 2", "Not before", "Expires"),
+        *("Unique send &lt;b&gt; until it starts", "Kept 2 h 0 min after its end"),
+    ):
+        assert told in text
+    listed = operator.get(reverse("carrot-tasks") + "?state=queued").content.decode()
+    assert "Published due" in text_of(listed)
+    response = operator.post(url("carrot-task-run", row))
+    assert notice(operator, response) == "It is sent to its queue now."
+    assert noted() == (USER, "run now", f"{row.task} {row.pk}")
+    response = operator.post(url("carrot-task-run", row))
+    assert "does not wait for a later time" in notice(operator, response)
+    assert OperatorAction.objects.count() == 1
+
+
+def test_an_expired_task_says_so(operator: Client) -> None:
+    row = make("CANCELLED", exception="expired", completion_time=timezone.now())
+    html = page_of(operator, row)
+    assert "Cancelled expired: it had not started in time" in text_of(html)
+    assert "What went wrong" not in html
+
+
+def test_a_duplicate_is_not_run_again(operator: Client) -> None:
+    key = {"unique_key": "k", "unique_until": "end"}
+    row = make("FAILED", **key)
+    make("PUBLISHED", **key)
+    response = operator.post(url("carrot-task-requeue", row))
+    assert response.status_code == 400
+    assert "There is a task of the unique key" in response.content.decode()
+    assert MessageLog.objects.count() == 2
+
+
 @pytest.mark.parametrize("status", ["IN_PROGRESS", "COMPLETED", "FAILED", "CANCELLED"])
 def test_what_does_not_wait_is_not_cancelled(operator: Client, status: str) -> None:
     row = make(status)
@@ -663,7 +722,7 @@ def test_what_is_not_noted_is_not_done(
         raise RuntimeError("no note")
 
     monkeypatch.setattr(OperatorAction, "note", fail)
-    row = make("PUBLISHED" if "cancel" in name else "FAILED")
+    row = for_action(name)
     with pytest.raises(RuntimeError, match="no note"):
         operator.post(url(name, row))
     found = MessageLog.objects.get()
