@@ -6,15 +6,18 @@ from __future__ import annotations
 import ast
 import re
 import runpy
+import sys
 from importlib import import_module
 from inspect import isfunction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from django.core.checks import run_checks
 
-from carrot_twisted import conf, records, tap
+from carrot_twisted import conf, records, tap, task_options
 from carrot_twisted.limits import limit_of
+from carrot_twisted.models import MessageLog
 from carrot_twisted.service import reactor_watch, recycling, time_keeper
 
 if TYPE_CHECKING:
@@ -98,6 +101,44 @@ def test_the_examples_of_limits_run_and_the_numbers_are_those_of_the_code(tmp_pa
         assert number in text
     assert (time_keeper.REPEAT, recycling.INTERVAL) == (1, 1), "every second"
     assert (recycling.MAX_STUCK + 1, records.SUSPECT_CRASHES) == (5, 2), "the fifth; two workers"
+
+
+@pytest.mark.django_db
+def test_the_examples_of_tasks_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Any
+) -> None:
+    """Those for myapp/tasks.py are that module; the others publish what is in it."""
+    page = TOP / "docs" / "tasks.md"
+    texts = list(blocks(page, "python"))
+    module = [text for text in texts if text.startswith("# myapp/tasks.py")]
+    (tmp_path / "myapp").mkdir()
+    (tmp_path / "myapp" / "tasks.py").write_text("\n\n".join(module))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "myapp", raising=False)
+    names: dict[str, Any] = {}
+    exec(next(text for text in texts if "CARROT" in text), names)  # noqa: S102
+    queues = [{"name": name} for name in ("default", "mail", "other")]
+    settings.CARROT = {**names["CARROT"], "queues": queues, "task_modules": ["myapp.tasks"]}
+    for text in texts:
+        if text not in module:
+            exec(text, names)  # noqa: S102
+    assert not [m for m in run_checks() if (m.id or "").startswith("carrot_twisted.E")]
+    rows = MessageLog.objects.order_by("pk")
+    assert [row.task.rpartition(".")[2] for row in rows] == [
+        *("greet", "send_mail", "greet", "greet", "greet", "greet", "send_mail"),
+        *("refresh", "refresh", "import_contacts"),
+    ]
+    text = page.read_text(encoding="utf-8")
+    for told, number in (
+        ("until the first retry, {:g};", task_options.RETRY_BACKOFF),
+        ("`retry_backoff_max`, {:g}.", task_options.RETRY_BACKOFF_MAX),
+        ("`retry_jitter`, {:g},", task_options.RETRY_JITTER),
+        ("`max_retries` or {:g} times", task_options.MAX_RETRIES),
+        ("end after {:g} characters", task_options.MAX_KEY),
+    ):
+        assert told.format(number) in text
+    for name in conf.TASK_DEFAULTS:
+        assert f"`{name}`" in text.partition("## Defaults of a project")[2]
 
 
 def test_every_page_is_reached_from_the_readme() -> None:
