@@ -64,7 +64,7 @@ class QueueStatus:
     """Living workers that consume from it, or try to; not those that are quiet."""
     waiting: int
     oldest: float | None
-    """Seconds since the oldest waiting task was published."""
+    """Seconds since the oldest waiting task was published, or due, if that came later."""
     running: int
     unsent: int
     """Of the waiting ones, those whose message the broker should have by now, and has not."""

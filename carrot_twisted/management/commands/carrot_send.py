@@ -50,9 +50,11 @@ class Command(BaseCommand):
         parser.add_argument(
             "--json", action="store_true", help="Read each argument and each VALUE as JSON."
         )
-        parser.add_argument("--queue", metavar="NAME", help="Queue; default: default.")
         parser.add_argument(
-            "--priority", type=int, default=0, metavar="N", help="0 to 255; default: 0."
+            "--queue", metavar="NAME", help="Queue; default: the task's own, or default."
+        )
+        parser.add_argument(
+            "--priority", type=int, metavar="N", help="0 to 255; default: the task's own, or 0."
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -62,9 +64,9 @@ class Command(BaseCommand):
         try:
             log = create_message(
                 options["job_name"],
-                options["queue"],
-                options["priority"],
-                [read(text) for text in options["job_args"]],
+                queue=options["queue"],
+                priority=options["priority"],
+                task_args=[read(text) for text in options["job_args"]],
                 task_kwargs={name: read(value) for name, value in keywords},
             ).publish()
         except (ImportError, AttributeError) as error:
