@@ -7,6 +7,7 @@ import ast
 import re
 import runpy
 import sys
+from collections import Counter
 from importlib import import_module
 from inspect import isfunction
 from pathlib import Path
@@ -123,11 +124,13 @@ def test_the_examples_of_tasks_run(
         if text not in module:
             exec(text, names)  # noqa: S102
     assert not [m for m in run_checks() if (m.id or "").startswith("carrot_twisted.E")]
-    rows = MessageLog.objects.order_by("pk")
-    assert [row.task.rpartition(".")[2] for row in rows] == [
-        *("greet", "send_mail", "greet", "greet", "greet", "greet", "send_mail"),
-        *("refresh", "refresh", "import_contacts"),
-    ]
+    paths = MessageLog.objects.values_list("task", flat=True)
+    assert Counter(path.rpartition(".")[2] for path in paths) == {
+        "greet": 5,
+        "send_mail": 2,
+        "refresh": 2,
+        "import_contacts": 1,
+    }
     text = page.read_text(encoding="utf-8")
     for told, number in (
         ("until the first retry, {:g};", task_options.RETRY_BACKOFF),

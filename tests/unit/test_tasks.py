@@ -219,6 +219,13 @@ def test_it_can_be_run_now_cancelled_or_published_anew() -> None:
     assert claim_one(other.pk) is Verdict.FINAL
 
 
+def test_one_whose_time_comes_while_that_is_asked_is_looked_up_again() -> None:
+    pk = optioned.quiet.options(run_after=5).publish("a").pk
+    move_to_past(pk, "run_after")
+    assert records._judge_times([pk], ME, "default") == {pk: Verdict.MISSING}
+    assert state(pk)["status"] == "PUBLISHED"
+
+
 # Expiry.
 
 
