@@ -41,7 +41,10 @@ setup(
         "carrot_twisted": ["py.typed", "templates/**/*", "static/**/*", "api/openapi.json"]
     },
     include_package_data=False,
-    entry_points={"console_scripts": ["carrot = carrot_twisted.command_line:main"]},
+    entry_points={
+        "console_scripts": ["carrot = carrot_twisted.command_line:main"],
+        "pytest11": ["carrot = carrot_twisted.pytest_plugin"],
+    },
     # Where systemd finds them if this is installed for all users.
     data_files=[
         (

@@ -46,6 +46,23 @@ class Run(Claimed):
     transcript: task_logging.Transcript | None = None
     """What it logs, once it has begun."""
 
+    @classmethod
+    def of(cls, claimed: Claimed, *, header: str | None, body: bytes) -> Run:
+        """What is run of a claimed row, and of the message that rang for it."""
+        return cls(
+            uuid=claimed.uuid,
+            token=claimed.token,
+            task=claimed.task,
+            task_args=claimed.task_args,
+            content=claimed.content,
+            queue=claimed.queue,
+            attempt=claimed.attempt,
+            retries=claimed.retries,
+            published=claimed.published,
+            header=header,
+            body=body,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -74,6 +91,8 @@ def execute(
     limits: Limits,
     on_failure: FailureCallback | None = None,
     prepare: Callable[[Run], Call] | None = None,
+    *,
+    own_connections: bool = True,
 ) -> Result | None:
     """Run the task and tell what came of it. Nothing that the task does raises here.
 
@@ -82,6 +101,7 @@ def execute(
         limits: how much text to keep.
         on_failure: called in the task's context when it failed, for the consumer's callbacks.
         prepare: says what to call, or raises; by default it is the row's task.
+        own_connections: this thread's connections serve tasks alone, and are cleaned for them.
 
     Returns:
         None if this thread was given up meanwhile: ``give_up`` has told the run's end.
@@ -91,7 +111,7 @@ def execute(
     try:
         # A new context, not a copy: no language, time zone or variable leaks from task to task.
         kind, value, error, delay = Context().run(
-            _call, run, transcript, limits, on_failure, prepare or from_message
+            _call, run, transcript, limits, on_failure, prepare or from_message, own_connections
         )
     except Abandoned:
         return None
@@ -165,11 +185,13 @@ def _call(
     limits: Limits,
     on_failure: FailureCallback | None,
     prepare: Callable[[Run], Call],
+    own_connections: bool,
 ) -> tuple[Kind, Any, BaseException | None, float]:
     """What came of it: the kind, what it has returned or raised, and the delay of the next try."""
     task_logging.current.set(transcript)
     current.set(run)
-    clean_connections()
+    if own_connections:
+        clean_connections()
     options = NOTHING_SAID
     try:
         task, args, kwargs = prepare(run)
@@ -196,7 +218,8 @@ def _call(
     else:
         return Kind.COMPLETED, None if options.ignore_result else value, None, 0.0
     finally:
-        clean_connections()
+        if own_connections:
+            clean_connections()
 
 
 def _options_of(task: Callable[..., Any]) -> TaskOptions:

@@ -143,9 +143,11 @@ class MessageLogQuerySet(models.QuerySet["MessageLog"]):
                     statements.insert_rows(table, plain[start : start + INSERT_BATCH], using)
                 for start in range(0, len(special), INSERT_BATCH):
                     holders |= self._insert_special(special[start : start + INSERT_BATCH], using)
+        inserted = [row for row in rows if row.pk not in holders] if holders else rows
+        signals.rows_enqueued.send(sender=self.model, rows=inserted, using=using)
         failpoints.reached("before_insert_commit")
         # The others wait in the outbox for their time, or are not there at all.
-        due = [row for row in rows if row.run_after is None and row.pk not in holders]
+        due = [row for row in inserted if row.run_after is None]
         if due:
             told = partial(signals.rows_committed.send_robust, sender=self.model, using=using)
             # robust: the commit has happened; nothing that fails now may tell the caller otherwise.

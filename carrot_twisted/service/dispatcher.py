@@ -711,16 +711,4 @@ def problem_of(delivery: Delivery, seal: Seal) -> str:
 def run_of(claimed: Claimed, delivery: Delivery) -> Run:
     """What a worker thread gets of a claimed row, and of the message that rang for it."""
     header = (delivery.properties.headers or {}).get(wire.TYPE_HEADER)
-    return Run(
-        uuid=claimed.uuid,
-        token=claimed.token,
-        task=claimed.task,
-        task_args=claimed.task_args,
-        content=claimed.content,
-        queue=claimed.queue,
-        attempt=claimed.attempt,
-        retries=claimed.retries,
-        published=claimed.published,
-        header=header if isinstance(header, str) else None,
-        body=delivery.body,
-    )
+    return Run.of(claimed, header=header if isinstance(header, str) else None, body=delivery.body)

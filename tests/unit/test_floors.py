@@ -96,7 +96,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "utilities",
         "view_decorators",
     ),
-    3: ("execution", "handling", "interruption", "task_logging"),
+    3: ("execution", "handling", "interruption", "pytest_plugin", "task_logging", "testing.*"),
     4: ("adopting", "consumer", "scheduler", "service.*"),
     SERVICE_WING: ("callback_options", "command_line", "management.*", "messaging", "tap"),
     WEB_WING: (

@@ -17,8 +17,8 @@ from carrot_twisted.models import MessageLog
 from carrot_twisted.service import posting
 from carrot_twisted.service.delivery import Delivery, Settler
 from carrot_twisted.service.posting import ReactorPublisher
+from carrot_twisted.testing.memory_broker import MemoryConnection
 from carrot_twisted.virtual_host import VirtualHost
-from tests.unit.fake_pika import FakeConnection
 from tests.unit.test_delivery import Channel
 from tests.unit.test_dispatcher import Reactor
 
@@ -51,7 +51,7 @@ class Writer:
         self._results.pop(0).callback(self.calls.pop(0)())
 
 
-class Line(FakeConnection):
+class Line(MemoryConnection):
     """A connection whose close is told, and the protocol around it in one."""
 
     def __init__(self, *queues: str) -> None:
