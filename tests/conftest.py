@@ -23,7 +23,11 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import pika
 import pytest
 from django.conf import settings as django_settings
-from django.db import connections
+from django.contrib.auth.models import Permission
+from django.contrib.contenttypes.models import ContentType
+from django.db import connections, transaction
+from django.db.migrations.recorder import MigrationRecorder
+from django.test import TransactionTestCase
 from pika.exceptions import ChannelClosedByBroker
 
 from carrot_twisted import publisher
@@ -146,8 +150,16 @@ def broker_url(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgreSQL]:
-    """A PostgreSQL that the test may stop."""
-    with temporary_folder() as folder, running(PostgreSQL(folder / "postgres")) as server:
+    """A PostgreSQL that the test may stop, also as a crash would.
+
+    Whatever is committed has been handed to the operating system, which outlives every test: that
+    it is on the disk, too, is nothing to wait for.
+    """
+    settings = {"fsync": "off", "full_page_writes": "off"}
+    with (
+        temporary_folder() as folder,
+        running(PostgreSQL(folder / "postgres", settings=settings)) as server,
+    ):
         yield server
 
 
@@ -166,6 +178,35 @@ def django_db_modify_db_settings(database_url: str) -> None:
     django_settings.DATABASES["default"] = database(database_url)
     connections.settings = connections.configure_settings(django_settings.DATABASES)
     del connections["default"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_emptying() -> Iterator[None]:
+    """After a test that commits, its rows are deleted, and nothing else is done.
+
+    Django truncates each table, which makes new files, and then makes the content types and
+    permissions again that it has deleted.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TransactionTestCase, "_fixture_teardown", delete_rows)
+        yield
+
+
+def delete_rows(case: TransactionTestCase) -> None:
+    """Empty the tables of a test's databases, but for what migrating has put there."""
+    kept = {model._meta.db_table for model in (ContentType, Permission, MigrationRecorder.Migration)}
+    for alias in case._databases_names(include_mirrors=False):
+        connection = connections[alias]
+        quote = connection.ops.quote_name
+        names = connection.introspection.django_table_names(only_existing=True, include_views=False)
+        tables = [quote(name) for name in names if name not in kept]
+        # Foreign keys are looked at when the transaction ends.
+        with transaction.atomic(using=alias), connection.cursor() as cursor:
+            if connection.vendor == "postgresql":
+                # As truncating does: a session that is being ended may not add a row behind us.
+                cursor.execute(f"LOCK TABLE {', '.join(tables)}")
+            for table in tables:
+                cursor.execute(f"DELETE FROM {table}")
 
 
 @pytest.fixture

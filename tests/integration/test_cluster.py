@@ -128,7 +128,7 @@ def test_a_node_that_is_killed_under_load_costs_seconds_and_no_task(
             lambda: cluster.leader("default"),
             lambda: consumed_node(cluster, service),
         ):
-            wait_until(lambda: whole(cluster), 60, "three replicas of each queue")
+            wait_until(lambda: whole(cluster), 60, "three replicas of each queue", every=1.0)
             go_on(confirms, ledger)
             node = victim()
             node.kill()

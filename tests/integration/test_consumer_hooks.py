@@ -15,6 +15,7 @@ from carrot_twisted import publisher
 from carrot_twisted.models import MessageLog
 from carrot_twisted.utilities import create_message, publish_many, publish_message
 from tests.conftest import run_python
+from tests.integration.test_service import finished
 from tests.processes import ServiceProcess, wait_until
 from tests.project import tasks
 from tests.project.consumers import ORDERS
@@ -29,15 +30,7 @@ CONSUMERS = "tests.project.consumers"
 
 def final(*rows: MessageLog, seconds: float = 30.0) -> list[MessageLog]:
     """Wait until these rows are final; returns them in order."""
-    keys = [row.pk for row in rows]
-    query = MessageLog.objects.filter(pk__in=keys)
-    wait_until(
-        lambda: query.filter(status__in=MessageLog.FINAL).count() == len(keys),
-        seconds,
-        "rows not final",
-    )
-    found = query.in_bulk()
-    return [found[key] for key in keys]
+    return finished(rows, seconds)
 
 
 def test_the_documented_retry_recipe_works_as_written(
