@@ -192,21 +192,20 @@ def quick_emptying() -> Iterator[None]:
         yield
 
 
-def delete_rows(case: TransactionTestCase) -> None:
-    """Empty the tables of a test's databases, but for what migrating has put there."""
-    kept = {model._meta.db_table for model in (ContentType, Permission, MigrationRecorder.Migration)}
-    for alias in case._databases_names(include_mirrors=False):
-        connection = connections[alias]
-        quote = connection.ops.quote_name
-        names = connection.introspection.django_table_names(only_existing=True, include_views=False)
-        tables = [quote(name) for name in names if name not in kept]
-        # Foreign keys are looked at when the transaction ends.
-        with transaction.atomic(using=alias), connection.cursor() as cursor:
-            if connection.vendor == "postgresql":
-                # As truncating does: a session that is being ended may not add a row behind us.
-                cursor.execute(f"LOCK TABLE {', '.join(tables)}")
-            for table in tables:
-                cursor.execute(f"DELETE FROM {table}")
+def delete_rows(_case: TransactionTestCase) -> None:
+    """Empty the tables of the tests' database, but for what migrating has put there."""
+    connection = connections["default"]
+    migrated = (ContentType, Permission, MigrationRecorder.Migration)
+    kept = {model._meta.db_table for model in migrated}
+    names = connection.introspection.django_table_names(only_existing=True, include_views=False)
+    tables = [connection.ops.quote_name(name) for name in names if name not in kept]
+    # Foreign keys are looked at when the transaction ends.
+    with transaction.atomic(), connection.cursor() as cursor:
+        if connection.vendor == "postgresql":
+            # As truncating does: a session that is being ended may not add a row behind us.
+            cursor.execute(f"LOCK TABLE {', '.join(tables)}")
+        for table in tables:
+            cursor.execute(f"DELETE FROM {table}")  # noqa: S608 - Django's own tables
 
 
 @pytest.fixture

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Services and commands that start fast: forked from a process that has imported what they import.
 
-Half a second each is saved, and a whole one where a command looks at the project's URLs. Nothing of this package and no reactor is imported beforehand: what a
-service does first with those is part of the test.
+Half a second each is saved, and a whole one where a command looks at the project's URLs. Nothing of
+this package and no reactor is imported beforehand: what a service does first with those is part of
+the test.
 
 The process answers each request, a line of JSON, with a pid, and writes the exit status of each
 child into the file that its request names. It ends, with all its children, at the end of its input.

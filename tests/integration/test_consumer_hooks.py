@@ -33,6 +33,7 @@ def final(*rows: MessageLog, seconds: float = 30.0) -> list[MessageLog]:
     return finished(rows, seconds)
 
 
+@pytest.mark.once
 def test_the_documented_retry_recipe_works_as_written(
     start_service: StartService, ledger: Ledger
 ) -> None:
@@ -116,6 +117,7 @@ def waiting_row(key: str) -> MessageLog:
     return row
 
 
+@pytest.mark.once
 def test_on_message_may_do_everything_with_a_message(
     start_service: StartService, broker: Broker, ledger: Ledger
 ) -> None:
@@ -173,6 +175,7 @@ def test_on_message_may_do_everything_with_a_message(
     assert broker.depth("default") == 0
 
 
+@pytest.mark.once
 def test_a_hook_that_does_not_return_holds_up_no_stop(
     start_service: StartService, broker: Broker, ledger: Ledger
 ) -> None:
@@ -191,6 +194,7 @@ def test_a_hook_that_does_not_return_holds_up_no_stop(
     assert {(one.status, one.attempts) for one in rows} == {(MessageLog.PUBLISHED, 0)}
 
 
+@pytest.mark.once
 def test_many_messages_through_a_hook_run_once_also_across_a_stop(
     start_service: StartService, broker: Broker, ledger: Ledger
 ) -> None:
@@ -208,6 +212,7 @@ def test_many_messages_through_a_hook_run_once_also_across_a_stop(
     wait_until(lambda: broker.depth("default") == 0)
 
 
+@pytest.mark.once
 def test_a_process_that_dies_in_a_hook_loses_no_message(
     start_service: StartService, ledger: Ledger
 ) -> None:
@@ -247,6 +252,7 @@ print("done")
 """
 
 
+@pytest.mark.once
 def test_a_consumer_set_consumes_in_any_program(
     served: None, broker_url: str, ledger: Ledger, broker: Broker
 ) -> None:

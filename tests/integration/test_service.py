@@ -367,6 +367,7 @@ def test_a_queue_that_is_deleted_under_load_loses_no_task(
     assert Counter(ledger()) == Counter({str(n): 1 for n in range(100)})
 
 
+@pytest.mark.once
 def test_a_queue_that_is_deleted_while_no_service_runs_loses_no_task(
     start_service: StartService, broker: Broker, ledger: Ledger
 ) -> None:
@@ -381,6 +382,7 @@ def test_a_queue_that_is_deleted_while_no_service_runs_loses_no_task(
     service.wait_for("20 messages of queue default did not come; they are sent again")
 
 
+@pytest.mark.once
 def test_an_existing_queue_with_other_arguments_is_used_as_it_is(
     start_service: StartService, broker: Broker
 ) -> None:
@@ -390,6 +392,7 @@ def test_an_existing_queue_with_other_arguments_is_used_as_it_is(
     assert run(publish_message(tasks.echo)).status == MessageLog.COMPLETED
 
 
+@pytest.mark.once
 def test_only_the_chosen_queues_are_consumed(start_service: StartService, broker: Broker) -> None:
     service = start_service("--queue=default")
     here = publish_message(tasks.echo)
@@ -424,6 +427,7 @@ def test_a_database_session_that_is_killed_costs_no_task(
     assert service.stop() == 0
 
 
+@pytest.mark.once
 def test_a_user_who_may_not_declare_consumes_what_others_declared(
     start_service: StartService, private_broker: RabbitMQ
 ) -> None:
