@@ -207,7 +207,7 @@ CASES = [
     Case("before_insert_commit", a_publishing_process, once=True),
     Case("after_commit_before_publish", a_publishing_process, once=True),
     Case("after_publish_before_confirm", a_publishing_process, once=True),
-    Case("after_confirm_before_note", a_publishing_process, once=True),
+    Case("after_confirm_before_note", a_publishing_process),
     # The task has committed a task, and not its own end: it publishes once more.
     Case("after_commit_before_publish", a_task_that_publishes, attempts=2, crashes=1, effects=2),
     Case("in_relay_after_take", an_unsent_task),
@@ -219,7 +219,7 @@ CASES = [
     # Here, and only here, an effect comes twice: it was there, and nothing lasting said so.
     Case("after_run_before_finish", a_waiting_task, attempts=2, crashes=1, effects=2),
     Case("before_finish_commit", a_waiting_task, attempts=2, crashes=1, effects=2),
-    Case("after_finish_before_ack", a_waiting_task, once=True),
+    Case("after_finish_before_ack", a_waiting_task),
     Case("custody_taken", a_task_in_custody, attempts=2, crashes=1),
     Case("on_heartbeat", a_task_with_heartbeats, attempts=2, crashes=1),
     Case("in_reap", a_dead_workers_task_put_back, attempts=2, crashes=1),

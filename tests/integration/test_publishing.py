@@ -780,7 +780,6 @@ def test_connections_closed_by_the_broker_are_made_again(
     assert set(ledger()) == {"first", "again", *(str(n) for n in range(len(load.rows)))}
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("how", ["stop", "kill"])
 def test_a_broker_restarted_under_load_loses_no_task(
     start_service: StartService, fragile: RabbitMQ, ledger: Ledger, how: str
