@@ -65,6 +65,10 @@ setup(
         "django-htmx>=1.29,<2",
         # The monitor's JSON API: pages, fields and errors are those of django-carrot, which has it.
         "djangorestframework>=3.16",
+        # What `--http` serves at /metrics: the text form, its escaping, and what is known of the
+        # process. Not an extra: it has no dependencies, and a service that is asked for its metrics
+        # has them. Only `--http` imports it.
+        "prometheus-client>=0.20",
     ],
     extras_require={
         # The driver with its C library: no compiler, no libpq-dev.

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from carrot_twisted.service.consumption import Consumption
     from carrot_twisted.service.engine import Engine, ServiceOptions
+    from carrot_twisted.service.health import HealthServer
     from carrot_twisted.service.web import WebServer
     from carrot_twisted.service.workers import Workers
 
@@ -116,6 +117,7 @@ class Options(CallbackOptions):
         ["max-memory", None, None, "End with status 75 above so many MB of memory.", number],
         ["web", None, None, "Serve pages, too: tcp:8080:interface=127.0.0.1, for example."],
         ["workers", "w", 1, "Processes; all options are those of each of them.", number],
+        ["http", None, None, "Serve health and metrics: tcp:9090:interface=127.0.0.1, for one."],
     )
     optFlags = (["no-scheduler", None, "Publish no scheduled tasks; only consume."],)
 
@@ -169,6 +171,7 @@ class CarrotService(Service):
         consume: arguments of ``consume``, instead of tasks; "callback" is its path.
         web: endpoint at which pages are served; None: none are.
         number: of this worker, if there are several; None: it is alone.
+        http: endpoint at which health and metrics are served; None: they are not.
     """
 
     name = "carrot"
@@ -185,6 +188,7 @@ class CarrotService(Service):
         consume: dict[str, Any] | None = None,
         web: str | None = None,
         number: int | None = None,
+        http: str | None = None,
     ) -> None:
         self._number = number
         self._settings_module = settings_module
@@ -197,6 +201,8 @@ class CarrotService(Service):
         self._consume = consume
         self._web_endpoint = web
         self._web: WebServer | None = None
+        self._http_endpoint = http
+        self._http: HealthServer | None = None
         self._terminal = None if nodaemon else _terminal()
         self._engine: Engine | Consumption | None = None
         self._started = False
@@ -237,6 +243,7 @@ class CarrotService(Service):
             os.environ["DJANGO_SETTINGS_MODULE"] = self._settings_module
         try:
             self._engine = self._make_engine()
+            self._http = self._make_http(self._engine)
         except _Misconfigured as error:
             self._refuse(str(error))
         else:
@@ -307,6 +314,17 @@ class CarrotService(Service):
             # The project's URLs and middleware: only the traceback says where.
             raise _Misconfigured(f"No pages can be served: {_traceback()}") from error
 
+    def _make_http(self, engine: Engine | Consumption) -> HealthServer | None:
+        if self._http_endpoint is None:
+            return None
+        from carrot_twisted.exceptions import CarrotConfigException
+        from carrot_twisted.service.health import HealthServer
+
+        try:
+            return HealthServer(self._http_endpoint, engine, self._reactor)
+        except CarrotConfigException as error:
+            raise _Misconfigured(str(error)) from error
+
     def _make_consumption(self, callback: str, **arguments: Any) -> Consumption:
         from carrot_twisted import callbacks
         from carrot_twisted.exceptions import CarrotConfigException, InvalidCallback
@@ -364,9 +382,10 @@ class CarrotService(Service):
         from carrot_twisted.exceptions import CarrotConfigException
 
         assert self._engine is not None
-        if self._web is not None:
+        for server in (self._http, self._web):
             try:
-                await self._web.start()
+                if server is not None:
+                    await server.start()
             except CarrotConfigException as error:
                 self._fatal(str(error))
                 return
@@ -454,10 +473,14 @@ class CarrotService(Service):
             self._notifier.tell(
                 STOPPING="1", STATUS=f"Stopping; {running} {what} are still running"
             )
+            if self._http is not None:
+                self._http.stopping()
             # No new requests from now on; those under way end while tasks do.
             web = succeed(True) if self._web is None else Deferred.fromCoroutine(self._web.stop())
             clean = await self._engine.stop() if self._started else True
             clean = await web and clean
+            if self._http is not None:
+                await self._http.stop()
             _log.info("Stopped; {n} {what} were run", n=self._engine.finished, what=what)
             if self._watch is not None:
                 self._watch.stop()
@@ -760,6 +783,7 @@ def makeService(options: Options) -> CarrotService | WorkersService:
         # Only one of several can have the port.
         web=options["web"] if number in (None, 1) else None,
         number=number,
+        http=options["http"],
     )
 
 

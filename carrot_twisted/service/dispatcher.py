@@ -171,6 +171,11 @@ class Dispatcher:
         self.on_stuck: Callable[[], None] = lambda: None
 
     @property
+    def started(self) -> int:
+        """What the worker threads have begun."""
+        return self._pool.begun
+
+    @property
     def running(self) -> int:
         """Messages that are claimed, or about to be."""
         return len(self._jobs) - self._missing - len(self._suspects)

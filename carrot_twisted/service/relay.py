@@ -76,6 +76,8 @@ class Relay:
         self._taken = 0
         self._tell_at = 0.0
         self._has_looked = False
+        self.recovered = 0
+        """Tasks of dead workers that it has found."""
         self._loops = {
             interval: LoopingCall(self._guarded, what, work)
             for interval, what, work in (
@@ -147,6 +149,7 @@ class Relay:
             return
         # Who is asked when it is done: leases may not be judged any more by then.
         count = await self._writer.call(lambda: records.reap(self._claimant(), self._using))
+        self.recovered += count
         if count:
             _log.warn("{n} tasks of workers that died are published again", n=count)
 

@@ -89,6 +89,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "replaying",
         "schedules",
         "sending",
+        "standing",
         "statistics",
         "status",
         "utilities",

@@ -49,6 +49,7 @@ def test_the_settings_module_is_all_that_is_needed() -> None:
         "max-memory": None,
         "web": None,
         "workers": 1,
+        "http": None,
         "callback": None,
         "callback_queues": None,
         "queue-name": None,

@@ -30,6 +30,7 @@ PASSED_ON = (
     "max_memory",
     "web",
     "workers",
+    "http",
 )
 
 
@@ -103,7 +104,12 @@ class Command(BaseCommand):
             help="Serve pages, too, at this endpoint of Twisted's, such as "
             "tcp:8080:interface=127.0.0.1.",
         )
-
+        parser.add_argument(
+            "--http",
+            metavar="ENDPOINT",
+            help="Serve /live, /ready and /metrics at this endpoint of Twisted's, such as "
+            "tcp:9090:interface=127.0.0.1.",
+        )
         parser.add_argument(
             "--workers",
             type=read_by(tap.number),
