@@ -84,6 +84,7 @@ setup(
             "mypy",
             "mypy-zope",
             "playwright",  # drives Chromium
+            "pyyaml",  # reads the rules for alerts
             "pytest>=8.4",
             "pytest-django>=4.11",
             "pytest-twisted>=1.14.3",
