@@ -86,6 +86,22 @@ def seconds(text: str) -> float:
     return value
 
 
+def port_of(endpoint: str, number: int) -> str:
+    """The endpoint of one of several processes: the first one's port, or one of the next ones.
+
+    Args:
+        endpoint: of Twisted's, for example "tcp:9090:interface=127.0.0.1".
+        number: of the process, from 1.
+    """
+
+    def later(found: re.Match[str]) -> str:
+        port = int(found[2])
+        # 0: one that is free.
+        return f"{found[1]}{port + number - 1 if port else 0}"
+
+    return re.sub(r"^(\w+:(?:port=)?)(\d+)", later, endpoint)
+
+
 def level(text: str) -> str:
     """Read a log level, in capital letters or small ones, and give it txaio's name.
 
@@ -783,7 +799,7 @@ def makeService(options: Options) -> CarrotService | WorkersService:
         # Only one of several can have the port.
         web=options["web"] if number in (None, 1) else None,
         number=number,
-        http=options["http"],
+        http=None if options["http"] is None else port_of(options["http"], number or 1),
     )
 
 

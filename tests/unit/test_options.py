@@ -107,6 +107,22 @@ def test_each_level_is_one_that_txaio_knows(level: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("endpoint", "third"),
+    [
+        ("tcp:9090:interface=127.0.0.1", "tcp:9092:interface=127.0.0.1"),
+        ("tcp:port=9090", "tcp:port=9092"),
+        ("tcp:0", "tcp:0"),
+        ("unix:/run/carrot", "unix:/run/carrot"),
+    ],
+)
+def test_several_processes_serve_their_health_at_ports_of_their_own(
+    endpoint: str, third: str
+) -> None:
+    assert tap.port_of(endpoint, 1) == endpoint
+    assert tap.port_of(endpoint, 3) == third
+
+
+@pytest.mark.parametrize(
     ("arguments", "text"),
     [
         ([], "twistd carrot --settings=proj.settings"),
