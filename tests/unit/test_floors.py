@@ -76,6 +76,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "changes",
         "checks",
         "declaring",
+        "doctor",
         "handlers",
         "helper_tasks",
         "housekeeping",
