@@ -29,7 +29,7 @@ from txaio.tx import make_logger, set_global_log_level
 
 from carrot_twisted.callback_options import CallbackOptions
 from carrot_twisted.limits import MAX_SECONDS
-from carrot_twisted.service import following
+from carrot_twisted.service import following, json_log, log_levels
 from carrot_twisted.service.guise import Guise
 from carrot_twisted.service.notify import Notifier
 from carrot_twisted.service.pid_file import PidFile
@@ -115,6 +115,17 @@ def level(text: str) -> str:
     return name
 
 
+def log_format(text: str) -> str:
+    """Read the form of the log.
+
+    Raises:
+        ValueError: there is no such form.
+    """
+    if text not in ("text", "json"):
+        raise ValueError("must be text or json")
+    return text
+
+
 class Options(CallbackOptions):
     """Options of ``twistd carrot``."""
 
@@ -128,6 +139,7 @@ class Options(CallbackOptions):
         ["concurrency", "c", None, "Tasks at once per queue, instead of the settings'.", number],
         ["shutdown-timeout", None, None, "Seconds for running tasks to end.", seconds],
         ["loglevel", "l", "info", "debug, info, warning, error or critical.", level],
+        ["log-format", None, "text", "text, or json: each event a line of JSON.", log_format],
         ["consumer-class", None, None, "Dotted path, for all queues, instead of the settings'."],
         ["max-tasks", None, None, "End with status 75 after so many tasks.", number],
         ["max-memory", None, None, "End with status 75 above so many MB of memory.", number],
@@ -166,6 +178,8 @@ class Options(CallbackOptions):
         if twistd is not None and twistd.get("pidfile") and not twistd.get("chroot"):
             self.pid_path, twistd["pidfile"] = twistd["pidfile"], ""
         self["settings"] = self["settings"] or os.environ.get("DJANGO_SETTINGS_MODULE")
+        if self["log-format"] == "json" and twistd is not None:
+            _log_as_json(twistd)
         self.consume = self.consume_arguments()
         if not self["settings"] and self.consume is None:
             raise usage.UsageError(
@@ -260,6 +274,7 @@ class CarrotService(Service):
         try:
             self._engine = self._make_engine()
             self._http = self._make_http(self._engine)
+            log_levels.respect()
         except _Misconfigured as error:
             self._refuse(str(error))
         else:
@@ -765,6 +780,7 @@ def makeService(options: Options) -> CarrotService | WorkersService:
     try:
         if log_file is not None:
             _require_writable(log_file)
+        json_log.path = log_file
         pid_file = _hold(options.pid_path)
     except BaseException:
         if guise is not None:
@@ -810,9 +826,21 @@ def _guise(twistd: Any) -> Guise | None:
     return Guise(twistd["uid"], twistd.get("gid"))
 
 
+def _log_as_json(twistd: Any) -> None:
+    """Give twistd our log instead of its own. It finds it by name, once it has read all options."""
+    if twistd.get("syslog") or twistd.get("logger") not in (None, following.PLAIN_LOG):
+        raise usage.UsageError(
+            "--log-format=json goes to a file or standard output, not together with twistd's "
+            "--syslog or --logger"
+        )
+    twistd["logger"] = f"{json_log.__name__}.{json_log.observer.__name__}"
+
+
 def _log_file(twistd: Any) -> str | None:
     """The file that twistd logs to; None: standard output, or no file at all."""
-    if twistd is None or twistd.get("syslog") or twistd.get("logger"):
+    if twistd is None or twistd.get("syslog"):
+        return None
+    if twistd.get("logger") not in (None, json_log.observer):
         return None
     name = twistd.get("logfile")
     if name == "-" or (not name and (twistd["nodaemon"] or twistd.get("debug"))):

@@ -460,6 +460,8 @@ class Dispatcher:
             task=call.run.task,
             uuid=call.run.uuid,
             seconds=time.monotonic() - call.began - call.seconds,
+            queue=self.name,
+            attempt=call.run.attempt,
         )
         self.on_stuck()
 
@@ -535,7 +537,14 @@ class Dispatcher:
         if result.exception is not None and result.kind is not Kind.RELEASED:
             text = "Task {task} ({uuid}) failed: {error}"
             task = outcomes.one_line(job.run.task, 200) if job.run else "?"
-            _log.warn(text, task=task, uuid=job.uuid, error=_first_line(result.exception))
+            _log.warn(
+                text,
+                task=task,
+                uuid=job.uuid,
+                error=_first_line(result.exception),
+                queue=self.name,
+                attempt=job.run.attempt if job.run else None,
+            )
 
     def _count(self, job: Job, result: Result) -> None:
         assert job.run is not None

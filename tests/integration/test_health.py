@@ -69,7 +69,9 @@ def test_a_service_tells_how_it_fares(
     start_service: StartService, private_broker: RabbitMQ
 ) -> None:
     quick = constants({"service.metrics.LOOK": 0.2, "service.metrics.FRESH": 0.0})
-    service = start_service(HTTP, CARROT_BROKER_URL=private_broker.url, **quick)
+    service = start_service(
+        HTTP, "--log-format=json", CARROT_BROKER_URL=private_broker.url, **quick
+    )
     watcher = Watcher(service)
     wait_until(watcher.is_ready)
     assert watcher.get("/ready") == (200, "ready: Consuming from all queues\n")
@@ -102,6 +104,12 @@ def test_a_service_tells_how_it_fares(
     assert service.ends() == 0
     assert MessageLog.objects.get(pk=last.pk).status == MessageLog.COMPLETED
     assert "Traceback" not in service.log
+
+    # All that it has said is JSON, and tells what it is about.
+    lines = [json.loads(line) for line in service.log.splitlines()]
+    (told,) = (line for line in lines if "failed: " in line["message"])
+    assert (told["task"], told["id"], told["queue"]) == (fail, str(rows[-1].pk), "default")
+    assert (told["attempt"], told["level"]) == (1, "warning")
 
 
 def test_a_process_with_a_callback_says_why_it_is_not_ready(start_service: StartService) -> None:

@@ -23,6 +23,7 @@ EXIT_USAGE = 2
 #: Options that the service has by the same name.
 PASSED_ON = (
     "loglevel",
+    "log_format",
     "consumer_class",
     "concurrency",
     "shutdown_timeout",
@@ -55,6 +56,12 @@ class Command(BaseCommand):
             type=read_by(tap.level),
             default="info",
             help="debug, info, warning, error or critical; default: info.",
+        )
+        parser.add_argument(
+            "--log-format",
+            type=read_by(tap.log_format),
+            default="text",
+            help="text, or json: each event a line of JSON; default: text.",
         )
         parser.add_argument(
             "--no-scheduler",
