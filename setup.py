@@ -73,6 +73,8 @@ setup(
     extras_require={
         # The driver with its C library: no compiler, no libpq-dev.
         "postgres": ["psycopg[binary]>=3.2"],
+        # Spans from publisher to task; what they are sent with is the project's choice.
+        "otel": ["opentelemetry-api>=1.24"],
         "test": [
             "axe-playwright-python",  # looks at the monitor's pages for people who see less
             "build",  # the wheel that the acceptance tests install ...
@@ -83,6 +85,7 @@ setup(
             "hypothesis",
             "mypy",
             "mypy-zope",
+            "opentelemetry-sdk>=1.24",  # keeps the spans that tests look at
             "playwright",  # drives Chromium
             "pyyaml",  # reads the rules for alerts
             "pytest>=8.4",

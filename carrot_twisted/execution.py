@@ -41,6 +41,8 @@ class Run(Claimed):
     header: str | None
     """Dotted path that the message names; it must be the row's."""
     body: bytes
+    headers: Mapping[str, Any] | None = None
+    """Of the message."""
     transcript: task_logging.Transcript | None = None
     """What it logs, once it has begun."""
 

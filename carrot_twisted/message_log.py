@@ -23,7 +23,7 @@ from django.db import models, router, transaction
 from django.db.models import Case, Count, Max, Min, Q, When
 from django.db.models.functions import Coalesce, Now
 
-from carrot_twisted import conf, failpoints, signals, statements, wire
+from carrot_twisted import conf, failpoints, signals, statements, tracing, wire
 from carrot_twisted.exceptions import CarrotConfigException, InvalidMessage
 from carrot_twisted.kinds import MAX_NAME_BYTES
 
@@ -103,6 +103,7 @@ class MessageLogQuerySet(models.QuerySet["MessageLog"]):
         token = new_token()
         for row in rows:
             row.token = token
+        tracing.carry(rows)
         if len(rows) == 1:
             rows[0].save(force_insert=True, using=using)
         else:
@@ -228,6 +229,9 @@ class MessageLog(models.Model):
     )
     UNFINISHED = (PUBLISHED, IN_PROGRESS)
     FINAL = (COMPLETED, FAILED, CANCELLED)
+
+    carrier: Mapping[str, str] | None = None
+    """Headers of its first message that say to which trace it belongs; not kept in the row."""
 
     uuid = models.UUIDField(primary_key=True, default=message_id, editable=False)
     status = models.CharField(max_length=11, choices=STATUS_CHOICES, default=PUBLISHED)

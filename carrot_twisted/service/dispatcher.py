@@ -722,7 +722,8 @@ def problem_of(delivery: Delivery, seal: Seal) -> str:
 
 def run_of(claimed: Claimed, delivery: Delivery) -> Run:
     """What a worker thread gets of a claimed row, and of the message that rang for it."""
-    header = (delivery.properties.headers or {}).get(wire.TYPE_HEADER)
+    headers = delivery.properties.headers or {}
+    header = headers.get(wire.TYPE_HEADER)
     return Run(
         uuid=claimed.uuid,
         token=claimed.token,
@@ -733,5 +734,6 @@ def run_of(claimed: Claimed, delivery: Delivery) -> Run:
         attempt=claimed.attempt,
         published=claimed.published,
         header=header if isinstance(header, str) else None,
+        headers=headers,
         body=delivery.body,
     )

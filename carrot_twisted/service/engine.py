@@ -30,6 +30,7 @@ from carrot_twisted import (
     publisher,
     records,
     task_logging,
+    tracing,
 )
 from carrot_twisted.begun_message import Losses
 from carrot_twisted.consumer import make_consumer
@@ -375,6 +376,7 @@ class Engine:
     async def start(self) -> None:
         """Start all parts. Waits for a database that is away; never for the broker."""
         task_logging.capture({*self._settings.task_modules})
+        tracing.listen()
         self._writer.start()
         refusal = self._recycling.refusal()
         if refusal is not None:

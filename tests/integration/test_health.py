@@ -11,6 +11,7 @@ from urllib.error import HTTPError
 from urllib.request import ProxyHandler, build_opener
 
 import pytest
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, use_span
 from prometheus_client.parser import text_string_to_metric_families
 
 from carrot_twisted.models import MessageLog, ScheduledTask
@@ -88,6 +89,12 @@ def test_a_service_tells_how_it_fares(
     ScheduledTask.objects.create(task=noop, task_name="often", interval_count=1)
     wait_until(lambda: watcher.number("carrot_schedule_lateness_seconds_count") > 0)
     wait_until(lambda: watcher.number("carrot_messages_confirmed_total") > 0)
+
+    # What publishes a task and what it does are one trace.
+    publisher_span = NonRecordingSpan(SpanContext(0xABC, 0xDEF, False, TraceFlags(1)))
+    with use_span(publisher_span):
+        row = publish_message(tasks.trace)
+    assert finished([row])[0].output == "abc"
 
     # Cut off, and back.
     private_broker.ctl("close_all_connections", "--global", "spring cleaning")

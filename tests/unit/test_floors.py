@@ -48,6 +48,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "signing",
         "task_paths",
         "topology",
+        "tracing",
         "triggers",
         "virtual_host",
         "wire",
