@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from carrot_twisted.histograms import Histogram
+    from carrot_twisted.service.connection import BrokerConnection
     from carrot_twisted.service.health import Served
     from carrot_twisted.service.parts import Parts, TaskParts
     from carrot_twisted.standing import Standing
@@ -111,7 +112,7 @@ CATALOGUE: dict[str, tuple[_Kind, tuple[str, ...], str]] = {
     "carrot_connected": (
         GaugeMetricFamily,
         _CONNECTION,
-        "1 if the connection to the broker stands.",
+        "1 if the connection to the broker stands; of several, one for each user: all of them.",
     ),
     "carrot_reconnects": (
         CounterMetricFamily,
@@ -294,18 +295,25 @@ class Metrics:
         yield _family("carrot_problems", [((), len(problems))])
         yield from self._of_queues()
         yield from self._of_work()
-        yield _family(
-            "carrot_connected",
-            [((one.broker, one.purpose), one.is_open) for one in parts.connections],
-        )
-        yield _family(
-            "carrot_reconnects",
-            [((one.broker, one.purpose), max(0, one.made - 1)) for one in parts.connections],
-        )
+        yield from self._of_connections()
         if parts.tasks is not None:
             yield from _of_tasks(parts.tasks)
         if self._watch is not None and self._watch.seen is not None:
             yield from _of_database(*self._watch.seen)
+
+    def _of_connections(self) -> Iterator[Metric]:
+        # More than one where queues of one broker have users of their own.
+        found: dict[tuple[str, str], list[BrokerConnection]] = {}
+        for one in self._parts.connections:
+            found.setdefault((one.broker, one.purpose), []).append(one)
+        yield _family(
+            "carrot_connected",
+            [(key, all(one.is_open for one in some)) for key, some in found.items()],
+        )
+        yield _family(
+            "carrot_reconnects",
+            [(key, sum(max(0, one.made - 1) for one in some)) for key, some in found.items()],
+        )
 
     def _of_queues(self) -> Iterator[Metric]:
         queues = self._parts.queues

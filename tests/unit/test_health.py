@@ -311,7 +311,21 @@ def test_messages_count_for_their_handler_and_by_what_was_decided() -> None:
     assert numbers["carrot_message_run_seconds_sum"] == {("mail", "app.handle"): 1}
     assert numbers["carrot_started_total"] == {("mail",): 3}
     assert "carrot_tasks_finished_total" not in numbers
+
     assert "carrot_database_away" not in numbers
+
+
+def test_connections_of_several_users_to_one_broker_are_told_together() -> None:
+    """The name of a broker has no user: two samples would have the same labels."""
+
+    def connection(made: int, is_open: bool) -> Any:
+        return SimpleNamespace(broker="h/v", purpose="consuming", made=made, is_open=is_open)
+
+    connections = [connection(3, True), connection(0, False), connection(2, True)]
+    parts = Parts(queues=[], connections=connections, counted=Counted())
+    numbers = Desk(Service(parts=parts)).numbers()
+    assert numbers["carrot_connected"] == {("h/v", "consuming"): 0}
+    assert numbers["carrot_reconnects_total"] == {("h/v", "consuming"): 3}
 
 
 @pytest.mark.django_db(transaction=True)
