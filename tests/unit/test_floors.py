@@ -38,6 +38,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "histograms",
         "kinds",
         "limits",
+        "log_fields",
         "outage",
         "outcomes",
         "processes",
