@@ -16,23 +16,19 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
-from prometheus_client.metrics_core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-)
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import LoopingCall
 
-from carrot_twisted import __version__, histograms, standing, task_paths
+from carrot_twisted import __version__, standing, task_paths
 from carrot_twisted.rollups import OTHERS, Totals
 from carrot_twisted.service.chore import Chore
+from carrot_twisted.service.families import durations, family, histogram
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator
 
-    from carrot_twisted.histograms import Histogram
+    from prometheus_client.metrics_core import Metric
+
     from carrot_twisted.service.connection import BrokerConnection
     from carrot_twisted.service.health import Served
     from carrot_twisted.service.parts import Parts, TaskParts
@@ -44,157 +40,6 @@ LOOK = 15.0
 FRESH = 1.0
 #: Tasks, and handlers, that have a label of their own.
 MAX_TASKS = 100
-#: Ends of the histograms' buckets, as numbers of ours (``histograms.bucket``), so that each count
-#: is exact: 1 ms; 4 ms, doubled up to 8 s; then four times as long each up to half an hour.
-BUCKETS = (0, *range(8, 56, histograms.STEPS), 60, 68, 76, 84)
-
-_QUEUE = ("queue",)
-_TASK = ("queue", "task")
-_MESSAGE = ("queue", "handler")
-_CONNECTION = ("broker", "purpose")
-_Kind = type[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily]
-#: Every metric, without what Prometheus appends to its name: kind, labels, and what it tells.
-CATALOGUE: dict[str, tuple[_Kind, tuple[str, ...], str]] = {
-    "carrot_service": (
-        GaugeMetricFamily,
-        ("worker", "version"),
-        "1, with the name and version of this process.",
-    ),
-    "carrot_ready": (
-        GaugeMetricFamily,
-        (),
-        "1 if each queue is consumed and nothing keeps it from working, as /ready tells; else 0.",
-    ),
-    "carrot_problems": (GaugeMetricFamily, (), "How many things keep it from working."),
-    "carrot_queue_consumed": (
-        GaugeMetricFamily,
-        _QUEUE,
-        "1 if the broker delivers from this queue to this process, or would if it was not paused.",
-    ),
-    "carrot_threads": (GaugeMetricFamily, _QUEUE, "Worker threads."),
-    "carrot_threads_busy": (GaugeMetricFamily, _QUEUE, "Worker threads that are at work."),
-    "carrot_threads_stuck": (
-        GaugeMetricFamily,
-        _QUEUE,
-        "Worker threads in tasks that have not ended at their time limit.",
-    ),
-    "carrot_started": (
-        CounterMetricFamily,
-        _QUEUE,
-        "Tasks, or messages, that a worker thread has begun, repetitions included.",
-    ),
-    "carrot_tasks_finished": (
-        CounterMetricFamily,
-        (*_TASK, "outcome"),
-        "Tasks that came to their end, written to the database: completed or failed.",
-    ),
-    "carrot_task_run_seconds": (
-        HistogramMetricFamily,
-        _TASK,
-        "Run times of the tasks that came to their end.",
-    ),
-    "carrot_task_wait_seconds": (
-        HistogramMetricFamily,
-        _QUEUE,
-        "Times from the publishing of tasks to the start of their last run.",
-    ),
-    "carrot_messages_decided": (
-        CounterMetricFamily,
-        (*_MESSAGE, "outcome"),
-        "What became of messages with a handler or callback: ack, retry, archive, wait (the "
-        "database was in the way), requeue or reject.",
-    ),
-    "carrot_message_run_seconds": (
-        HistogramMetricFamily,
-        _MESSAGE,
-        "Run times of handlers and callbacks, of messages that are settled for good.",
-    ),
-    "carrot_connected": (
-        GaugeMetricFamily,
-        _CONNECTION,
-        "1 if the connection to the broker stands; of several, one for each user: all of them.",
-    ),
-    "carrot_reconnects": (
-        CounterMetricFamily,
-        _CONNECTION,
-        "How often the connection to the broker was made again.",
-    ),
-    "carrot_messages_published": (
-        CounterMetricFamily,
-        (),
-        "Messages that this process has sent to a broker, repetitions included.",
-    ),
-    "carrot_messages_confirmed": (
-        CounterMetricFamily,
-        (),
-        "Messages that a broker has confirmed to this process.",
-    ),
-    "carrot_messages_not_taken": (
-        CounterMetricFamily,
-        (),
-        "Messages that a broker has refused, or that were under way when a connection was lost. "
-        "They are sent again.",
-    ),
-    "carrot_messages_unconfirmed": (
-        GaugeMetricFamily,
-        (),
-        "Messages that a broker has still to confirm to this process.",
-    ),
-    "carrot_database_away": (GaugeMetricFamily, (), "1 if the database does not answer."),
-    "carrot_write_operations": (
-        HistogramMetricFamily,
-        (),
-        "Operations in each batch that is written to the database: claims, results, confirms.",
-    ),
-    "carrot_tasks_recovered": (
-        CounterMetricFamily,
-        (),
-        "Tasks of dead workers that this process has published again.",
-    ),
-    "carrot_schedule_lateness_seconds": (
-        HistogramMetricFamily,
-        (),
-        "How long the slots of schedules had passed when this process published their tasks.",
-    ),
-    "carrot_schedule_overdue_seconds": (
-        GaugeMetricFamily,
-        (),
-        "Seconds since the slot that should have been published first; 0: none is overdue. Of the "
-        "whole database.",
-    ),
-    "carrot_queue_waiting": (
-        GaugeMetricFamily,
-        _QUEUE,
-        "Tasks that wait, as of the last sample. Of the whole database.",
-    ),
-    "carrot_queue_running": (
-        GaugeMetricFamily,
-        _QUEUE,
-        "Tasks that run, as of the last sample. Of the whole database.",
-    ),
-    "carrot_queue_oldest_seconds": (
-        GaugeMetricFamily,
-        _QUEUE,
-        "Seconds since the oldest waiting task was published, as of the last sample; 0: none "
-        "waits. Of the whole database.",
-    ),
-    "carrot_queue_unsent": (
-        GaugeMetricFamily,
-        _QUEUE,
-        "Waiting tasks whose message the broker should have by now, and has not, as of the last "
-        "sample. Of the whole database.",
-    ),
-    "carrot_queue_unsent_oldest_seconds": (
-        GaugeMetricFamily,
-        _QUEUE,
-        "Seconds since the oldest of these was due; 0: there is none. Of the whole database.",
-    ),
-    "carrot_sample_age_seconds": (
-        GaugeMetricFamily,
-        (),
-        "Seconds since the minute of that sample began, which some service takes each minute.",
-    ),
-}
 
 
 class Watch:
@@ -289,10 +134,10 @@ class Metrics:
     def collect(self) -> Iterator[Metric]:
         """Called by prometheus-client."""
         served, parts = self._served, self._parts
-        yield _family("carrot_service", [((served.name, __version__), 1)])
+        yield family("carrot_service", [((served.name, __version__), 1)])
         problems = served.problems
-        yield _family("carrot_ready", [((), served.consuming and not problems)])
-        yield _family("carrot_problems", [((), len(problems))])
+        yield family("carrot_ready", [((), served.consuming and not problems)])
+        yield family("carrot_problems", [((), len(problems))])
         yield from self._of_queues()
         yield from self._of_work()
         yield from self._of_connections()
@@ -306,33 +151,33 @@ class Metrics:
         found: dict[tuple[str, str], list[BrokerConnection]] = {}
         for one in self._parts.connections:
             found.setdefault((one.broker, one.purpose), []).append(one)
-        yield _family(
+        yield family(
             "carrot_connected",
             [(key, all(one.is_open for one in some)) for key, some in found.items()],
         )
-        yield _family(
+        yield family(
             "carrot_reconnects",
             [(key, sum(max(0, one.made - 1) for one in some)) for key, some in found.items()],
         )
 
     def _of_queues(self) -> Iterator[Metric]:
         queues = self._parts.queues
-        yield _family(
+        yield family(
             "carrot_queue_consumed", [((one.name,), one.subscription.ready) for one in queues]
         )
         threads = {one.name: one.dispatcher.threads() for one in queues}
-        yield _family("carrot_threads", [((name,), len(found)) for name, found in threads.items()])
+        yield family("carrot_threads", [((name,), len(found)) for name, found in threads.items()])
         busy = {
             name: sum(one.task is not None or one.seconds > 0 for one in found)
             for name, found in threads.items()
         }
-        yield _family("carrot_threads_busy", [((name,), count) for name, count in busy.items()])
-        yield _family(
+        yield family("carrot_threads_busy", [((name,), count) for name, count in busy.items()])
+        yield family(
             "carrot_threads_stuck",
             [((name,), sum(one.stuck for one in found)) for name, found in threads.items()],
         )
-        yield _family("carrot_started", [((one.name,), one.dispatcher.started) for one in queues])
-        yield _family(
+        yield family("carrot_started", [((one.name,), one.dispatcher.started) for one in queues])
+        yield family(
             "carrot_messages_decided",
             [
                 ((one.name, one.handler, action.name.lower()), count)
@@ -353,7 +198,7 @@ class Metrics:
             (messages if of_handler else tasks).setdefault((queue, label), Totals()).add(totals)
             if not of_handler:
                 waits.setdefault(queue, Totals()).add(totals)
-        yield _family(
+        yield family(
             "carrot_tasks_finished",
             [
                 ((*key, outcome), count)
@@ -361,15 +206,15 @@ class Metrics:
                 for outcome, count in (("completed", one.completed), ("failed", one.failed))
             ],
         )
-        yield _durations(
+        yield durations(
             "carrot_task_run_seconds",
             [(key, one.run, one.run_seconds) for key, one in tasks.items()],
         )
-        yield _durations(
+        yield durations(
             "carrot_task_wait_seconds",
             [((queue,), one.wait, one.wait_seconds) for queue, one in waits.items()],
         )
-        yield _durations(
+        yield durations(
             "carrot_message_run_seconds",
             [(key, one.run, one.run_seconds) for key, one in messages.items()],
         )
@@ -385,77 +230,33 @@ class Metrics:
 
 def _of_tasks(tasks: TaskParts) -> Iterator[Metric]:
     publisher, writer = tasks.publisher, tasks.writer
-    yield _family("carrot_messages_published", [((), publisher.sent)])
-    yield _family("carrot_messages_confirmed", [((), publisher.confirmed)])
-    yield _family("carrot_messages_not_taken", [((), publisher.failed)])
-    yield _family("carrot_messages_unconfirmed", [((), publisher.unconfirmed)])
-    yield _family("carrot_database_away", [((), writer.away)])
+    yield family("carrot_messages_published", [((), publisher.sent)])
+    yield family("carrot_messages_confirmed", [((), publisher.confirmed)])
+    yield family("carrot_messages_not_taken", [((), publisher.failed)])
+    yield family("carrot_messages_unconfirmed", [((), publisher.unconfirmed)])
+    yield family("carrot_database_away", [((), writer.away)])
     # Its last bucket holds what no batch exceeds.
     ends = [*(str(float(2**bits - 1)) for bits in range(1, len(writer.batches) - 1)), "+Inf"]
-    yield _histogram("carrot_write_operations", [((), ends, writer.batches[1:], writer.operations)])
-    yield _family("carrot_tasks_recovered", [((), tasks.relay.recovered)])
+    yield histogram("carrot_write_operations", [((), ends, writer.batches[1:], writer.operations)])
+    yield family("carrot_tasks_recovered", [((), tasks.relay.recovered)])
     if tasks.lateness is not None:
         late = tasks.lateness
-        yield _durations(
+        yield durations(
             "carrot_schedule_lateness_seconds", [((), dict(late.histogram), late.seconds)]
         )
 
 
 def _of_database(age: float, found: Standing) -> Iterator[Metric]:
-    yield _family("carrot_schedule_overdue_seconds", [((), found.overdue)])
+    yield family("carrot_schedule_overdue_seconds", [((), found.overdue)])
     queues = found.queues
-    yield _family("carrot_queue_waiting", [((one.queue,), one.waiting) for one in queues])
-    yield _family("carrot_queue_running", [((one.queue,), one.running) for one in queues])
-    yield _family(
-        "carrot_queue_oldest_seconds", [((one.queue,), one.oldest or 0) for one in queues]
-    )
-    yield _family("carrot_queue_unsent", [((one.queue,), one.unsent) for one in queues])
+    yield family("carrot_queue_waiting", [((one.queue,), one.waiting) for one in queues])
+    yield family("carrot_queue_running", [((one.queue,), one.running) for one in queues])
+    yield family("carrot_queue_oldest_seconds", [((one.queue,), one.oldest or 0) for one in queues])
+    yield family("carrot_queue_unsent", [((one.queue,), one.unsent) for one in queues])
     names = sorted({*(one.queue for one in queues), *found.unsent})
-    yield _family(
+    yield family(
         "carrot_queue_unsent_oldest_seconds",
         [((name,), found.unsent.get(name, 0)) for name in names],
     )
     if found.age is not None:
-        yield _family("carrot_sample_age_seconds", [((), found.age + age)])
-
-
-def _family(name: str, samples: Iterable[tuple[Sequence[str], float]]) -> Metric:
-    kind, labels, text = CATALOGUE[name]
-    family: Any = kind(name, text, labels=labels)
-    for values, number in samples:
-        family.add_metric(values, float(number))
-    return family  # type: ignore[no-any-return]
-
-
-def _durations(
-    name: str, samples: Iterable[tuple[Sequence[str], Mapping[int, int], float]]
-) -> Metric:
-    ends = [*(f"{histograms.end(number):g}" for number in BUCKETS), "+Inf"]
-    return _histogram(
-        name,
-        [(values, ends, _sorted_in(histogram), total) for values, histogram, total in samples],
-    )
-
-
-def _sorted_in(histogram: Histogram | Mapping[int, int]) -> list[int]:
-    """The counts of BUCKETS, and of what is beyond them."""
-    counts = [0] * (len(BUCKETS) + 1)
-    for number, count in histogram.items():
-        position = next((i for i, end in enumerate(BUCKETS) if number <= end), len(BUCKETS))
-        counts[position] += count
-    return counts
-
-
-def _histogram(
-    name: str, samples: Iterable[tuple[Sequence[str], Sequence[str], Sequence[int], float]]
-) -> Metric:
-    kind, labels, text = CATALOGUE[name]
-    family: Any = kind(name, text, labels=labels)
-    for values, ends, counts, total in samples:
-        # Prometheus' buckets hold all that the smaller ones do.
-        sums, so_far = [], 0
-        for end, count in zip(ends, counts, strict=True):
-            so_far += count
-            sums.append((end, so_far))
-        family.add_metric(values, sums, total)
-    return family  # type: ignore[no-any-return]
+        yield family("carrot_sample_age_seconds", [((), found.age + age)])

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily
 
-from carrot_twisted.service.metrics import CATALOGUE
+from carrot_twisted.service.families import CATALOGUE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

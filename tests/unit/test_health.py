@@ -24,9 +24,10 @@ from carrot_twisted.rollups import OTHERS
 from carrot_twisted.service import metrics
 from carrot_twisted.service.counted import Counted
 from carrot_twisted.service.engine import Engine, ServiceOptions
+from carrot_twisted.service.families import CATALOGUE
 from carrot_twisted.service.health import Answers, Health, HealthServer
 from carrot_twisted.service.listening import UnloggedSite
-from carrot_twisted.service.metrics import CATALOGUE, Metrics
+from carrot_twisted.service.metrics import Metrics
 from carrot_twisted.service.parts import Parts, QueuePart
 from tests.unit.test_log_writer import Reactor
 
