@@ -43,11 +43,20 @@ class Run(Claimed):
     header: str | None
     """Dotted path that the message names; it must be the row's."""
     body: bytes
+    headers: Mapping[str, Any] | None = None
+    """Of the message."""
     transcript: task_logging.Transcript | None = None
     """What it logs, once it has begun."""
 
     @classmethod
-    def of(cls, claimed: Claimed, *, header: str | None, body: bytes) -> Run:
+    def of(
+        cls,
+        claimed: Claimed,
+        *,
+        header: str | None,
+        body: bytes,
+        headers: Mapping[str, Any] | None = None,
+    ) -> Run:
         """What is run of a claimed row, and of the message that rang for it."""
         return cls(
             uuid=claimed.uuid,
@@ -60,6 +69,7 @@ class Run(Claimed):
             retries=claimed.retries,
             published=claimed.published,
             header=header,
+            headers=headers,
             body=body,
         )
 

@@ -25,7 +25,7 @@ from django.db.models import Case, Count, Max, Min, Q, When
 from django.db.models.functions import Coalesce, Now
 from django.utils import timezone
 
-from carrot_twisted import conf, failpoints, signals, statements, task_options, wire
+from carrot_twisted import conf, failpoints, signals, statements, task_options, tracing, wire
 from carrot_twisted.exceptions import CarrotConfigException, DuplicateTask, InvalidMessage
 from carrot_twisted.kinds import MAX_NAME_BYTES
 from carrot_twisted.task_options import PublishOptions, first_said, seconds_of
@@ -131,6 +131,7 @@ class MessageLogQuerySet(models.QuerySet["MessageLog"]):
         token = new_token()
         for row in rows:
             row.token = token
+        tracing.carry(rows)
         table = self.model._meta.db_table
         special = [row for row in rows if row.is_special]
         holders: dict[uuid.UUID, MessageLog] = {}
@@ -331,6 +332,9 @@ class MessageLog(models.Model):
     #: Of an unsaved row: as they were given, until the database's clock is asked.
     _run_after: Moment | None = None
     _expires: Moment | None = None
+
+    carrier: Mapping[str, str] | None = None
+    """Headers of its first message that say to which trace it belongs; not kept in the row."""
 
     uuid = models.UUIDField(primary_key=True, default=message_id, editable=False)
     status = models.CharField(max_length=11, choices=STATUS_CHOICES, default=PUBLISHED)

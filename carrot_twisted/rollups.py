@@ -100,6 +100,9 @@ class Totals:
     failed: int = 0
     wait: Histogram = field(default_factory=dict)
     run: Histogram = field(default_factory=dict)
+    wait_seconds: float = 0.0
+    """Of all waits together. No chart asks for it, so no row has it."""
+    run_seconds: float = 0.0
 
     def add(self, other: Totals) -> None:
         """Count all that the other one has, too."""
@@ -107,6 +110,8 @@ class Totals:
         self.failed += other.failed
         histograms.merge(self.wait, other.wait)
         histograms.merge(self.run, other.run)
+        self.wait_seconds += other.wait_seconds
+        self.run_seconds += other.run_seconds
 
     def copy(self) -> Totals:
         """The same, as it is now."""

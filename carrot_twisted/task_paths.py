@@ -17,6 +17,11 @@ def is_path(text: str) -> bool:
     return "." in text and all(part.isidentifier() for part in text.split("."))
 
 
+def is_resolved(path: str) -> bool:
+    """Whether this process has found a function under the path."""
+    return path in _resolved
+
+
 def resolve_task(path: str) -> Callable[..., Any]:
     """The function that a dotted path names. Imported once, then looked up.
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -159,10 +159,17 @@ class MessageDispatcher:
             "raise that, or publish a task for such work."
         )
         self.finished = 0
+        self.decided: Counter[Action] = Counter()
+        """What was decided about messages, since the start."""
         self.on_settled: Callable[[], None] = lambda: None
         self.on_suspect: Callable[[], None] = lambda: None
         self.on_finished: Callable[[], None] = lambda: None
         self.on_stuck: Callable[[], None] = lambda: None
+
+    @property
+    def started(self) -> int:
+        """What the worker threads have begun."""
+        return self._pool.begun
 
     @property
     def running(self) -> int:
@@ -451,6 +458,7 @@ class MessageDispatcher:
             decision = job.decision
             assert decision is not None
             self._note_end(job)
+            self.decided[decision.action] += 1
             self.finished += decision.action not in (Action.WAIT, Action.REQUEUE)
             self._tell(job, decision)
             try:

@@ -123,6 +123,8 @@ class TestRows:
         line.run()
         desk.clock.advance(0)
         assert line.broker.ids == desk.writer.confirmed == ids(logs)
+        counts = desk.publisher
+        assert (counts.sent, counts.confirmed, counts.failed, counts.unconfirmed) == (3, 3, 0, 0)
 
     def test_without_a_connection_they_stay_in_the_outbox(self, desk: Desk) -> None:
         assert not desk.publisher.can_publish(HOST)
@@ -138,6 +140,8 @@ class TestRows:
         line.lose()
         desk.clock.advance(0)
         assert not desk.publisher.can_publish(HOST)
+        counts = desk.publisher
+        assert (counts.sent, counts.confirmed, counts.failed, counts.unconfirmed) == (2, 0, 2, 0)
         assert desk.writer.confirmed == []
         assert len(desk.writer.calls) == 1
 

@@ -77,6 +77,18 @@ class TestPublishing:
         assert log.status == "PUBLISHED"
         assert read().last_log == log.pk
 
+    def test_how_late_each_one_is_published_is_told(self) -> None:
+        schedule("a", late=30.0)
+        schedule("b", late=None)
+        late: list[float] = []
+        assert look("default", None, late.append) == 0
+        assert late == [], "one that is new was planned"
+        assert look("default", None, late.append) == 0
+        (seconds,) = late
+        assert 30 <= seconds < 60
+        look("default", None, late.append)
+        assert len(late) == 1
+
     def test_each_slot_is_published_once(self) -> None:
         one = schedule()
         publish_due("default")

@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 
 from carrot_twisted import rollups
 from carrot_twisted.rollups import OTHERS
-from carrot_twisted.service import chore, tally
+from carrot_twisted.service import chore, counted, tally
 from carrot_twisted.service.tally import INTERVAL, Tally
 
 if TYPE_CHECKING:
@@ -169,11 +169,17 @@ def test_a_stop_writes_what_was_counted_last(desk: Desk) -> None:
 def test_tasks_beyond_the_bound_are_counted_together(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tally, "MAX_TASKS", 2)
+    monkeypatch.setattr(counted, "MAX_TASKS", 2)
     for name in ("a", "b", "c", "d", "a"):
         desk.count(name)
     found = {key[3]: one.completed for key, one in desk.write().items() if key[0] == 60}
     assert found == {"a": 2, "b": 1, OTHERS: 2}
+    desk.count("e")
+    totals = {key[1]: one.completed for key, one in desk.tally.totals().items()}
+    assert totals == {"a": 2, "b": 1, OTHERS: 2, "e": 1}
+    desk.write()
+    totals = {key[1]: one.completed for key, one in desk.tally.totals().items()}
+    assert totals == {"a": 2, "b": 1, OTHERS: 3}
 
 
 def test_buckets_beyond_the_bound_as_well(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,6 +194,20 @@ def test_buckets_beyond_the_bound_as_well(desk: Desk, monkeypatch: pytest.Monkey
     desk.count("d")
     found = {key[3]: one.completed for key, one in desk.write().items() if key[0] == 60}
     assert found == {"a": 2, OTHERS: 3}
+
+
+def test_totals_since_the_start_hold_what_is_written_and_what_is_not(desk: Desk) -> None:
+    desk.count(wait=0.5, run=2.0)
+    desk.write()
+    desk.clock.advance(7200)
+    desk.count(completed=False, wait=0.25, run=1.0)
+    (totals,) = desk.tally.totals().values()
+    assert (totals.completed, totals.failed) == (1, 1)
+    assert (totals.wait_seconds, totals.run_seconds) == (0.75, 3.0)
+    assert (totals.wait, totals.run) == ({36: 1, 32: 1}, {44: 1, 40: 1})
+    totals.add(totals)
+    (again,) = desk.tally.totals().values()
+    assert again.completed == 1, "it was a copy"
 
 
 def test_the_queues_are_sampled_once_a_minute(desk: Desk) -> None:
