@@ -45,19 +45,12 @@ def handle(call: Callable[[], Any], timed: TimedCall | None = None) -> Failure |
     Raises:
         Abandoned: this thread was given up meanwhile; ``give_up`` has told what went wrong.
     """
-
-    def called() -> None:
-        if timed is None:
-            execution.awaited(call())
-        else:
-            timed.call(call, (), {})
-
     if time.monotonic() - getattr(_left, "clean", -math.inf) > CLEAN_FOR:
         execution.clean_connections()
     _left.clean = -math.inf
     try:
         # A new context, not a copy: no language, time zone or variable leaks to the next message.
-        Context().run(called)
+        Context().run(_call, call, timed)
     except Abandoned:
         raise
     except BaseException as error:
@@ -68,6 +61,13 @@ def handle(call: Callable[[], Any], timed: TimedCall | None = None) -> Failure |
     # backoff function may.)
     _left.clean = time.monotonic()
     return None
+
+
+def _call(call: Callable[[], Any], timed: TimedCall | None) -> None:
+    if timed is None:
+        execution.awaited(call())
+    else:
+        timed.call(call, (), {})
 
 
 def give_up(call: TimedCall) -> Failure:

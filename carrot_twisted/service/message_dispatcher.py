@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import pika
 from txaio.tx import make_logger
 
-from carrot_twisted import failpoints, handling, outcomes, retry, task_logging
+from carrot_twisted import failpoints, handlers, handling, outcomes, retry, task_logging
 from carrot_twisted.handlers import Message
 from carrot_twisted.interruption import Abandoned, TimedCall
 from carrot_twisted.outage import Outage
@@ -360,9 +360,7 @@ class MessageDispatcher:
             return
         began = time.monotonic()
         try:
-            job.failure = handling.handle(
-                lambda: self._queue.call(self._message(job.delivery)), self._timed(job)
-            )
+            job.failure = handling.handle(partial(self._call, job.delivery), self._timed(job))
             failpoints.reached("handled_before_settle")
             self._decide(job, time.monotonic() - began)
         except Abandoned:
@@ -377,7 +375,8 @@ class MessageDispatcher:
         """On a worker thread, for the project's backoff function is asked."""
         job.took = took
         job.ended = time.time()
-        job.decision = self._decision(job)
+        # Nearly all: their headers need not be read.
+        job.decision = retry.DONE if job.failure is None else self._decision(job)
         with self._lock:
             wake = not self._ended
             self._ended.append(job)
@@ -420,6 +419,15 @@ class MessageDispatcher:
             _log.failure("What a stuck handler was doing could not be told")
             job.failure = Failure(fault=Fault.HANDLER, exception=call.text, traceback="")
         self._decide(job, time.monotonic() - call.began)
+
+    def _call(self, delivery: Delivery) -> Any:
+        """Call the handler with what it asks for."""
+        queue = self._queue
+        if queue.of_body is not None:
+            return queue.of_body(
+                handlers.content_of(delivery.body, delivery.properties, queue.accept)
+            )
+        return queue.call(self._message(delivery))
 
     def _message(self, delivery: Delivery) -> Message:
         exchange, routing_key = copying.origin_of(delivery)

@@ -41,6 +41,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "outage",
         "outcomes",
         "processes",
+        "properties_reader",
         "recording",
         "retry",
         "showing",
