@@ -65,6 +65,7 @@ Handler = TypeVar("Handler", bound=Callable[..., Any])
 MODULE = "handlers"
 
 _logger = logging.getLogger("carrot_twisted.handlers")
+_decode = json.JSONDecoder().decode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +149,8 @@ def _json(body: bytes, encoding: str) -> Any:
     if not body:
         return ""
     try:
-        return json.loads(body.decode(encoding))
+        # As json.loads, which first looks for what it was not given.
+        return _decode(body.decode(encoding))
     except (ValueError, LookupError, RecursionError) as error:
         raise UnreadableBody(f"the body is no JSON: {error}") from None
 

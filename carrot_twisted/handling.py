@@ -50,7 +50,11 @@ def handle(call: Callable[[], Any], timed: TimedCall | None = None) -> Failure |
     _left.clean = -math.inf
     try:
         # A new context, not a copy: no language, time zone or variable leaks to the next message.
-        Context().run(_call, call, timed)
+        context = Context()
+        if timed is not None:
+            context.run(timed.call, call, (), {})
+        elif (value := context.run(call)) is not None:
+            context.run(execution.awaited, value)
     except Abandoned:
         raise
     except BaseException as error:
@@ -61,13 +65,6 @@ def handle(call: Callable[[], Any], timed: TimedCall | None = None) -> Failure |
     # backoff function may.)
     _left.clean = time.monotonic()
     return None
-
-
-def _call(call: Callable[[], Any], timed: TimedCall | None) -> None:
-    if timed is None:
-        execution.awaited(call())
-    else:
-        timed.call(call, (), {})
 
 
 def give_up(call: TimedCall) -> Failure:

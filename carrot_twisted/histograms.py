@@ -33,7 +33,7 @@ def bucket(seconds: float) -> int:
 
 def add(histogram: Histogram, seconds: float) -> None:
     """Count one duration."""
-    number = bucket(seconds)
+    number = bucket(seconds) if seconds > FIRST else 0
     histogram[number] = histogram.get(number, 0) + 1
 
 

@@ -8,10 +8,14 @@ UTF-8, whole numbers, true and false. Where anything else comes pika reads all o
 from __future__ import annotations
 
 import struct
-from typing import Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import pika
 from pika.compat import long
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _unsigned_32 = struct.Struct(">L").unpack_from
 _signed_32 = struct.Struct(">i").unpack_from
@@ -22,7 +26,7 @@ _unsigned_64 = struct.Struct(">Q").unpack_from
 _TEXT, _BOOL, _INT, _LONG = b"StIl"
 
 #: A message that has none.
-_NOTHING = vars(pika.BasicProperties())
+_NOTHING: dict[str, Any] = vars(pika.BasicProperties())
 _CONTENT_TYPE, _CONTENT_ENCODING, _HEADERS, _MORE_FLAGS = 1 << 15, 1 << 14, 1 << 13, 1
 #: What follows the headers, in this order: flag, name, and bytes; 0: a text, as long as it says.
 _FURTHER = (
@@ -42,6 +46,12 @@ _FURTHER = (
 _further_of: dict[int, tuple[tuple[str, int], ...]] = {}
 
 
+#: Bytes of headers that are worth to be kept for the next message.
+MAX_KEPT = 500
+
+_new = pika.BasicProperties.__new__
+
+
 class _Unusual(Exception):
     """pika is to read this."""
 
@@ -52,15 +62,22 @@ def read_properties(encoded: bytes) -> pika.BasicProperties:
     Args:
         encoded: as they come: flags, and what these say that there is.
     """
+    try:
+        found = _usual(encoded)
+    except Exception:
+        return _pikas(encoded)
+    properties: pika.BasicProperties = _new(pika.BasicProperties)
+    properties.__dict__ = found
+    return properties
+
+
+def _pikas(encoded: bytes) -> pika.BasicProperties:
     properties = pika.BasicProperties()
     try:
-        properties.__dict__ = _usual(encoded)
+        properties.decode(encoded)
     except Exception:
-        try:
-            properties.decode(encoded)
-        except Exception:
-            # Another one: it has begun to fill this.
-            return pika.BasicProperties()
+        # Another one: it has begun to fill that.
+        return pika.BasicProperties()
     return properties
 
 
@@ -84,7 +101,8 @@ def _usual(encoded: bytes) -> dict[str, Any]:
     if flags & _HEADERS:
         start = at + 4
         at = start + _unsigned_32(encoded, at)[0]
-        found["headers"] = _table(encoded, start, at)
+        table = encoded[start:at]
+        found["headers"] = dict(_table(table)) if len(table) <= MAX_KEPT else _read_table(table)
     further = _further_of.get(flags)
     if further is None:
         further = tuple((name, size) for flag, name, size in _FURTHER if flags & flag)
@@ -106,8 +124,9 @@ def _usual(encoded: bytes) -> dict[str, Any]:
     return found
 
 
-def _table(encoded: bytes, at: int, end: int) -> dict[str, Any]:
+def _read_table(encoded: bytes) -> dict[str, Any]:
     table: dict[str, Any] = {}
+    at, end = 0, len(encoded)
     while at < end:
         start = at + 1
         at = start + encoded[at]
@@ -132,3 +151,7 @@ def _table(encoded: bytes, at: int, end: int) -> dict[str, Any]:
     if at != end:
         raise _Unusual
     return table
+
+
+#: The same for what has just been read: many messages have the same headers. Not to be changed.
+_table: Callable[[bytes], dict[str, Any]] = lru_cache(maxsize=1000)(_read_table)

@@ -68,6 +68,8 @@ LAST_COPIES = 3.0
 HELD_DELAY = 1.0
 #: Characters of an exception in the log.
 MAX_TOLD = 200
+#: What does not bring a message to its end here.
+COMES_AGAIN = (Action.WAIT, Action.REQUEUE)
 
 
 @dataclass(slots=True, eq=False)
@@ -130,6 +132,7 @@ class MessageDispatcher:
         self._keeper = TimeKeeper(reactor, self._give_up)
         self._pool: WorkerPool[Job] = WorkerPool(queue.name, concurrency, self._work, reactor)
         self._waiting: deque[Delivery] = deque()
+        self._pump_due = False
         #: Given to the threads, or being copied.
         self._jobs: dict[Job, None] = {}
         #: Kept because of the database, with the timers that end it.
@@ -211,7 +214,10 @@ class MessageDispatcher:
         if delivery.redelivered and self._adopt(delivery):
             return
         self._waiting.append(delivery)
-        self._pump()
+        if not self._pump_due:
+            self._pump_due = True
+            # One read of the socket brings many messages: the threads get them together.
+            self._reactor.callLater(0, self._pump)
 
     def _adopt(self, delivery: Delivery) -> bool:
         """Take over a message whose channel was lost while its handler ran.
@@ -231,16 +237,21 @@ class MessageDispatcher:
         return False
 
     def _pump(self) -> None:
+        self._pump_due = False
         if self._stopping or self._paused:
             self._return_waiting()
             return
-        while self._waiting and not self._held and self.running < self.pace.claimed:
+        if not self._waiting or self._held:
+            return
+        now = self._reactor.seconds()
+        claimed = self.pace.claimed
+        while self._waiting and len(self._jobs) < claimed:
             delivery = self._waiting.popleft()
             if delivery.settler.is_open:
-                self._begin(Job(delivery, self._reactor.seconds()))
+                self._begin(Job(delivery, now), now)
 
-    def _begin(self, job: Job) -> None:
-        job.since = self._reactor.seconds()
+    def _begin(self, job: Job, now: float) -> None:
+        job.since = now
         self._jobs[job] = None
         if self._losses is None or not job.delivery.redelivered:
             self._pool.put(job)
@@ -328,7 +339,7 @@ class MessageDispatcher:
         """Begin one suspect; the caller knows that nothing else runs in this process."""
         job = self._suspects.popleft()
         job.alone = True
-        self._begin(job)
+        self._begin(job, self._reactor.seconds())
 
     def forget_closed(self) -> None:
         """Drop what waits of a channel that is closed: the broker has it again."""
@@ -458,9 +469,11 @@ class MessageDispatcher:
         for job in ended:
             decision = job.decision
             assert decision is not None
-            self._note_end(job)
-            self.finished += decision.action not in (Action.WAIT, Action.REQUEUE)
-            self._tell(job, decision)
+            if job.fingerprint is not None:
+                self._note_end(job)
+            self.finished += decision.action not in COMES_AGAIN
+            if job.failure is not None:
+                self._tell(job, job.failure, decision)
             try:
                 self._settle(job, decision)
             except Exception:
@@ -506,7 +519,7 @@ class MessageDispatcher:
             return
         del self._resting[job]
         if job.delivery.settler.is_open:
-            self._begin(job)
+            self._begin(job, self._reactor.seconds())
 
     def _copy(self, job: Job, decision: Decision) -> None:
         """Have the broker keep a copy, then acknowledge; again and again until it does."""
@@ -581,9 +594,7 @@ class MessageDispatcher:
         self.on_finished()
         self.on_suspect()
 
-    def _tell(self, job: Job, decision: Decision) -> None:
-        if job.failure is None:
-            return
+    def _tell(self, job: Job, failure: Failure, decision: Decision) -> None:
         what = {
             Action.WAIT: f"the database was in its way, it runs again in {decision.delay:g} s",
             Action.RETRY: f"it is tried again in {decision.delay:g} s",
@@ -593,7 +604,7 @@ class MessageDispatcher:
             "Handler {handler} failed on a message of queue {queue}: {error}; {what}",
             handler=self._queue.handler,
             queue=self._queue.name,
-            error=job.failure.exception[:MAX_TOLD],
+            error=failure.exception[:MAX_TOLD],
             what=what,
         )
 

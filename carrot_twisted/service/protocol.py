@@ -9,7 +9,8 @@ The adapter is deprecated in pika 1.5 and leaves in 2.0; everything else here wo
 - a peer that stopped answering is given up for good: ``loseConnection`` waits for unsent data, or
   for TLS's farewell, for ever, so the transport is aborted after a moment;
 - frames written after the loss of the transport are dropped instead of raising AttributeError;
-- deliveries come to a plain callback (the adapter's queue loses what it holds on a cancel), and an
+- deliveries come to a plain callback (the adapter's queue loses what it holds on a cancel), those
+  too that are on their way when a consumer is cancelled (pika returns them to the queue), and an
   exception in it does not kill the connection;
 - a message whose headers pika cannot read does not end the connection;
 - a call on a channel that is closing fails once, and is not told as unhandled when it has closed;
@@ -84,11 +85,6 @@ class WholeDelivery(NamedTuple):
     body: bytes
     end: int
     """Where the next frame begins."""
-
-    @property
-    def method(self) -> WholeDelivery:
-        """pika's frames have a method, and that has the tags."""
-        return self
 
 
 def read_delivery(buffer: bytes, start: int) -> WholeDelivery | None:
@@ -188,11 +184,12 @@ class _Connection(_TwistedConnectionAdapter):
         try:
             while (delivery := read_delivery(self._frame_buffer, position)) is not None:
                 channel = self._channels.get(delivery.channel_number)
-                if channel is None:
+                consumer = channel and channel._consumers.get(delivery.consumer_tag)
+                if consumer is None:
                     break
                 position = delivery.end
                 self.frames_received += FRAMES_OF_DELIVERY
-                channel._on_deliver(delivery, delivery, delivery.body)
+                consumer(channel, delivery, delivery.properties, delivery.body)
         finally:
             if position:
                 self._trim_frame_buffer(position)
@@ -269,9 +266,17 @@ class CarrotChannel(TwistedChannel):
         return consume(queue=queue, on_message_callback=guarded)
 
     def cancel(self, consumer_tag: str) -> Deferred[Any]:
-        """Stop a consumer. What was delivered stays ours to acknowledge or return."""
+        """Stop a consumer. What was delivered stays ours to acknowledge or return.
+
+        So does what is delivered until the broker has heard of it: the callback is called for that,
+        too.
+        """
         cancel: Callable[..., Deferred[Any]] = self._wrap_channel_method("basic_cancel")
-        return cancel(consumer_tag=consumer_tag)
+        cancelled = cancel(consumer_tag=consumer_tag)
+        # pika would return what is on its way, message by message. All of it would come again at
+        # once where the consumer is started anew, with another prefetch; and a quorum queue counts.
+        self._channel._cancelled.discard(consumer_tag)
+        return cancelled
 
 
 class CarrotProtocol(TwistedProtocolConnection):

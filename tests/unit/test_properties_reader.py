@@ -7,14 +7,16 @@ import random
 import struct
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pika
-import pytest
 from pika.compat import long
 
 from carrot_twisted import properties_reader
 from carrot_twisted.properties_reader import read_properties
+
+if TYPE_CHECKING:
+    import pytest
 
 ALL: dict[str, Any] = {
     "content_type": "application/json",
@@ -44,10 +46,13 @@ OTHER = {
 
 
 def pikas(encoded: bytes) -> dict[str, Any]:
+    properties = pika.BasicProperties()
     try:
-        return vars(pika.BasicProperties().decode(encoded))
+        properties.decode(encoded)
     except Exception:
-        return vars(pika.BasicProperties())
+        properties = pika.BasicProperties()
+    found: dict[str, Any] = vars(properties)
+    return found
 
 
 def encoded_of(**properties: Any) -> bytes:
@@ -55,7 +60,7 @@ def encoded_of(**properties: Any) -> bytes:
 
 
 def read(encoded: bytes) -> dict[str, Any]:
-    found = vars(read_properties(encoded))
+    found: dict[str, Any] = vars(read_properties(encoded))
     # Their types, too: a long is equal to an int, and written in another way.
     assert repr(found) == repr(pikas(encoded)), encoded
     return found
@@ -76,7 +81,9 @@ def test_any_selection_of_them_is_what_pika_reads() -> None:
         names = chance.sample(sorted(ALL), chance.randrange(len(ALL) + 1))
         given = {name: ALL[name] for name in names}
         if chance.random() < 0.5 and "headers" in given:
-            given["headers"] = dict(chance.sample(sorted({**ALL["headers"], **OTHER}.items(), key=str), 3))
+            given["headers"] = dict(
+                chance.sample(sorted({**ALL["headers"], **OTHER}.items(), key=str), 3)
+            )
         encoded = encoded_of(**given)
         assert {name: value for name, value in read(encoded).items() if value is not None} == given
 
@@ -101,4 +108,4 @@ def test_who_changes_them_changes_no_others() -> None:
     first.message_id = "mine"
     assert vars(read_properties(encoded)) == pikas(encoded)
     assert vars(read_properties(b"\0\0")) == vars(pika.BasicProperties())
-    assert properties_reader._NOTHING == vars(pika.BasicProperties())
+    assert vars(pika.BasicProperties()) == properties_reader._NOTHING

@@ -243,6 +243,25 @@ def test_a_callback_that_fails_does_not_end_the_connection(broker: Broker) -> No
     assert broker.protocol.is_open
 
 
+def test_what_is_on_its_way_when_a_consumer_is_cancelled_is_not_returned(broker: Broker) -> None:
+    """With another prefetch a consumer is started anew: all of it would come again at once."""
+    broker.shake_hands()
+    channel = broker.open_channel()
+    tags: list[int] = []
+    broker.consume(channel, lambda _, method, *__: tags.append(method.delivery_tag))
+    cancelled: list[Any] = []
+    channel.cancel(broker.tag).addCallback(cancelled.append)
+    broker.transport.clear()
+    broker.deliver(1, plain())
+    broker.protocol.dataReceived(b"".join(broker.frames(2, plain(), b"two ", b"frames")))
+    assert (tags, broker.transport.value(), cancelled) == ([1, 2], b"", [])
+    broker.send(spec.Basic.CancelOk(broker.tag), 1)
+    assert len(cancelled) == 1
+    assert channel.raw.consumer_tags == []
+    broker.deliver(3, plain())
+    assert tags == [1, 2]
+
+
 HOSTILE_HEADERS = {
     "a float that is no number": field(b"x", b"d", struct.pack(">d", float("nan"))),
     "an infinite float": field(b"x", b"f", struct.pack(">f", float("inf"))),
