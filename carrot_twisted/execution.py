@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import async_to_sync
 from django.db import connections
+from django.db.backends.signals import connection_created
 
 from carrot_twisted import conf, failpoints, objects, outcomes, signals, task_logging, wire
 from carrot_twisted.exceptions import PoisonMessage, Retry, TimeLimitExceeded
@@ -351,17 +353,33 @@ def clean_connections() -> None:
     switched off: the thread would fail, or never commit, from then on. The queries that Django
     keeps with ``DEBUG`` are forgotten.
     """
+    if not getattr(_thread, "may_be_connected", True):
+        # Django looks up each alias in a storage that knows of coroutines, which is slow.
+        return
+    # Before the look: a connection that is made meanwhile counts.
+    _thread.may_be_connected = False
     for connection in connections.all(initialized_only=True):
         connection.queries_log.clear()
         try:
             if connection.connection is None and not connection.in_atomic_block:
                 continue
+            _thread.may_be_connected = True
             if _in_transaction(connection):
                 _drop(connection)
             else:
                 connection.close_if_unusable_or_obsolete()
         except Exception:
             _drop(connection)
+
+
+def _note_connected(**_: Any) -> None:
+    _thread.may_be_connected = True
+
+
+#: Whether this thread may have a connection to look at; not known until it was looked once.
+_thread = threading.local()
+# Django sends this in the thread that connects, each time.
+connection_created.connect(_note_connected, dispatch_uid="carrot_twisted.execution")
 
 
 def in_transaction(alias: str) -> bool:

@@ -52,7 +52,7 @@ def end(number: int) -> float:
 
 def add(histogram: Histogram, seconds: float) -> None:
     """Count one duration."""
-    number = bucket(seconds)
+    number = bucket(seconds) if seconds > FIRST else 0
     histogram[number] = histogram.get(number, 0) + 1
 
 

@@ -89,11 +89,11 @@ class Tally(Counted):
 
     def turn_minute(self) -> None:
         """Before ends are counted: what was counted in an earlier minute goes to its buckets."""
-        minute = rollups.start_of(self._now(), FINEST)
+        now = self._now()
         # Never back: a bucket that has ended may be forgotten, and would begin again at nothing.
-        if minute > self._minute:
+        if now >= self._minute + FINEST:
             self._sort_in()
-            self._minute = minute
+            self._minute = rollups.start_of(now, FINEST)
 
     def handled(self, one: Handled) -> None:
         """A message with a handler is settled."""

@@ -42,6 +42,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "outage",
         "outcomes",
         "processes",
+        "properties_reader",
         "recording",
         "retry",
         "showing",

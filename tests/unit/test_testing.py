@@ -17,7 +17,7 @@ import pytest
 from django.db import connection, transaction
 
 import carrot_twisted
-from carrot_twisted import publisher, task, testing
+from carrot_twisted import publisher, task, task_paths, testing
 from carrot_twisted.exceptions import PublishReturned
 from carrot_twisted.models import MessageLog, ScheduledTask
 from carrot_twisted.testing import TaskFailed, in_memory
@@ -248,6 +248,8 @@ def test_the_examples_of_the_page_run(carrot: InMemory, monkeypatch: pytest.Monk
     module.greet.__module__ = "myapp.tasks"
     monkeypatch.setitem(sys.modules, "myapp", ModuleType("myapp"))
     monkeypatch.setitem(sys.modules, "myapp.tasks", module)
+    # Other pages have a task of that name, too.
+    monkeypatch.setattr(task_paths, "_resolved", {})
     names: dict[str, Any] = {"__name__": "examples"}
     for text in re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL):
         exec(text, names)  # noqa: S102 - ours
