@@ -28,6 +28,7 @@ from django.utils import timezone
 
 from carrot_twisted import statements
 from carrot_twisted.models import MessageLog
+from carrot_twisted.monitor import redaction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -41,6 +42,10 @@ BUDGET = 0.06
 #: Rows in the first window: for each second that there is, and at least. Later ones grow while
 #: they take less than a quarter of the time.
 RATE, FIRST_WINDOW, LARGEST_WINDOW = 20_000, 1000, 64_000
+#: The same where each row with the text is looked at once more.
+LARGEST_TEXT_WINDOW = 16_000
+#: So many of these are read at once: their arguments may be large.
+TEXT_BATCH = 50
 #: A row's key is made by its publisher, its ``publish_time`` by the database: so far apart are
 #: these at most.
 SKEW = timedelta(minutes=1)
@@ -128,7 +133,8 @@ class Query:
     queue: str = ""
     worker: str = ""
     text: str = ""
-    """In the task's path, its arguments or its exception, in upper or lower case."""
+    """In the task's path, its arguments or its exception, in upper or lower case; as far as these
+    are shown (``redaction``)."""
     since: datetime | None = None
     until: datetime | None = None
     """Of the list's time (of all rows: of publishing); what is of this very moment is not in it."""
@@ -193,6 +199,7 @@ def find(
     others = _others(query)
     rows: list[MessageLog] = []
     looked, size = 0, max(FIRST_WINDOW, int(budget * RATE))
+    largest = LARGEST_TEXT_WINDOW if query.text else LARGEST_WINDOW
     end = time.monotonic() + budget
     for section in _sections(query, after, using):
         start = section.start
@@ -201,7 +208,10 @@ def find(
             stop = None if others is None else section.ahead(start, size)
             # One more than is shown tells whether there is more.
             want = limit + 1 - len(rows)
-            rows += section.read(start, stop, others, want, prepare)
+            if query.text:
+                rows += section.search(start, stop, others, want, prepare, query.text)
+            else:
+                rows += section.read(start, stop, others, want, prepare)
             if len(rows) > limit:
                 del rows[limit:]
                 return Found(rows=rows, position=place_of(rows[-1]), is_full=True, looked=looked)
@@ -213,7 +223,7 @@ def find(
                 is_full = len(rows) == limit
                 return Found(rows=rows, position=stop, is_full=is_full, looked=looked)
             if now - began < budget / 4:
-                size = min(size * 2, LARGEST_WINDOW)
+                size = min(size * 2, largest)
             elif now - began > budget / 2:
                 size = max(size // 2, FIRST_WINDOW)
     return Found(rows=rows, position=None, is_full=True, looked=looked)
@@ -259,6 +269,10 @@ def first_key(when: datetime) -> UUID:
 def bare(rows: MessageLogQuerySet) -> MessageLogQuerySet:
     """For ``prepare``: load keys only."""
     return rows.only("pk")
+
+
+def _searched(rows: MessageLogQuerySet) -> MessageLogQuerySet:
+    return rows.only("pk", "task", "task_args", "content", "exception")
 
 
 def place_of(row: MessageLog) -> Position:
@@ -308,7 +322,32 @@ class _Section:
         # Keys first: only those rows are loaded that come out of the merge.
         places = [place for rows in sources for place in self._places(rows, slice(limit))]
         places.sort(reverse=self.descending)
-        keys = [key for _, key in places[:limit]]
+        return self._loaded([key for _, key in places[:limit]], prepare)
+
+    def search(
+        self,
+        start: Position | None,
+        stop: Position | None,
+        others: Q | None,
+        limit: int,
+        prepare: Prepare | None,
+        text: str,
+    ) -> list[MessageLog]:
+        """As ``read``, of the rows that have a text: only those in which it is in sight.
+
+        Nothing in an answer, such as where a search goes on, depends on the others.
+        """
+        kept: list[MessageLog] = []
+        while len(kept) < limit:
+            batch = self.read(start, stop, others, TEXT_BATCH, _searched)
+            kept += [row for row in batch if redaction.is_in_sight(row, text)]
+            if len(batch) < TEXT_BATCH:
+                break
+            start = place_of(batch[-1])
+        del kept[limit:]
+        return kept if prepare is bare else self._loaded([row.pk for row in kept], prepare)
+
+    def _loaded(self, keys: list[UUID], prepare: Prepare | None) -> list[MessageLog]:
         rows = MessageLog.objects.using(self.using).filter(pk__in=keys)
         return list(self._ordered(rows if prepare is None else prepare(rows)))
 
