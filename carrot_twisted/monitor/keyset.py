@@ -540,7 +540,7 @@ def _others(query: Query) -> Q | None:
         found &= Q(queue=query.queue)
     if query.worker:
         found &= Q(worker=query.worker)
-    if query.states and set(query.states) != set(listing.states):
+    if query.states and not (listing.states and set(listing.states) <= set(query.states)):
         found &= of_states(query.states)
     if not listing.time:
         # The keys' times are near these, no more.
