@@ -29,6 +29,7 @@ from django.utils import timezone
 from carrot_twisted import statements
 from carrot_twisted.models import MessageLog
 from carrot_twisted.monitor import redaction
+from carrot_twisted.state_words import of_states
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -423,20 +424,6 @@ def _beside(column: str, place: Position, operator: str) -> Q | Func:
 
 def _value(when: datetime | str) -> Value:
     return Value(when, TextField() if isinstance(when, str) else DateTimeField())
-
-
-class _Constant(Value):
-    """A word in the SQL itself: SQLite finds a partial index for a list of words only so."""
-
-    def as_sql(self, compiler: Any, connection: Any) -> tuple[str, tuple[()]]:
-        return f"'{self.value}'", ()
-
-
-def of_states(states: tuple[str, ...]) -> Q:
-    """Rows of these states, as the partial indexes are found."""
-    if len(states) == 1:
-        return Q(status=_Constant(states[0]))
-    return Q(status__in=[_Constant(state) for state in states])
 
 
 def _sections(query: Query, after: Position | None, using: str) -> Iterator[_Section]:

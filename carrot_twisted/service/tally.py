@@ -35,7 +35,7 @@ INTERVAL = 10.0
 #: Tasks that are counted one by one, and buckets that are held; what comes beyond them is counted
 #: with its queue's others.
 MAX_TASKS = 1000
-MAX_BUCKETS = 4000
+MAX_BUCKETS = 6000
 
 
 class Tally:
@@ -137,8 +137,9 @@ class Tally:
                 key = (resolution, start, queue, task)
                 if key not in self._buckets and len(self._buckets) >= MAX_BUCKETS:
                     key = (resolution, start, queue, OTHERS)
-                self._buckets.setdefault(key, Totals()).add(new)
-                self._changed[key] = None
+                for one in rollups.counted_in(key):
+                    self._buckets.setdefault(one, Totals()).add(new)
+                    self._changed[one] = None
 
     def _guarded(self) -> Deferred[None]:
         def failed(failure: Failure) -> None:

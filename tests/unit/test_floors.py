@@ -64,6 +64,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "records",
         "rollups",
         "scheduled_task",
+        "state_words",
         "statements",
         "worker",
     ),

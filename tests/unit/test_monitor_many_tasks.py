@@ -361,11 +361,10 @@ def test_what_was_done_until_something_failed_is_recorded(
         return count
 
     monkeypatch.setitem(many_tasks.DEEDS, "delete", replace(deed, chunk=2, do=fails_in_the_end))
+    do: Any = many_tasks.those_selected if where == "selection" else many_tasks.all_found
+    which = [row.pk for row in rows] if where == "selection" else keyset.Query(listing="failed")
     with pytest.raises(OperationalError):
-        if where == "filter":
-            many_tasks.all_found("delete", keyset.Query(listing="failed"), "failed tasks", "ann")
-        else:
-            many_tasks.those_selected("delete", [row.pk for row in rows], "failed tasks", "ann")
+        do("delete", which, "failed tasks", "ann")
     assert [row.pk for row in MessageLog.objects.all()] == [rows[-1].pk]
     (action,) = OperatorAction.objects.all()
     assert (action.user, action.action, action.target, action.count) == (
