@@ -23,7 +23,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from benchmarks import processes
-from benchmarks.pages.timing import Timing, timed
+from benchmarks.pages.timing import WARM_UP, Timing, timed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -77,10 +77,13 @@ def _timings(
         ask = _walk if page.to_the_end else _get
         with CaptureQueriesContext(connection) as captured:
             ask(client, page.url)
+        # Django forgets them with the next request.
+        queries = len(captured)
         wall, slowest, cpu, server = timed(
             lambda ask=ask, page=page: ask(client, page.url),  # type: ignore[misc]
-            max(requests // 5, 1) if page.to_the_end else requests,
+            1 if page.to_the_end else requests,
             server_cpu,
+            warm_up=0 if page.to_the_end else WARM_UP,
         )
         yield Timing(
             system=page.system,
@@ -89,7 +92,7 @@ def _timings(
             slowest=slowest,
             cpu=cpu,
             server_cpu=server,
-            queries=len(captured),
+            queries=queries,
             target=page.target,
         )
 

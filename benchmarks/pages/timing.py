@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was measured of one page. Standard library only: Flower's environment has no more of ours."""
+"""What was measured of one page. Standard library only: Flower's environment has nothing else."""
 
 from __future__ import annotations
 
@@ -35,10 +35,13 @@ class Timing:
 
 
 def timed(
-    ask: Callable[[], object], requests: int, server_cpu: Callable[[], float | None]
+    ask: Callable[[], object],
+    requests: int,
+    server_cpu: Callable[[], float | None],
+    warm_up: int = WARM_UP,
 ) -> tuple[float, float, float, float | None]:
     """Ask again and again: median and longest wall time, CPU time, CPU time of the server."""
-    for _ in range(WARM_UP):
+    for _ in range(warm_up):
         ask()
     before = server_cpu()
     walls, cpus = [], []

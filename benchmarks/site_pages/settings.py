@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Its settings: those of a project that has the monitor and the admin, with all their middleware."""
+"""Its settings: a project that has the monitor and the admin, with all their middleware."""
 
 from __future__ import annotations
 
