@@ -20,7 +20,7 @@ from django.db import DatabaseError, InterfaceError, connections
 from django.db.models import DateTimeField, ExpressionWrapper, Value
 from django.db.models.functions import Now
 
-from carrot_twisted import failpoints, outcomes, statements
+from carrot_twisted import failpoints, outcomes, schedule_run, statements
 from carrot_twisted.aside import Errand
 from carrot_twisted.exceptions import CarrotError
 from carrot_twisted.models import MessageLog, ScheduledTask
@@ -124,9 +124,10 @@ def publish_due(using: str, filters: Mapping[str, Any] | None = None) -> int:
     moved = statements.move_schedules(
         ScheduledTask._meta.db_table, [step.values() for step in steps], using
     )
-    rows = [step.row for step in steps if step.row is not None and step.pk in moved]
-    if rows:
-        MessageLog.objects.using(using).enqueue(rows)
+    runs = [(step, step.row) for step in steps if step.row is not None and step.pk in moved]
+    if runs:
+        MessageLog.objects.using(using).enqueue([row for _, row in runs])
+        schedule_run.note([(step.pk, row.pk, step.last_run_time) for step, row in runs], using)
         failpoints.reached("in_schedule_transaction")
     return len(moved)
 

@@ -45,6 +45,8 @@ def main() -> None:
         ("failed", {"search[value]": "state:FAILURE"}),
         ("a text that one has", {"search[value]": NEEDLE}),
     ):
+        if name == "page 200" and count < 10_000:
+            continue
         url = f"http://127.0.0.1:{port}/tasks/datatable?{urlencode({**LIST, **query})}"
 
         def ask(url: str = url) -> None:

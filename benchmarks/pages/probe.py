@@ -170,7 +170,9 @@ def pages() -> Iterator[Page]:
         yield Page(name=name, url=f"{MONITOR}{name}/")
     for listing in ("published", "failed", "completed"):
         yield Page(name=f"API, {listing}", url=f"{api}{listing}/")
-    yield Page(name="API, completed, page 200", url=f"{api}completed/?page=200")
+    is_long = keyset.count(keyset.Query(listing="completed"), 10_000).count == 10_000
+    if is_long:
+        yield Page(name="API, completed, page 200", url=f"{api}completed/?page=200")
     yield Page(
         name="API, completed, a text that one has",
         url=f"{api}completed/?search={NEEDLE}",
@@ -184,6 +186,8 @@ def pages() -> Iterator[Page]:
         ("page 200", "p=200"),
         ("a text that one has", f"q={NEEDLE}"),
     ):
+        if name == "page 200" and not is_long:
+            continue
         yield Page(
             name=name, url=f"{ADMIN}?{query}", system="django-celery-results' admin", target=None
         )

@@ -63,6 +63,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "paused_queue",
         "records",
         "rollups",
+        "schedule_run",
         "scheduled_task",
         "state_words",
         "statements",
