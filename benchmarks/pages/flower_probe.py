@@ -101,7 +101,11 @@ def feed(state: object, count: int) -> None:
         received = {"name": f"shop.tasks.task_{n % 40}", "args": f"[{n}]", "kwargs": kwargs}
         state.event({**common, "type": "task-received", **received})  # type: ignore[attr-defined]
         if n % 20 < 3:
-            ended = {"type": "task-failed", "exception": "ValueError", "traceback": "..."}
+            ended: dict[str, object] = {
+                "type": "task-failed",
+                "exception": "ValueError",
+                "traceback": "...",
+            }
         else:
             ended = {"type": "task-succeeded", "result": "{'sent': True}", "runtime": 0.1}
         state.event({**common, **ended})  # type: ignore[attr-defined]

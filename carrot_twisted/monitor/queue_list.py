@@ -74,11 +74,11 @@ class Purge(Confirmed):
     def question(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Question:
         name = kwargs["name"]
         now = status.read(router.db_for_read(MessageLog))
-        (here,) = [one for one in now.queues if one.name == name] or [None]
         count = "0"
-        if here is not None:
-            more = "" if here.waiting_is_exact else "+"
-            count = f"{here.waiting + here.running:,}{more}"
+        for one in now.queues:
+            if one.name == name:
+                more = "" if one.waiting_is_exact else "+"
+                count = f"{one.waiting + one.running:,}{more}"
         return Question(
             title=_("Purge queue %(name)s?") % {"name": name},
             text=_(

@@ -67,8 +67,8 @@ def made_up() -> MessageLog:
                     histograms.add(times, dice.lognormvariate(math.log(seconds), 0.5))
                     histograms.add(waits, dice.lognormvariate(math.log(0.02), 0.8))
                 completed = int(resolution * QUEUES[queue] * (3 + 2 * math.sin(n / 9)))
-                failed = dice.choice([0, 0, 0, 0, 1, 4])
-                new = rollups.Totals(completed=completed, failed=failed, wait=waits, run=times)
+                new = rollups.Totals(completed=completed, wait=waits, run=times)
+                new.failed = dice.choice([0, 0, 0, 0, 1, 4])
                 for key in rollups.counted_in((resolution, at, queue, task)):
                     counted.setdefault(key, rollups.Totals()).add(new)
             rollups.write(list(counted.items()), WORKERS[0], "default")

@@ -130,14 +130,15 @@ def test_they_can_be_of_one_queue_or_task() -> None:
 def test_tasks_are_summed_over_the_span_the_busiest_first(
     monkeypatch: pytest.MonkeyPatch, django_assert_num_queries: Any
 ) -> None:
-    for given in (
+    runs: tuple[dict[str, Any], ...] = (
         {"task": "few", "failed": 1, "completed": 0, "run": {80: 1}},
         {"task": "many", "completed": 5},
         {"task": "many", "completed": 5, "worker": "two", "ago": 1200},
         {"task": "many", "completed": 9, "ago": 4400},
         {"task": "many", "completed": 9, "resolution": 60},
         {"task": "many", "queue": "other", "completed": 2},
-    ):
+    )
+    for given in runs:
         write(**{"resolution": 600, **given})
     with django_assert_num_queries(2):
         found = statistics.tasks(Span.HOUR, "default")
