@@ -117,9 +117,6 @@ class TaskPages(Pages):
 
 
 def _find(query: Query, limit: int, after: Position | None, using: str, prepare: Prepare) -> Found:
-    if "\0" in query.text:
-        # No row has one, and databases do not take it.
-        return keyset.Found(rows=[], position=None, is_full=True, looked=0)
     return keyset.find(query, limit, after=after, using=using, budget=SEARCHING, prepare=prepare)
 
 
