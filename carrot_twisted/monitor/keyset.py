@@ -159,7 +159,8 @@ class Query:
 class Found:
     """A page, or what was found of it in time."""
 
-    rows: list[MessageLog]
+    rows: list[Any]
+    """MessageLogs; what ``bare`` prepared may be Positions, which have a ``pk``, too."""
     position: Position | None
     """Go on from here; None: there is no more."""
     is_full: bool
@@ -201,7 +202,7 @@ def find(
         # No row has one, and databases do not take it.
         return Found(rows=[], position=None, is_full=True, looked=0)
     others = _others(query)
-    rows: list[MessageLog] = []
+    rows: list[Any] = []
     looked, size = 0, max(FIRST_WINDOW, int(budget * RATE))
     largest = LARGEST_TEXT_WINDOW if query.text else LARGEST_WINDOW
     end = time.monotonic() + budget
@@ -271,7 +272,7 @@ def first_key(when: datetime) -> UUID:
 
 
 def bare(rows: MessageLogQuerySet) -> MessageLogQuerySet:
-    """For ``prepare``: load keys only."""
+    """For ``prepare``: no more than places is needed, and a model for each would cost the most."""
     return rows.only("pk")
 
 
@@ -279,9 +280,9 @@ def _searched(rows: MessageLogQuerySet) -> MessageLogQuerySet:
     return rows.only("pk", "task", "task_args", "content", "exception")
 
 
-def place_of(row: MessageLog) -> Position:
+def place_of(row: MessageLog | Position) -> Position:
     """Where a row stands that ``find`` gave."""
-    return Position(getattr(row, "place", None), row.pk)
+    return row if isinstance(row, Position) else Position(getattr(row, "place", None), row.pk)
 
 
 def _compares_texts(using: str) -> bool:
@@ -315,17 +316,21 @@ class _Section:
         others: Q | None,
         limit: int,
         prepare: Prepare | None,
-    ) -> list[MessageLog]:
+    ) -> list[Any]:
         """Up to ``limit`` rows after ``start``, up to and with ``stop``."""
         sources = [self._between(source, start, stop) for source in self.sources]
         if others is not None:
             sources = [source.filter(others) for source in sources]
+        if len(sources) == 1 and prepare is bare:
+            return self._places(sources[0], slice(limit))
         if len(sources) == 1:
             rows = sources[0] if prepare is None else prepare(sources[0])
             return list(self._ordered(rows)[:limit])
         # Keys first: only those rows are loaded that come out of the merge.
         places = [place for rows in sources for place in self._places(rows, slice(limit))]
         places.sort(reverse=self.descending)
+        if prepare is bare:
+            return places[:limit]
         return self._loaded([key for _, key in places[:limit]], prepare)
 
     def search(
@@ -336,12 +341,12 @@ class _Section:
         limit: int,
         prepare: Prepare | None,
         text: str,
-    ) -> list[MessageLog]:
+    ) -> list[Any]:
         """As ``read``, of the rows that have a text: only those in which it is in sight.
 
         Nothing in an answer, such as where a search goes on, depends on the others.
         """
-        kept: list[MessageLog] = []
+        kept: list[Any] = []
         while len(kept) < limit:
             batch = self.read(start, stop, others, TEXT_BATCH, _searched)
             kept += [row for row in batch if redaction.is_in_sight(row, text)]
