@@ -20,7 +20,7 @@ from django.db import DatabaseError, InterfaceError, connections
 from django.db.models import DateTimeField, ExpressionWrapper, Value
 from django.db.models.functions import Now
 
-from carrot_twisted import failpoints, outcomes, statements
+from carrot_twisted import failpoints, outcomes, schedule_run, statements
 from carrot_twisted.aside import Errand
 from carrot_twisted.exceptions import CarrotError
 from carrot_twisted.models import MessageLog, ScheduledTask
@@ -133,17 +133,19 @@ def publish_due(
     moved = statements.move_schedules(
         ScheduledTask._meta.db_table, [step.values() for step in steps], using
     )
-    published = [step for step in steps if step.row is not None and step.pk in moved]
-    rows = [step.row for step in published if step.row is not None]
-    for step in published:
+    published = [(step, step.row) for step in steps if step.row is not None and step.pk in moved]
+    for step, _ in published:
         late(step.late)
-    if rows:
-        logs = MessageLog.objects.using(using).enqueue(rows)
-        for row, log in zip(rows, logs, strict=True):
+    if published:
+        logs = MessageLog.objects.using(using).enqueue([row for _, row in published])
+        runs = []
+        for (step, row), log in zip(published, logs, strict=True):
+            runs.append((step.pk, log.pk, step.last_run_time))
             if log.duplicate:
                 # A unique task that is there already: it is what came of this slot.
                 moved_on = ScheduledTask.objects.using(using).filter(last_log=row.pk)
                 moved_on.update(last_log=log.pk)
+        schedule_run.note(runs, using)
         failpoints.reached("in_schedule_transaction")
     return len(moved)
 

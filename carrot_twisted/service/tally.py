@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 #: Seconds between writes.
 INTERVAL = 10.0
 #: Buckets that are held; what comes beyond them is counted with its queue's others.
-MAX_BUCKETS = 4000
+MAX_BUCKETS = 6000
 
 
 class Tally(Counted):
@@ -107,8 +107,9 @@ class Tally(Counted):
                 key = (resolution, start, queue, task)
                 if key not in self._buckets and len(self._buckets) >= MAX_BUCKETS:
                     key = (resolution, start, queue, OTHERS)
-                self._buckets.setdefault(key, Totals()).add(new)
-                self._changed[key] = None
+                for one in rollups.counted_in(key):
+                    self._buckets.setdefault(one, Totals()).add(new)
+                    self._changed[one] = None
 
     def _guarded(self) -> Deferred[None]:
         def failed(failure: Failure) -> None:
