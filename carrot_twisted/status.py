@@ -16,6 +16,7 @@ from django.db.models import DurationField, ExpressionWrapper, F
 from django.db.models.functions import Now
 
 from carrot_twisted import conf, records, statements
+from carrot_twisted.message_log import is_due, since_due
 from carrot_twisted.models import MessageLog, PausedQueue
 from carrot_twisted.state_words import of_states
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from datetime import datetime, timedelta
 
+    from django.db.models import QuerySet
     from django.db.models.expressions import Combinable
 
     from carrot_twisted.message_log import Unsent
@@ -222,16 +224,27 @@ def _depths(using: str) -> dict[str, _Depth]:
         here = rows.filter(of_states(MessageLog.UNFINISHED), queue=name)
         cap = many + running[name]
         count = here.values("queue")[: cap + 1].count()
-        waiting = here.filter(status=MessageLog.PUBLISHED).order_by("publish_time")
-        since = waiting.annotate(age=_age_of(F("publish_time"))).values_list("age", flat=True)
         depths[name] = _Depth(
             # What runs may have begun, or ended, between the two looks.
             waiting=min(max(count - running[name], 0), many),
             is_exact=count <= cap,
-            oldest=_seconds(since.first()),
+            oldest=_oldest(here.filter(status=MessageLog.PUBLISHED), cap),
             running=running[name],
         )
     return depths
+
+
+def _oldest(waiting: QuerySet[MessageLog], cap: int) -> float | None:
+    """Seconds for which one of the rows of a queue has waited longest; None: none does, as yet.
+
+    Looked at are as many of those that were published first; all others may be due later.
+    """
+    by_time = waiting.order_by("publish_time")
+    first = by_time.values_list("run_after", _age_of(F("publish_time"))).first()
+    if first is None or first[0] is None:
+        return _seconds(first and first[1])
+    due = waiting.filter(is_due(), pk__in=by_time.values("pk")[:cap])
+    return _seconds(due.order_by(since_due()).values_list(_age_of(since_due()), flat=True).first())
 
 
 def _unsent(using: str) -> tuple[dict[str, Unsent], bool]:
@@ -276,8 +289,8 @@ def _problems_of_queues(queues: Sequence[QueueStatus]) -> Iterator[str]:
         if one.unsent_age is not None and one.unsent_age > UNSENT_PATIENCE:
             reason = f": {one.unsent_reason}" if one.unsent_reason else ""
             yield (
-                f"Queue {one.name}: {_number(one.unsent, one.unsent_is_exact)} messages are not "
-                f"sent, the oldest for {one.unsent_age:.0f} s{reason}."
+                f"Queue {one.name}: {_number(one.unsent, one.unsent_is_exact)} "
+                f"messages are not sent, the oldest for {one.unsent_age:.0f} s{reason}."
             )
 
 

@@ -190,6 +190,17 @@ class TestCommand:
         assert caught.value.returncode == 4
 
 
+def test_what_is_due_later_does_not_wait_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "MANY", 3)
+    worker()
+    row(ago=500, run_after=Now() + timedelta(hours=1))
+    assert status.read("default").queues[0].oldest is None
+    row(ago=400, run_after=Now() - timedelta(seconds=20))
+    row(ago=50)
+    default = status.read("default").queues[0]
+    assert (default.waiting, default.oldest) == (3, pytest.approx(50, abs=5))
+
+
 def test_many_rows_are_not_counted_to_their_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status, "MANY", 3)
     worker()
