@@ -204,10 +204,10 @@ def _call(
     current.set(run)
     if own_connections:
         clean_connections()
-    options = NOTHING_SAID
+    options: TaskOptions = NOTHING_SAID
     try:
         task, args, kwargs = prepare(run)
-        options = _options_of(task)
+        options = getattr(task, ATTRIBUTE, NOTHING_SAID)
         _tell(signals.task_started, run)
         seconds = limit_of(task, limits.seconds)
         if seconds is None or limits.keeper is None:
@@ -222,21 +222,29 @@ def _call(
         asks = isinstance(error, TimeLimitExceeded | Retry)
         if not asks and blames_database(error):
             return Kind.RELEASED, None, error, outcomes.release_delay(run.attempt)
-        delay = options.retry_delay(error, run.retries)
+        delay = _with_defaults(options).retry_delay(error, run.retries)
         if delay is not None:
             return Kind.RETRY, None, error, delay
         _call_back(run, error, on_failure)
         return Kind.FAILED, None, error, 0.0
     else:
-        return Kind.COMPLETED, None if options.ignore_result else value, None, 0.0
+        return Kind.COMPLETED, None if _ignores_result(options) else value, None, 0.0
     finally:
         if own_connections:
             clean_connections()
 
 
-def _options_of(task: Callable[..., Any]) -> TaskOptions:
-    said: TaskOptions | None = getattr(task, ATTRIBUTE, None)
-    return NOTHING_SAID if said is None else first_said(said, conf.current().task_defaults)
+def _with_defaults(options: TaskOptions) -> TaskOptions:
+    if options is NOTHING_SAID:
+        return options
+    return first_said(options, conf.current().task_defaults)
+
+
+def _ignores_result(options: TaskOptions) -> bool | None:
+    # Without putting all of them together: this is asked after every run.
+    if options.ignore_result is None and options is not NOTHING_SAID:
+        return conf.current().task_defaults.ignore_result
+    return options.ignore_result
 
 
 def _tell_failure(

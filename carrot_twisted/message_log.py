@@ -133,7 +133,10 @@ class MessageLogQuerySet(models.QuerySet["MessageLog"]):
             row.token = token
         tracing.carry(rows)
         table = self.model._meta.db_table
-        special = [row for row in rows if row.is_special]
+        # In the order of their keys: two who publish the same never wait for each other.
+        special = sorted(
+            (row for row in rows if row.is_special), key=lambda row: row.unique_key or ""
+        )
         holders: dict[uuid.UUID, MessageLog] = {}
         if len(rows) == 1 and not special:
             rows[0].save(force_insert=True, using=using)
@@ -167,8 +170,7 @@ class MessageLogQuerySet(models.QuerySet["MessageLog"]):
         for row in rows:
             row.set_times(now)
         holders: dict[uuid.UUID, MessageLog] = {}
-        # In the order of their keys: two who publish the same never wait for each other.
-        left = sorted(rows, key=lambda row: row.unique_key or "")
+        left = list(rows)
         while left:
             refused = statements.insert_special(self.model._meta.db_table, left, using)
             taken = {row.unique_key for row in refused}
@@ -515,8 +517,8 @@ class MessageLog(models.Model):
         settings = conf.current()
         declared = task_options.declared(task)
         if declared is not None:
-            said = first_said(declared.options, settings.task_defaults)
-            options = first_said(options or PublishOptions(), said)
+            given = task_options.AS_DECLARED if options is None else options
+            options = first_said(given, declared.options, settings.task_defaults)
         if options is not None:
             queue = options.queue if queue is None else queue
             priority = options.priority if priority is None else priority

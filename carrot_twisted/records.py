@@ -157,7 +157,9 @@ def _judge_times(ids: Sequence[UUID], claimant: Claimant, using: str) -> dict[UU
         default=Value(False),
         output_field=BooleanField(),
     )
-    for pk, crashes, is_early in rows.annotate(early=early).values_list("pk", "crashes", "early"):
+    # One that is late, and that somebody has locked just now, is cancelled by a reaper.
+    left = rows.exclude(attempts=0, expires_at__lte=Now()).annotate(early=early)
+    for pk, crashes, is_early in left.values_list("pk", "crashes", "early"):
         if is_early:
             verdicts[pk] = Verdict.EARLY
         elif crashes < limit:

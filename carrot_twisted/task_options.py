@@ -246,6 +246,13 @@ class PublishOptions:
             )
 
 
+#: Of a publishing that says nothing.
+AS_DECLARED = PublishOptions()
+_NAMES: dict[type, list[str]] = {
+    kind: [one.name for one in fields(kind)] for kind in (TaskOptions, PublishOptions)
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Declared:
     """A task that has a decorator."""
@@ -330,15 +337,16 @@ def all_declared() -> list[Declared]:
     return [*_declared.values()]
 
 
-def first_said(first: Options, then: Any) -> Options:
-    """The options of ``first``, and of ``then`` where that says nothing."""
-    if then is None:
-        return first
-    missing = {
-        one.name: getattr(then, one.name)
-        for one in fields(first)
-        if getattr(first, one.name) is None and getattr(then, one.name, None) is not None
-    }
+def first_said(first: Options, *then: TaskOptions) -> Options:
+    """The options of ``first``, and where that says nothing, those of the first that does."""
+    missing: dict[str, Any] = {}
+    for name in _NAMES[type(first)]:
+        if getattr(first, name) is None:
+            for other in then:
+                value = getattr(other, name, None)
+                if value is not None:
+                    missing[name] = value
+                    break
     return replace(first, **missing) if missing else first
 
 

@@ -49,8 +49,8 @@ def test_a_task_that_fails_is_tried_again_in_growing_intervals_then_it_has_faile
         ]
         starts = [one.started for one in told] + [row.start_time]
         gaps = [(b - a).total_seconds() for a, b in pairwise(starts) if a and b]
-        assert gaps[0] >= 1
-        assert gaps[1] >= 2
+        assert gaps[0] >= 0.4
+        assert gaps[1] >= 0.8
     assert sorted(ledger()) == sorted(
         ["good", *(f"attempt {n} at {key}" for key in ("good", "bad") for n in (1, 2, 3))]
     )
@@ -90,13 +90,13 @@ def test_a_task_for_later_runs_then_and_one_that_has_expired_never_does(
     start_service: StartService, ledger: Ledger, broker: Broker
 ) -> None:
     quiet = optioned.quiet
-    unread = quiet.options(queue="other", expires=2).publish("unread")
+    unread = quiet.options(queue="other", expires=1).publish("unread")
     late = quiet.options(expires=0.01).publish("late")
-    later = quiet.options(run_after=3, expires=60).publish("later")
+    later = quiet.options(run_after=2, expires=60).publish("later")
     far = quiet.options(run_after=timedelta(days=3650)).publish("far")
     assert publisher.flush(10)
+    assert broker.depth("default") == 1, "what is for later is no message yet"
     service = start_service("--no-scheduler", "--queue=default")
-    assert broker.depth("default") == 0, "what is for later is no message yet"
     (done,) = finished([later])
     assert done.run_after is not None
     assert done.start_time is not None
@@ -120,7 +120,7 @@ from carrot_twisted import publisher
 from carrot_twisted.utilities import publish_many
 from tests.project.optioned import one_at_a_time
 mine = 0
-for start in range(0, 300, 10):
+for start in range(0, 150, 10):
     keys = [str(n) for n in range(start, start + 10)]
     if sys.argv[1] == "b":
         keys.reverse()
@@ -138,10 +138,10 @@ def test_of_two_processes_that_publish_the_same_one_does(
         done = list(pool.map(lambda name: run_python(RACE, broker_url, name), "ab"))
     assert [process.returncode for process in done] == [0, 0], [one.stdout for one in done]
     counts = [int(process.stdout.split()[-1]) for process in done]
-    assert sum(counts) == MessageLog.objects.count() == 300
+    assert sum(counts) == MessageLog.objects.count() == 150
     service = start_service("--no-scheduler")
     finished(MessageLog.objects.all())
-    logs = publish_many(optioned.one_at_a_time.options().message(str(n)) for n in range(300))
+    logs = publish_many(optioned.one_at_a_time.options().message(str(n)) for n in range(150))
     assert not any(log.duplicate for log in logs)
     finished(logs)
     assert set(Counter(ledger()).values()) == {2}

@@ -27,7 +27,7 @@ def one_waiting(key: str) -> str:
     return tasks.effect(key)
 
 
-@task(max_retries=2, retry_on={ConnectionError: 1}, retry_jitter=0)
+@task(max_retries=2, retry_on={ConnectionError: 0.4}, retry_jitter=0)
 def flaky(key: str, failures: int) -> str:
     """Fail so often, then leave a trace; each attempt leaves one, too."""
     run = execution.current.get()

@@ -56,6 +56,15 @@ def unheard() -> str:
     return "nobody wants to know"
 
 
+def plain_value() -> str:
+    return "it"
+
+
+@task
+def heard() -> str:
+    return "somebody wants to know"
+
+
 def asking(delay: float | None = None) -> None:
     raise Retry("not yet", delay=delay)
 
@@ -739,6 +748,10 @@ def test_who_asks_for_a_retry_because_of_a_database_gets_the_delay_that_was_aske
     assert (result.kind, result.delay) == (Kind.RETRY, 30.0)
 
 
-def test_a_result_may_be_left_out() -> None:
-    result = execute(unheard)
-    assert (result.kind, result.output) == (Kind.COMPLETED, None)
+def test_a_result_may_be_left_out(settings: Any) -> None:
+    assert (execute(unheard).kind, execute(unheard).output) == (Kind.COMPLETED, None)
+    assert execute(heard).output == "somebody wants to know"
+    settings.CARROT = {"task_defaults": {"ignore_result": True, "max_retries": 0}}
+    assert execute(heard).output is None
+    assert execute(plain_value).output == "it", "no decorator"
+    assert execute(picky, "key").kind is Kind.RETRY, "the decorator goes before"

@@ -73,7 +73,7 @@ def test_what_is_said_first_counts() -> None:
     settings = TaskOptions(priority=9, retention=7, max_retries=5, on_duplicate="raise")
     said = first_said(decorator, settings)
     assert (said.priority, said.retention, said.max_retries) == (3, 60, 0)
-    both = first_said(at_publish, said)
+    both = first_said(at_publish, decorator, settings)
     assert both == PublishOptions(priority=0, expires=5, retention=60, on_duplicate="raise")
 
 

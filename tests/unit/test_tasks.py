@@ -14,7 +14,7 @@ from django.utils import timezone
 
 from carrot_twisted import helper_tasks, housekeeping, outbox, records, schedules, task_options
 from carrot_twisted.exceptions import CarrotConfigException, DuplicateTask, InvalidMessage
-from carrot_twisted.message_log import EXPIRED, GRACE
+from carrot_twisted.message_log import EXPIRED, GRACE, MessageLogQuerySet
 from carrot_twisted.models import Attempt, MessageLog, ScheduledTask
 from carrot_twisted.outcomes import Kind, Result, Verdict
 from carrot_twisted.records import Claimed
@@ -236,6 +236,13 @@ def test_a_task_that_has_not_started_in_time_never_does() -> None:
     row.refresh_from_db()
     assert (row.status, row.exception, row.attempts) == ("CANCELLED", EXPIRED, 0)
     assert row.completion_time is not None
+
+
+def test_also_where_somebody_has_locked_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = optioned.quiet.options(expires=60).publish("a")
+    move_to_past(row.pk, "expires_at")
+    monkeypatch.setattr(MessageLogQuerySet, "cancel_expired", lambda *_: 0)
+    assert claim_one(row.pk) is Verdict.FINAL, "its message is done with, a reaper will cancel it"
 
 
 def test_also_when_its_message_never_comes() -> None:
