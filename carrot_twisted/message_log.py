@@ -25,7 +25,7 @@ from django.db.models import Case, Count, Max, Min, Q, When
 from django.db.models.functions import Coalesce, Now
 from django.utils import timezone
 
-from carrot_twisted import conf, failpoints, signals, statements, task_options, wire
+from carrot_twisted import conf, failpoints, outcomes, signals, statements, task_options, wire
 from carrot_twisted.exceptions import CarrotConfigException, DuplicateTask, InvalidMessage
 from carrot_twisted.kinds import MAX_NAME_BYTES
 from carrot_twisted.task_options import PublishOptions, first_said, seconds_of
@@ -356,6 +356,12 @@ class MessageLog(models.Model):
     output = models.TextField(null=True, help_text="What the function returned.")
     exception = models.TextField(null=True)
     traceback = models.TextField(null=True)
+    exception_class = models.CharField(
+        max_length=outcomes.MAX_CLASS,
+        null=True,
+        editable=False,
+        help_text="Dotted path of the exception's class.",
+    )
     log = models.TextField(null=True, help_text="Log lines of the last attempt.")
 
     attempts = models.PositiveIntegerField(default=0, help_text="How often it was started.")
@@ -409,6 +415,11 @@ class MessageLog(models.Model):
         null=True,
         editable=False,
         help_text="Seconds that the row is kept after its end; empty: as the settings say.",
+    )
+    django_task = models.TextField(
+        null=True,
+        editable=False,
+        help_text="What was said of it to django.tasks, see standard_tasks.Said.",
     )
 
     objects = MessageLogQuerySet.as_manager()
@@ -701,8 +712,10 @@ class MessageLog(models.Model):
             unique_key=self.unique_key,
             unique_until=self.unique_until,
             retention=self.retention,
+            django_task=self.django_task,
         )
-        row.is_special = self.unique_key is not None or self.retention is not None
+        more = (self.unique_key, self.retention, self.django_task)
+        row.is_special = any(value is not None for value in more)
         return row
 
     def run_now(self) -> bool:

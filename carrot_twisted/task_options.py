@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from carrot_twisted.exceptions import InvalidMessage, PermanentFailure, PoisonMessage, Retry
 from carrot_twisted.kinds import is_bool, is_int, is_number, is_seconds, plain_name
 from carrot_twisted.limits import MAX_SECONDS
+from carrot_twisted.task_paths import without_context
 
 if TYPE_CHECKING:
     Moment: TypeAlias = datetime | timedelta | float
@@ -39,6 +40,8 @@ START, END = "start", "end"
 RETURN, RAISE = "return", "raise"
 #: Characters of a key that are kept as they are; of longer ones a digest is kept.
 MAX_KEY = 99
+#: Name of the parameter that django.tasks gives its context to: the first one.
+CONTEXT = "context"
 #: Of a task's function. ``functools.wraps`` hands it on to decorators above.
 ATTRIBUTE = "carrot_options"
 #: Never tried again: the task, or its message, says that this would not help.
@@ -330,6 +333,13 @@ def declare(one: Declared) -> None:
 def declared(path: str) -> Declared | None:
     """What the decorator of the task with this path has said; None: there is none."""
     return _declared.get(path)
+
+
+def drop_context(path: str) -> None:
+    """The task there gets a context of Django's before its arguments: it is none of them."""
+    one = _declared.get(path)
+    if one is not None and next(iter(one.signature.parameters), "") == CONTEXT:
+        object.__setattr__(one, "signature", without_context(one.signature))
 
 
 def all_declared() -> list[Declared]:
