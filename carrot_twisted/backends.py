@@ -95,8 +95,7 @@ class CarrotBackend(BaseTaskBackend):
                 "django.utils.timezone.now() + timedelta(...), for example."
             )
         super().validate_task(task)
-        if task.takes_context:
-            task_options.drop_context(task.module_path)
+        task_options.declare_standard(task.module_path, task.func, task.takes_context)
 
     def enqueue(
         self, task: Task[P, R], args: Sequence[Any], kwargs: Mapping[str, Any]

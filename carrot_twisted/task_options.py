@@ -335,10 +335,21 @@ def declared(path: str) -> Declared | None:
     return _declared.get(path)
 
 
-def drop_context(path: str) -> None:
-    """The task there gets a context of Django's before its arguments: it is none of them."""
+def declare_standard(path: str, function: Callable[..., Any], takes_context: bool) -> None:
+    """Note a task of django.tasks: it has a decorator, too, be it that ours says nothing.
+
+    Args:
+        path: of the task.
+        function: what Django's decorator stands on, which may be ours.
+        takes_context: its first argument is Django's context, and none that is published.
+    """
     one = _declared.get(path)
-    if one is not None and next(iter(one.signature.parameters), "") == CONTEXT:
+    if one is None or one.function is not function:
+        options = getattr(function, ATTRIBUTE, None) or TaskOptions()
+        setattr(function, ATTRIBUTE, options)
+        one = Declared(path=path, function=function, options=options)
+        declare(one)
+    if takes_context and next(iter(one.signature.parameters), "") == CONTEXT:
         object.__setattr__(one, "signature", without_context(one.signature))
 
 

@@ -10,10 +10,19 @@ from __future__ import annotations
 import inspect
 import sys
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+class StandardTask(Protocol):
+    """What is used here of a ``Task`` of django.tasks."""
+
+    @property
+    def func(self) -> Callable[..., Any]:
+        """The function that was decorated."""
+
 
 #: Where the class ``Task`` may be: in Django since 6.0, and in the package django-tasks.
 _STANDARD = ("django.tasks.base", "django_tasks.base")

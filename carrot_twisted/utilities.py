@@ -12,7 +12,7 @@ from carrot_twisted.exceptions import InvalidMessage
 from carrot_twisted.housekeeping import purge_queue, requeue_all
 from carrot_twisted.models import ScheduledTask
 from carrot_twisted.objects import Message, publish_rows, resolve_task
-from carrot_twisted.task_paths import function_of
+from carrot_twisted.task_paths import StandardTask, function_of
 from carrot_twisted.view_decorators import (
     create_class_view,
     create_function_view,
@@ -41,7 +41,7 @@ __all__ = [
     "validate_task",
 ]
 
-Task = str | Callable[..., Any]
+Task = str | Callable[..., Any] | StandardTask
 """A dotted path or a function; a ``Task`` of django.tasks does, too."""
 
 

@@ -22,7 +22,7 @@ from django.utils import timezone
 
 from carrot_twisted import conf, execution, records
 from carrot_twisted.backends import CarrotBackend, InvalidArguments, queue_priority
-from carrot_twisted.exceptions import TaskCancelled, TaskExpired, WorkerLost
+from carrot_twisted.exceptions import PoisonMessage, TaskCancelled, TaskExpired, WorkerLost
 from carrot_twisted.execution import Limits, Run
 from carrot_twisted.models import Attempt, MessageLog
 from carrot_twisted.records import Claimant, Claimed, Finished
@@ -185,7 +185,8 @@ def test_a_time_must_be_aware_and_is_kept(settings: Any) -> None:
 
 
 def test_a_task_that_no_worker_would_find_is_refused() -> None:
-    hidden = dataclasses.replace(standard.add, func=standard.undecorated)
+    task: Any = standard.add
+    hidden = dataclasses.replace(task, func=standard.undecorated)
     with pytest.raises(InvalidTask, match=r"could not find the task .*\.undecorated"):
         hidden.enqueue()
     assert not MessageLog.objects.exists()
@@ -307,7 +308,9 @@ def test_a_coroutine_runs_with_its_own_queue_and_priority(monkeypatch: pytest.Mo
     result = standard.tell.enqueue("5")
     run(result.id, monkeypatch)
     result = standard.tell.get_result(result.id)
-    assert (result.return_value, result.task) == ("5", standard.tell)
+    assert result.task == standard.tell
+    value: Any = result.return_value
+    assert value == "5"
 
 
 def test_retries_are_attempts_that_the_context_counts(
@@ -330,6 +333,20 @@ def test_retries_are_attempts_that_the_context_counts(
     assert result.last_attempted_at
     assert result.started_at < result.last_attempted_at
     assert [name for name, *_ in signals] == ["enqueued", *["started"] * 3, "finished"]
+
+
+def test_what_all_tasks_leave_open_counts_for_these_too(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.CARROT = {**settings.CARROT, "task_defaults": {"max_retries": 1, "retention": 60}}
+    result = standard.fail.enqueue("again")
+    assert MessageLog.objects.get().retention == 60
+    run(result.id, monkeypatch)
+    result.refresh()
+    assert result.status == READY
+    run(result.id, monkeypatch)
+    result.refresh()
+    assert (result.status, len(result.errors)) == (FAILED, 2)
 
 
 def test_other_ends_are_failures_that_say_what_they_are() -> None:
@@ -384,6 +401,16 @@ def test_the_result_of_a_task_that_was_removed_can_be_read(monkeypatch: pytest.M
     found.refresh()
     with pytest.raises(ImportError, match=r"no task tests\.project\.gone\.add"):
         found.task.call(1)
+
+
+def test_a_task_that_was_removed_before_it_ran_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = standard.add.enqueue(1)
+    MessageLog.objects.update(task="tests.project.standard.removed")
+    run(result.id, monkeypatch)
+    found = task_backends["default"].get_result(result.id)
+    (error,) = found.errors
+    assert error.exception_class is PoisonMessage
+    assert "Unable to find a function called removed" in error.traceback
 
 
 def test_a_result_can_be_read_whose_queue_has_left_the_settings(settings: Any) -> None:
