@@ -27,7 +27,7 @@ from carrot_twisted.standard_tasks import (
 )
 from carrot_twisted.task_options import PublishOptions
 from carrot_twisted.task_paths import resolve_task, standard_task
-from carrot_twisted.wire import MAX_PRIORITY
+from carrot_twisted.wire import MAX_PRIORITY, QUORUM_HIGHEST, QUORUM_NORMAL
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,10 +36,6 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-#: What RabbitMQ takes a message for that says nothing, in a quorum queue. It is 4.0 to 4.2's last
-#: normal one, those above are its high ones; 4.3 tells 0 to 31 apart.
-QUORUM_NORMAL, QUORUM_HIGHEST = 4, 31
 
 
 class InvalidArguments(InvalidMessage, TypeError):

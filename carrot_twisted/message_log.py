@@ -777,7 +777,8 @@ def _check_priority(priority: int, queue: conf.QueueSettings) -> None:
         raise InvalidMessage(f"A priority is a whole number, not {priority!r}.")
     if not 0 <= priority <= wire.MAX_PRIORITY:
         raise InvalidMessage(f"A priority is from 0 to {wire.MAX_PRIORITY}, not {priority}.")
-    unheeded = priority and "x-max-priority" not in queue.queue_arguments
+    usual = wire.QUORUM_NORMAL if queue.is_quorum else 0
+    unheeded = priority > usual and "x-max-priority" not in queue.queue_arguments
     if unheeded and queue.name not in _warned_queues:
         _warned_queues.add(queue.name)
         if queue.is_quorum:

@@ -31,7 +31,7 @@ def ended(*results: Any) -> None:
 def test_a_service_runs_what_was_enqueued_and_tells_what_came_of_it(
     start_service: StartService, ledger: Ledger
 ) -> None:
-    """Also of modules that no setting names, and after a delay; signals come where things happen."""
+    """Also of modules that no setting names, and later; signals come where things happen."""
     due = timezone.now() + timedelta(seconds=1)
     added = standard.add.enqueue(20, other=22)
     told = standard.tell.enqueue({"a": ["é", None, 1.5]})
@@ -42,15 +42,18 @@ def test_a_service_runs_what_was_enqueued_and_tells_what_came_of_it(
     ended(added, told, failed, tried, later)
 
     assert added.return_value == 42
-    assert told.return_value == {"a": ["é", None, 1.5]}
+    value: Any = told.return_value
+    assert value == {"a": ["é", None, 1.5]}
     (error,) = failed.errors
     assert error.exception_class is ValueError
     assert error.traceback.endswith("ValueError: no such luck\n")
     row = MessageLog.objects.get(pk=tried.id)
     assert tried.return_value == [tried.id, 3, "RUNNING", ["Ada"], 3]
     assert tried.worker_ids == [row.worker] * 3
+    assert later.started_at
     assert later.started_at >= due
-    for one in (added, told, failed, tried, later):
+    results: list[Any] = [added, told, failed, tried, later]
+    for one in results:
         assert one.enqueued_at <= one.started_at <= one.last_attempted_at <= one.finished_at
     assert ledger() == [
         "enqueued CarrotBackend READY",

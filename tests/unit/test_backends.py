@@ -352,7 +352,8 @@ def test_what_all_tasks_leave_open_counts_for_these_too(
 def test_other_ends_are_failures_that_say_what_they_are() -> None:
     cancelled, expired, lost = (standard.add.enqueue(n) for n in range(3))
     MessageLog.objects.get(pk=cancelled.id).cancel()
-    MessageLog.objects.filter(pk=expired.id).update(expires_at=timezone.now())
+    late = timezone.now() - timedelta(seconds=1)
+    MessageLog.objects.filter(pk=expired.id).update(expires_at=late)
     MessageLog.objects.filter(pk=expired.id).cancel_expired(1)
     start(lost.id)
     MessageLog.objects.filter(pk=lost.id).update(crashes=4)
