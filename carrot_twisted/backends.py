@@ -91,7 +91,9 @@ class CarrotBackend(BaseTaskBackend):
                 "django.utils.timezone.now() + timedelta(...), for example."
             )
         super().validate_task(task)
-        task_options.declare_standard(task.module_path, task.func, task.takes_context)
+        task_options.declare_standard(
+            task.module_path, task.func, task.queue_name, task.takes_context
+        )
 
     def enqueue(
         self, task: Task[P, R], args: Sequence[Any], kwargs: Mapping[str, Any]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.db import router
 from django.utils import timezone
+from django.utils.module_loading import import_string
 
 from carrot_twisted import execution, outcomes, task_logging, task_results
 from carrot_twisted.backends import CarrotBackend
@@ -155,9 +156,10 @@ def _result(
 def _sender(alias: str) -> type[CarrotBackend]:
     """The class of the backend: signals come from it."""
     try:
-        kind = type(task_backends[alias])
-    except Exception:
-        # Its settings are broken here; ``manage.py check`` tells.
+        # Not the backend itself: each run, with a context of its own, would make one.
+        kind: type = import_string(task_backends.settings[alias]["BACKEND"])
+    except (ImportError, LookupError):
+        # This service has other settings than who has enqueued the task.
         return CarrotBackend
     return kind if issubclass(kind, CarrotBackend) else CarrotBackend
 

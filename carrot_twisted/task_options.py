@@ -335,17 +335,21 @@ def declared(path: str) -> Declared | None:
     return _declared.get(path)
 
 
-def declare_standard(path: str, function: Callable[..., Any], takes_context: bool) -> None:
-    """Note a task of django.tasks: it has a decorator, too, be it that ours says nothing.
+def declare_standard(
+    path: str, function: Callable[..., Any], queue: str, takes_context: bool
+) -> None:
+    """Note a task of django.tasks, when it is made: it has a decorator, too.
 
     Args:
         path: of the task.
-        function: what Django's decorator stands on, which may be ours.
+        function: what Django's decorator stands on. Below it may stand ours.
+        queue: for those who publish the task in another way, and do not say one.
         takes_context: its first argument is Django's context, and none that is published.
     """
     one = _declared.get(path)
-    if one is None or one.function is not function:
-        options = getattr(function, ATTRIBUTE, None) or TaskOptions()
+    if one is None or one.function is not function or one.options.queue is None:
+        said = getattr(function, ATTRIBUTE, None) or TaskOptions()
+        options = first_said(said, TaskOptions(queue=queue))
         setattr(function, ATTRIBUTE, options)
         one = Declared(path=path, function=function, options=options)
         declare(one)

@@ -22,9 +22,11 @@ from django.utils import timezone
 
 from carrot_twisted import conf, execution, records
 from carrot_twisted.backends import CarrotBackend, InvalidArguments, queue_priority
+from carrot_twisted.checks import check_carrot
 from carrot_twisted.exceptions import PoisonMessage, TaskCancelled, TaskExpired, WorkerLost
 from carrot_twisted.execution import Limits, Run
 from carrot_twisted.models import Attempt, MessageLog
+from carrot_twisted.monitor import redaction, registered_tasks
 from carrot_twisted.records import Claimant, Claimed, Finished
 from carrot_twisted.standard_tasks import (
     InvalidTask,
@@ -386,9 +388,9 @@ def test_there_are_results_of_django_tasks_only() -> None:
 
 
 def test_a_task_that_was_published_in_another_way_has_one_too() -> None:
-    row = publish_message(standard.add, 1, other=2, priority=9, queue="other")
-    result = standard.add.get_result(str(row.pk))
-    assert (result.task.priority, result.task.queue_name) == (0, "other")
+    row = publish_message(standard.tell, 1, priority=9)
+    result = standard.tell.get_result(str(row.pk))
+    assert (result.task.priority, result.task.queue_name) == (-7, "other")
     schedule = create_scheduled_task(standard.add, "30 2 * * *", one=1)
     assert schedule.task == "tests.project.standard.add"
 
@@ -436,6 +438,16 @@ def test_what_is_requeued_keeps_what_was_said_of_it() -> None:
     assert standard.add.get_result(str(again.pk)).task.priority == 50
 
 
+def test_the_monitor_shows_their_arguments_without_the_context(settings: Any) -> None:
+    name = "tests.project.standard"
+    settings.CARROT = {**settings.CARROT, "task_modules": [name]}
+    assert {"add", "third_time"} <= set(registered_tasks.functions()[name])
+    assert registered_tasks.call_of(f"{name}.third_time").startswith("third_time(name: ")
+    assert registered_tasks.mismatch(f"{name}.third_time", ["Ada"], {}) is None
+    standard.third_time.enqueue("Ada")
+    assert redaction.shown_arguments(MessageLog.objects.get()) == '"Ada"'
+
+
 # checks
 
 
@@ -448,6 +460,9 @@ def test_the_settings_are_checked(settings: Any) -> None:
     found = {m.id: m.msg for m in task_backends["default"].check()}
     assert sorted(found) == [f"carrot_twisted.E02{n}" for n in range(3)]
     assert "'mail'" in found["carrot_twisted.E022"]
+    settings.CARROT = {"task_modules": ["tests.project.standard"]}
+    wrong = [m.msg for m in check_carrot() if m.id == "carrot_twisted.E016"]
+    assert "@task of tests.project.standard.tell names the queue 'other'" in " ".join(wrong)
     settings.CARROT = {"queues": 5}
     assert "carrot_twisted.E022" not in {m.id for m in task_backends["default"].check()}
 
