@@ -7,12 +7,14 @@ before Django's models are there; so what needs these is imported in the methods
 
 from __future__ import annotations
 
+import sys
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from uuid import UUID
 
 from django.apps import apps
 from django.core.checks import CheckMessage, Error
+from django.db import DEFAULT_DB_ALIAS, connections
 
 from carrot_twisted import conf, task_options
 from carrot_twisted.exceptions import CarrotConfigException, InvalidMessage
@@ -26,7 +28,7 @@ from carrot_twisted.standard_tasks import (
     task_enqueued,
 )
 from carrot_twisted.task_options import PublishOptions
-from carrot_twisted.task_paths import resolve_task, standard_task
+from carrot_twisted.task_paths import function_of, is_standard
 from carrot_twisted.wire import MAX_PRIORITY, QUORUM_HIGHEST, QUORUM_NORMAL
 
 if TYPE_CHECKING:
@@ -136,8 +138,7 @@ class CarrotBackend(BaseTaskBackend):
         row = message.publish()
         result = task_results.of_row(row, task)
         if not row.duplicate:
-            # robust: it may be committed; nothing that fails now may tell the caller otherwise.
-            task_enqueued.send_robust(type(self), task_result=result)
+            _tell(type(self), result, row._state.db)
         return result
 
     def get_result(self, result_id: str) -> TaskResult[..., Any]:
@@ -193,19 +194,26 @@ class CarrotBackend(BaseTaskBackend):
         return found
 
 
+def _tell(sender: type[CarrotBackend], result: TaskResult[..., Any], using: str | None) -> None:
+    """Send ``task_enqueued``. What a receiver raises undoes the caller's transaction, if any."""
+    if connections[using or DEFAULT_DB_ALIAS].in_atomic_block:
+        # A receiver's failure may have spoiled the transaction: the caller has to know.
+        task_enqueued.send(sender, task_result=result)
+    else:
+        # The row is committed: nothing that fails now may tell the caller otherwise.
+        task_enqueued.send_robust(sender, task_result=result)
+
+
 def _check_place(task: Task[..., Any]) -> None:
     """Raise for a task that a worker would not find: it looks where the function's path leads.
 
     Raises:
         InvalidTask: something else is there, or nothing.
     """
-    path = task.module_path
-    try:
-        found = resolve_task(path) if not path.startswith("__main__.") else None
-    except (ImportError, AttributeError):
-        found = None
-    if found is not task.func or standard_task(path) is None:
+    module = task.func.__module__
+    found = getattr(sys.modules.get(module), task.func.__qualname__, None)
+    if module == "__main__" or not is_standard(found) or function_of(found) is not task.func:
         raise InvalidTask(
-            f"A worker could not find the task {path}: define it at the top of a module of your "
-            "project, with @task as the outermost decorator."
+            f"A worker could not find the task {task.module_path}: define it at the top of a "
+            "module of your project, with @task as the outermost decorator."
         )

@@ -25,6 +25,7 @@ from carrot_twisted.backends import CarrotBackend, InvalidArguments, queue_prior
 from carrot_twisted.checks import check_carrot
 from carrot_twisted.exceptions import PoisonMessage, TaskCancelled, TaskExpired, WorkerLost
 from carrot_twisted.execution import Limits, Run
+from carrot_twisted.interruption import TimedCall
 from carrot_twisted.models import Attempt, MessageLog
 from carrot_twisted.monitor import redaction, registered_tasks
 from carrot_twisted.records import Claimant, Claimed, Finished
@@ -37,6 +38,8 @@ from carrot_twisted.standard_tasks import (
     task_finished,
     task_started,
 )
+from carrot_twisted.task_attempt import TaskAttempt
+from carrot_twisted.task_logging import Transcript
 from carrot_twisted.utilities import create_scheduled_task, publish_message
 from tests.project import standard
 
@@ -82,8 +85,9 @@ def signals() -> Iterator[list[tuple[str, Any, str, str]]]:
 
     def note(signal: Any, sender: Any, task_result: Any, **_: Any) -> None:
         sent.append((names[signal], sender, task_result.id, task_result.status))
-        # Nothing that a receiver does counts.
-        raise SystemExit(3) if names[signal] != "enqueued" else RuntimeError("no")
+        if names[signal] != "enqueued":
+            # Nothing that a receiver does in a service counts.
+            raise SystemExit(3)
 
     for signal in names:
         signal.connect(note)
@@ -135,6 +139,23 @@ def test_what_is_rolled_back_was_never_enqueued(handed_over: RecordingPublisher)
     assert handed_over.rows == []
     with pytest.raises(TaskResultDoesNotExist):
         standard.add.get_result(result.id)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_receiver_that_fails_undoes_the_transaction_but_not_what_is_committed() -> None:
+    def refuse(**_: Any) -> None:
+        raise RuntimeError("no")
+
+    task_enqueued.connect(refuse)
+    try:
+        with pytest.raises(RuntimeError), transaction.atomic():
+            standard.add.enqueue(1)
+        assert not MessageLog.objects.exists()
+        result = standard.add.enqueue(2)
+        assert MessageLog.objects.get().positionals == (2,)
+        assert result.status == READY
+    finally:
+        task_enqueued.disconnect(refuse)
 
 
 @pytest.mark.django_db(transaction=True)
@@ -349,6 +370,18 @@ def test_what_all_tasks_leave_open_counts_for_these_too(
     run(result.id, monkeypatch)
     result.refresh()
     assert (result.status, len(result.errors)) == (FAILED, 2)
+
+
+def test_a_stuck_task_has_failed(signals: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its end is told from another thread."""
+    monkeypatch.setattr(execution, "clean_connections", lambda: None)
+    result = standard.add.enqueue(1)
+    one = start(result.id)
+    one.standard = TaskAttempt(standard.add, one, LIMITS, [1], {})
+    keeper: Any = None
+    call = TimedCall(one, 1.0, Transcript(100), keeper)
+    execution.give_up(call, one, LIMITS, None)
+    assert signals[-1] == ("finished", CarrotBackend, result.id, FAILED)
 
 
 def test_other_ends_are_failures_that_say_what_they_are() -> None:
