@@ -56,7 +56,7 @@ def find(key: UUID, alias: str) -> TaskResult[..., Any] | None:
     # Where the caller's own transaction may have written it a moment ago.
     rows = MessageLog.objects.using(router.db_for_write(MessageLog))
     row = rows.defer("log").filter(pk=key).first()
-    if row is None or not row.is_task:
+    if row is None:
         return None
     task = _task_at(row.task)
     if task is None and row.django_task is None:
