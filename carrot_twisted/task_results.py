@@ -73,10 +73,11 @@ def of_row(row: MessageLog, task: Task[P, R], alias: str | None = None) -> TaskR
         alias: of the backend, where the row names none that is there; None: as the task says.
     """
     attempts = _attempts(row)
+    said = said_of(row, task, alias)
     ran = row.attempts > 0
     first = attempts.get(1)
     result = TaskResult(
-        task=published(task, row.queue, said_of(row, task, alias)),
+        task=published(task, row.queue, said),
         id=str(row.pk),
         status=STATUS[row.status],
         enqueued_at=row.publish_time,
@@ -85,7 +86,7 @@ def of_row(row: MessageLog, task: Task[P, R], alias: str | None = None) -> TaskR
         last_attempted_at=row.start_time if ran else None,
         args=[*row.positionals],
         kwargs=row.keywords,
-        backend=said_of(row, task, alias).backend,
+        backend=said.backend,
         errors=_errors(row, attempts),
         worker_ids=_workers(row, attempts),
     )
