@@ -78,11 +78,14 @@ setup(
         "postgres": ["psycopg[binary]>=3.2"],
         # Spans from publisher to task; what they are sent with is the project's choice.
         "otel": ["opentelemetry-api>=1.24"],
+        # Django's own task interface for Django 5.2, which has none yet.
+        "tasks": ["django-tasks>=0.11"],
         "test": [
             "axe-playwright-python",  # looks at the monitor's pages for people who see less
             "build",  # the wheel that the acceptance tests install ...
             "setuptools>=77",  # ... without fetching a build environment
             "django-stubs>=5.2",
+            "django-tasks>=0.11",  # Django 5.2 has no django.tasks
             "djangorestframework-stubs",
             "drf-spectacular",  # writes the description of the JSON API
             "hypothesis",

@@ -14,8 +14,9 @@ from django.db.models import Exists, OuterRef
 from django.db.models.functions import Now
 
 from carrot_twisted.message_log import MessageLog
+from carrot_twisted.outcomes import MAX_CLASS
 
-#: Characters that are kept of an attempt's exception, and of the end of its log.
+#: Characters that are kept of an attempt's exception, and of the ends of its log and traceback.
 MAX_EXCEPTION = 1000
 MAX_LOG = 10_000
 #: Attempts that are kept of one task, the first ones: the database may spoil it every ten seconds.
@@ -48,6 +49,8 @@ class Attempt(models.Model):
     )
     outcome = models.CharField(max_length=10, choices=OUTCOMES)
     exception = models.TextField(null=True)
+    exception_class = models.CharField(max_length=MAX_CLASS, null=True)
+    traceback = models.TextField(null=True, help_text="The end of it.")
     log = models.TextField(help_text="The end of its log, as far as it was written.")
 
     class Meta:

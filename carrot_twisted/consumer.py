@@ -394,6 +394,7 @@ def _write_failure(log: MessageLog, err: str | BaseException) -> None:
             if error
             else None
         ),
+        exception_class=outcomes.exception_class(error) if error else None,
     )
 
 

@@ -70,6 +70,18 @@ class Retry(CarrotError):
         return self.reason or cause or "the task asks for another attempt"
 
 
+class WorkerLost(CarrotError):
+    """Never raised: in a result it tells that a worker ended, or was killed, in the task."""
+
+
+class TaskCancelled(CarrotError):
+    """Never raised: in a result it tells that the task was cancelled before it has started."""
+
+
+class TaskExpired(CarrotError):
+    """Never raised: in a result it tells that the task has not started in time (``expires``)."""
+
+
 class BrokerError(CarrotError):
     """The broker could not be reached, did not answer, or refused what was asked of it.
 
@@ -100,6 +112,13 @@ class PermanentFailure(CarrotError):
     def message(self) -> str:
         """What it was raised with."""
         return str(self.args[0]) if self.args else ""
+
+
+class InvalidResult(PermanentFailure):
+    """What a task of django.tasks has returned cannot be kept: it is FAILED.
+
+    It is no JSON value, or takes more than ``CARROT["max_result_size"]`` characters.
+    """
 
 
 class UnreadableBody(PermanentFailure):

@@ -30,11 +30,13 @@ from carrot_twisted.limits import limit_of
 from carrot_twisted.outcomes import Kind, Result
 from carrot_twisted.records import Claimed
 from carrot_twisted.task_options import ATTRIBUTE, NOTHING_SAID, first_said
+from carrot_twisted.task_paths import standard_task
 
 if TYPE_CHECKING:
     from django.dispatch import Signal
 
     from carrot_twisted.interruption import Keeper
+    from carrot_twisted.task_attempt import TaskAttempt
     from carrot_twisted.task_options import TaskOptions
 
 
@@ -49,6 +51,8 @@ class Run(Claimed):
     """Of the message."""
     transcript: task_logging.Transcript | None = None
     """What it logs, once it has begun."""
+    standard: TaskAttempt | None = None
+    """Of a task of django.tasks, once it has begun."""
 
     @classmethod
     def of(
@@ -69,6 +73,7 @@ class Run(Claimed):
             queue=claimed.queue,
             attempt=claimed.attempt,
             retries=claimed.retries,
+            django_task=claimed.django_task,
             published=claimed.published,
             header=header,
             headers=headers,
@@ -86,6 +91,8 @@ class Limits:
     """For a task that has no limit of its own."""
     keeper: Keeper | None = None
     """Keeps the limits of time; without one there are none."""
+    worker: str = ""
+    """Name of this worker, as its rows have it."""
 
 
 _logger = logging.getLogger("carrot_twisted.execution")
@@ -142,6 +149,7 @@ def execute(
             kind=kind,
             exception=outcomes.exception_text(error, limits.result),
             traceback=traceback_text(error, limits.result),
+            exception_class=outcomes.exception_class(error),
             log=log,
             started=started,
             ended=ended,
@@ -173,6 +181,7 @@ def give_up(
         kind=Kind.FAILED,
         exception=outcomes.exception_text(error, limits.result),
         traceback=outcomes.stored(text[-limits.result :], limits.result),
+        exception_class=outcomes.exception_class(error),
         log=call.transcript.text(limits.log),
         started=call.started,
         ended=time.time(),
@@ -209,12 +218,19 @@ def _call(
         task, args, kwargs = prepare(run)
         options = getattr(task, ATTRIBUTE, NOTHING_SAID)
         _tell(signals.task_started, run)
+        run.standard = standard = _standard(task, run, limits, args, kwargs)
+        if standard is not None:
+            args = standard.begin(args)
         seconds = limit_of(task, limits.seconds)
         if seconds is None or limits.keeper is None:
             value = awaited(task(*args, **kwargs))
         else:
             timed = TimedCall(run, seconds, transcript, limits.keeper)
             value = timed.call(task, args, kwargs)
+        if _ignores_result(options):
+            value = None
+        if standard is not None:
+            value = standard.returned(value)
     except Abandoned:
         raise
     except BaseException as error:
@@ -228,7 +244,9 @@ def _call(
         _call_back(run, error, on_failure)
         return Kind.FAILED, None, error, 0.0
     else:
-        return Kind.COMPLETED, None if _ignores_result(options) else value, None, 0.0
+        if standard is not None:
+            standard.succeeded()
+        return Kind.COMPLETED, value, None, 0.0
     finally:
         if own_connections:
             clean_connections()
@@ -247,6 +265,23 @@ def _ignores_result(options: TaskOptions) -> bool | None:
     return options.ignore_result
 
 
+def _standard(
+    task: Callable[..., Any],
+    run: Run,
+    limits: Limits,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> TaskAttempt | None:
+    """What more there is to do for a task of django.tasks; None: it is none."""
+    found = standard_task(run.task)
+    if found is None or found.func is not task:
+        return None
+    # Not at the top: in other projects there may be no django.tasks.
+    from carrot_twisted.task_attempt import TaskAttempt
+
+    return TaskAttempt(found, run, limits, args, kwargs)
+
+
 def _tell_failure(
     run: Run,
     transcript: task_logging.Transcript,
@@ -263,6 +298,8 @@ def _tell_failure(
 
 
 def _call_back(run: Run, error: BaseException, on_failure: FailureCallback | None) -> None:
+    if run.standard is not None:
+        run.standard.failed(error)
     if on_failure is not None:
         try:
             on_failure(run, error)

@@ -25,7 +25,16 @@ from django.db.models import Case, Count, Max, Min, Q, When
 from django.db.models.functions import Coalesce, Now
 from django.utils import timezone
 
-from carrot_twisted import conf, failpoints, signals, statements, task_options, tracing, wire
+from carrot_twisted import (
+    conf,
+    failpoints,
+    outcomes,
+    signals,
+    statements,
+    task_options,
+    tracing,
+    wire,
+)
 from carrot_twisted.exceptions import CarrotConfigException, DuplicateTask, InvalidMessage
 from carrot_twisted.kinds import MAX_NAME_BYTES
 from carrot_twisted.task_options import PublishOptions, first_said, seconds_of
@@ -362,6 +371,12 @@ class MessageLog(models.Model):
     output = models.TextField(null=True, help_text="What the function returned.")
     exception = models.TextField(null=True)
     traceback = models.TextField(null=True)
+    exception_class = models.CharField(
+        max_length=outcomes.MAX_CLASS,
+        null=True,
+        editable=False,
+        help_text="Dotted path of the exception's class.",
+    )
     log = models.TextField(null=True, help_text="Log lines of the last attempt.")
 
     attempts = models.PositiveIntegerField(default=0, help_text="How often it was started.")
@@ -415,6 +430,11 @@ class MessageLog(models.Model):
         null=True,
         editable=False,
         help_text="Seconds that the row is kept after its end; empty: as the settings say.",
+    )
+    django_task = models.TextField(
+        null=True,
+        editable=False,
+        help_text="What was said of it to django.tasks, see standard_tasks.Said.",
     )
 
     objects = MessageLogQuerySet.as_manager()
@@ -707,8 +727,10 @@ class MessageLog(models.Model):
             unique_key=self.unique_key,
             unique_until=self.unique_until,
             retention=self.retention,
+            django_task=self.django_task,
         )
-        row.is_special = self.unique_key is not None or self.retention is not None
+        more = (self.unique_key, self.retention, self.django_task)
+        row.is_special = any(value is not None for value in more)
         return row
 
     def run_now(self) -> bool:
@@ -770,7 +792,8 @@ def _check_priority(priority: int, queue: conf.QueueSettings) -> None:
         raise InvalidMessage(f"A priority is a whole number, not {priority!r}.")
     if not 0 <= priority <= wire.MAX_PRIORITY:
         raise InvalidMessage(f"A priority is from 0 to {wire.MAX_PRIORITY}, not {priority}.")
-    unheeded = priority and "x-max-priority" not in queue.queue_arguments
+    usual = wire.QUORUM_NORMAL if queue.is_quorum else 0
+    unheeded = priority > usual and "x-max-priority" not in queue.queue_arguments
     if unheeded and queue.name not in _warned_queues:
         _warned_queues.add(queue.name)
         if queue.is_quorum:

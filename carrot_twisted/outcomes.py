@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+#: Characters that are kept of the path of an exception's class.
+MAX_CLASS = 255
+#: Class of the exception that a row has whose worker was lost: there was none to tell.
+WORKER_LOST = "carrot_twisted.exceptions.WorkerLost"
+
+
 class Kind(Enum):
     """What a run's result asks of its row."""
 
@@ -37,6 +43,8 @@ class Result:
     output: str | None = None
     exception: str | None = None
     traceback: str | None = None
+    exception_class: str | None = None
+    """Its dotted path."""
     log: str | None = ""
     """None: the database refused the texts of this run."""
     started: float = 0.0
@@ -203,6 +211,16 @@ def exception_line(error: BaseException, limit: int) -> str:
         text = text.partition("\n")[0]
     text = " ".join(text.split())
     return one_line(text, len(text))
+
+
+def exception_class(error: BaseException) -> str:
+    """The dotted path of an exception's class."""
+    try:
+        kind = type(error)
+        return stored(f"{kind.__module__}.{kind.__qualname__}"[:MAX_CLASS], MAX_CLASS)
+    except BaseException:
+        # A metaclass of the project's may do anything.
+        return "builtins.BaseException"
 
 
 def exception_text(error: BaseException, limit: int) -> str:

@@ -18,7 +18,7 @@ from carrot_twisted import begun_message, failpoints, processes, statements, tas
 from carrot_twisted.attempt import MAX_ATTEMPTS, MAX_EXCEPTION, MAX_LOG
 from carrot_twisted.message_log import GRACE, due_in, is_due, since_due
 from carrot_twisted.models import Attempt, MessageLog, PausedQueue, Worker
-from carrot_twisted.outcomes import Kind, Result, Verdict
+from carrot_twisted.outcomes import WORKER_LOST, Kind, Result, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,6 +42,8 @@ class Claimed:
     attempt: int
     retries: int = 0
     """How often it was tried again because it had failed."""
+    django_task: str | None = None
+    """What was said of it to django.tasks, see ``standard_tasks.Said``."""
     published: float
     """When, or when it was due, in seconds since the epoch, on the database's clock."""
 
@@ -171,7 +173,7 @@ def _judge_times(ids: Sequence[UUID], claimant: Claimant, using: str) -> dict[UU
 
 
 def _claimed(row: Sequence[Any], token: int) -> Claimed:
-    pk, task, task_args, content, queue, attempts, retries, published = row
+    pk, task, task_args, content, queue, attempts, retries, django_task, published = row
     return Claimed(
         uuid=pk,
         token=token,
@@ -181,6 +183,7 @@ def _claimed(row: Sequence[Any], token: int) -> Claimed:
         queue=queue,
         attempt=attempts,
         retries=retries,
+        django_task=django_task,
         published=published,
     )
 
@@ -223,6 +226,7 @@ def _fail_after(lost: Any, max_crashes: int) -> int:
             crashes=F("crashes") + 1,
             failure_time=Now(),
             exception=f"worker lost {max_crashes} times",
+            exception_class=WORKER_LOST,
         )
     )
 
@@ -361,6 +365,7 @@ def _values(result: Result, offset: float) -> statements.FinishValues:
         result.output,
         result.exception,
         result.traceback,
+        result.exception_class,
         result.log,
     )
 
@@ -388,6 +393,7 @@ def _release(runs: Sequence[Finished], using: str) -> int:
             relay_at=due_in(result.delay),
             exception=result.exception,
             traceback=result.traceback,
+            exception_class=result.exception_class,
             log=result.log,
             **more,
         )
@@ -421,6 +427,8 @@ def _released_attempt(
         started=started,
         outcome=Attempt.RETRIED if result.kind is Kind.RETRY else outcome,
         exception=result.exception and result.exception[:MAX_EXCEPTION],
+        exception_class=result.exception_class,
+        traceback=result.traceback and result.traceback[-MAX_LOG:],
         log=(result.log or "")[-MAX_LOG:],
     )
 

@@ -43,6 +43,7 @@ _SPECIAL = {
     "unique_key": "text",
     "unique_until": "text",
     "retention": "bigint",
+    "django_task": "text",
 }
 #: Which rows hold their unique key: word for word the condition of the constraint, by which SQLite
 #: finds it.
@@ -66,6 +67,7 @@ _FINISHED = {
     "output": "text",
     "exception": "text",
     "traceback": "text",
+    "exception_class": "text",
     "log": "text",
 }
 _KEY = {"uuid": "uuid", "token": "bigint"}
@@ -75,6 +77,7 @@ FinishValues = tuple[
     datetime,
     datetime | None,
     datetime | None,
+    str | None,
     str | None,
     str | None,
     str | None,
@@ -219,7 +222,8 @@ def finish_rows(
     Args:
         table: of the MessageLogs.
         keys: primary key and token of each run.
-        values: status, start, completion and failure time, output, exception, traceback, log.
+        values: status, start, completion and failure time, output, exception, traceback,
+            exception's class, log.
         using: database alias.
     """
     connection = connections[using]
@@ -274,7 +278,7 @@ def log_rows(table: str, logs: Sequence[tuple[UUID, int, str]], using: str) -> s
 
 
 #: What ``claim_rows`` returns of each row, and with it the time of its publishing.
-CLAIMED = ("uuid", "task", "task_args", "content", "queue", "attempts", "retries")
+CLAIMED = ("uuid", "task", "task_args", "content", "queue", "attempts", "retries", "django_task")
 #: Since when it waits. A number, because reading it costs less than reading a time.
 _SINCE_DUE = {
     True: "extract(epoch FROM coalesce(run_after, publish_time))::float8",

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from carrot_twisted.exceptions import InvalidMessage, PermanentFailure, PoisonMessage, Retry
 from carrot_twisted.kinds import is_bool, is_int, is_number, is_seconds, plain_name
 from carrot_twisted.limits import MAX_SECONDS
+from carrot_twisted.task_paths import without_context
 
 if TYPE_CHECKING:
     Moment: TypeAlias = datetime | timedelta | float
@@ -39,6 +40,8 @@ START, END = "start", "end"
 RETURN, RAISE = "return", "raise"
 #: Characters of a key that are kept as they are; of longer ones a digest is kept.
 MAX_KEY = 99
+#: Name of the parameter that django.tasks gives its context to: the first one.
+CONTEXT = "context"
 #: Of a task's function. ``functools.wraps`` hands it on to decorators above.
 ATTRIBUTE = "carrot_options"
 #: Never tried again: the task, or its message, says that this would not help.
@@ -330,6 +333,28 @@ def declare(one: Declared) -> None:
 def declared(path: str) -> Declared | None:
     """What the decorator of the task with this path has said; None: there is none."""
     return _declared.get(path)
+
+
+def declare_standard(
+    path: str, function: Callable[..., Any], queue: str, takes_context: bool
+) -> None:
+    """Note a task of django.tasks, when it is made: it has a decorator, too.
+
+    Args:
+        path: of the task.
+        function: what Django's decorator stands on. Below it may stand ours.
+        queue: for those who publish the task in another way, and do not say one.
+        takes_context: its first argument is Django's context, and none that is published.
+    """
+    one = _declared.get(path)
+    if one is None or one.function is not function or one.options.queue is None:
+        said = getattr(function, ATTRIBUTE, None) or TaskOptions()
+        options = first_said(said, TaskOptions(queue=queue))
+        setattr(function, ATTRIBUTE, options)
+        one = Declared(path=path, function=function, options=options)
+        declare(one)
+    if takes_context and next(iter(one.signature.parameters), "") == CONTEXT:
+        object.__setattr__(one, "signature", without_context(one.signature))
 
 
 def all_declared() -> list[Declared]:

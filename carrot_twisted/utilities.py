@@ -12,6 +12,7 @@ from carrot_twisted.exceptions import InvalidMessage
 from carrot_twisted.housekeeping import purge_queue, requeue_all
 from carrot_twisted.models import ScheduledTask
 from carrot_twisted.objects import Message, publish_rows, resolve_task
+from carrot_twisted.task_paths import StandardTask, function_of
 from carrot_twisted.view_decorators import (
     create_class_view,
     create_function_view,
@@ -40,7 +41,8 @@ __all__ = [
     "validate_task",
 ]
 
-Task = str | Callable[..., Any]
+Task = str | Callable[..., Any] | StandardTask
+"""A dotted path or a function; a ``Task`` of django.tasks does, too."""
 
 
 def get_host_from_name(name: str | None) -> VirtualHost:
@@ -54,7 +56,7 @@ def get_host_from_name(name: str | None) -> VirtualHost:
 
 
 def validate_task(task: Task) -> str:
-    """The dotted path of a task given as that path or as the function itself.
+    """The dotted path of a task given as that path, as the function, or as a django.tasks Task.
 
     Raises:
         ImportError: there is no such module.
@@ -65,6 +67,7 @@ def validate_task(task: Task) -> str:
     if isinstance(task, str):
         resolve_task(task)
         return task
+    task = function_of(task)
     if not callable(task):
         raise InvalidMessage(f"A task is a function or its dotted path, not {task!r}.")
     module = getattr(task, "__module__", None)

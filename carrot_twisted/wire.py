@@ -24,6 +24,9 @@ APP_ID = "carrot-twisted"
 CONTENT_TYPE = "application/json"
 PERSISTENT = 2
 MAX_PRIORITY = 255
+#: In a quorum queue, what RabbitMQ takes a message for that says nothing. It is 4.0 to 4.2's last
+#: normal one, those above are its high ones; 4.3 tells 0 to 31 apart.
+QUORUM_NORMAL, QUORUM_HIGHEST = 4, 31
 #: Lists and objects inside each other. Python's parsers give up somewhere near 1,000, less what the
 #: caller's own stack takes.
 MAX_DEPTH = 200

@@ -11,6 +11,8 @@ import os
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import django
+
 from carrot_twisted import processes
 
 if "CARROT_TEST_ELSEWHERE" in os.environ:
@@ -28,6 +30,15 @@ INSTALLED_APPS = [
     "carrot_twisted",
     "tests.project",
 ]
+if django.VERSION < (6, 0):
+    # It has no django.tasks of its own.
+    INSTALLED_APPS.append("django_tasks")
+TASKS = {
+    "default": {
+        "BACKEND": "carrot_twisted.backends.CarrotBackend",
+        "QUEUES": ["default", "other"],
+    }
+}
 MIDDLEWARE = [
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.utils.translation import gettext
 
-from carrot_twisted import conf, outcomes, wire
+from carrot_twisted import conf, outcomes, task_paths, wire
 from carrot_twisted.kinds import plain_name
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ def _signature(task: str) -> Mapping[str, inspect.Parameter]:
     try:
         # Not getattr: a module may have a __getattr__ that does anything.
         function = vars(sys.modules[module_name])[name]
-        return inspect.signature(function).parameters
+        return task_paths.signature_of(function).parameters
     except Exception:
         # It is not here, or is no function, or one without a signature.
         return {}

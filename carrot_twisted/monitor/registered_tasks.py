@@ -6,15 +6,15 @@ Whoever may edit schedules must not be able to run just any function that can be
 
 from __future__ import annotations
 
-import inspect
 import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from carrot_twisted import conf
-from carrot_twisted.task_paths import resolve_task
+from carrot_twisted.task_paths import function_of, resolve_task, signature_of, standard_task
 
 if TYPE_CHECKING:
+    import inspect
     from collections.abc import Mapping, Sequence
 
 _logger = logging.getLogger("carrot_twisted.monitor")
@@ -35,12 +35,14 @@ def functions() -> dict[str, list[str]]:
         found[name] = sorted(
             key
             for key, value in vars(module).items()
-            if not key.startswith("_")
-            and callable(value)
-            and not isinstance(value, type)
-            and getattr(value, "__module__", None) == name
+            if not key.startswith("_") and _is_task(function_of(value), name)
         )
     return found
+
+
+def _is_task(value: Any, module: str) -> bool:
+    is_function = callable(value) and not isinstance(value, type)
+    return is_function and getattr(value, "__module__", None) == module
 
 
 def is_registered(path: str) -> bool:
@@ -79,7 +81,8 @@ def _signature(path: str) -> inspect.Signature | None:
     if not is_registered(path):
         return None
     try:
-        return inspect.signature(resolve_task(path))
+        function = resolve_task(path)
+        return signature_of(standard_task(path) or function)
     except (Exception, SystemExit):
         # A module that fails at its import, or something that has no signature.
         return None

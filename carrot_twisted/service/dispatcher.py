@@ -27,6 +27,7 @@ from uuid import UUID
 from txaio.tx import make_logger
 
 from carrot_twisted import execution, failpoints, outcomes, wire
+from carrot_twisted.exceptions import TimeLimitExceeded
 from carrot_twisted.execution import Limits, Run
 from carrot_twisted.message_log import new_token
 from carrot_twisted.outcomes import Kind, Result, Verdict
@@ -477,7 +478,11 @@ class Dispatcher:
             # Nobody else ends this row: its own thread has no say any more.
             _log.failure("What the stuck task {uuid} was doing could not be told", uuid=job.uuid)
             result = Result(
-                kind=Kind.FAILED, exception=call.text, started=call.started, ended=time.time()
+                kind=Kind.FAILED,
+                exception=call.text,
+                exception_class=outcomes.exception_class(TimeLimitExceeded()),
+                started=call.started,
+                ended=time.time(),
             )
         self._record(job, result)
 

@@ -218,6 +218,7 @@ class Engine:
             result=settings.max_result_size,
             log=settings.max_log_size,
             seconds=settings.time_limit,
+            worker=self.worker.name,
         )
         self._tally = Tally(
             writer=self._writer,

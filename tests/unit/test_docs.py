@@ -9,6 +9,7 @@ import runpy
 import sys
 from collections import Counter
 from importlib import import_module
+from importlib.util import find_spec
 from inspect import isfunction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -142,6 +143,38 @@ def test_the_examples_of_tasks_run(
         assert told.format(number) in text
     for name in conf.TASK_DEFAULTS:
         assert f"`{name}`" in text.partition("## Defaults of a project")[2]
+
+
+@pytest.mark.django_db
+def test_the_examples_of_djangos_own_tasks_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Any
+) -> None:
+    texts = list(blocks(TOP / "docs" / "django-tasks.md", "python"))
+    if find_spec("django.tasks") is None:
+        # As the page says for Django 5.2.
+        texts = [text.replace("django.tasks", "django_tasks") for text in texts]
+    module = [text for text in texts if text.startswith("# shop/tasks.py")]
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "shop" / "tasks.py").write_text("\n\n".join(module))
+    monkeypatch.syspath_prepend(tmp_path)
+    names: dict[str, Any] = {}
+    exec(texts[0], names)  # noqa: S102
+    settings.TASKS = names["TASKS"]
+    assert set(names["INSTALLED_APPS"]) <= set(settings.INSTALLED_APPS)
+    for text in texts[1:]:
+        if text not in module:
+            exec(text, names)  # noqa: S102
+    settings.CARROT = names["CARROT"]
+    assert not [m for m in run_checks() if (m.id or "").startswith("carrot_twisted.E")]
+    rows = {row.task: row for row in MessageLog.objects.all()}
+    assert rows.keys() == {"shop.tasks.invoice", "shop.tasks.thank"}
+    shop = import_module("shop.tasks")
+    # The numbers of the page.
+    numbers = [shop.thank.using(priority=n).enqueue("Bob").id for n in (-100, 0, 100)]
+    assert [MessageLog.objects.get(pk=key).priority for key in numbers] == [0, 5, 10]
+    assert shop.deliver.enqueue(1).id == shop.deliver.enqueue(1).id
+    settings.TASKS = names["TASKS"]
+    assert shop.invoice.enqueue(42, copies=2).return_value == {"order": 42, "pages": 4}
 
 
 def test_every_page_is_reached_from_the_readme() -> None:

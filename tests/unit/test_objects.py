@@ -263,7 +263,10 @@ def test_priorities_of_a_quorum_queue_are_told_by_the_brokers_version(
 ) -> None:
     monkeypatch.setattr(message_log, "_warned_queues", set())
     settings.CARROT = {"queues": [{"name": "q", "queue_arguments": {"x-queue-type": "quorum"}}]}
-    for priority in (0, 5, 9):
+    for priority in (0, 4):
+        Message(TASK, queue="q", priority=priority)
+    assert not caplog.records, "as normal as a message without one"
+    for priority in (5, 9):
         Message(TASK, queue="q", priority=priority)
     (record,) = caplog.records
     assert "RabbitMQ before 4.0 does not heed priorities there" in record.getMessage()
