@@ -1,27 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs one task, inside a worker thread, and makes a ``Result`` of whatever happens.
+"""Runs one task, in a worker thread or as a coroutine, and makes a ``Result`` of what happens.
 
-Nothing that a task does gets out of ``execute``: ``SystemExit``, ``KeyboardInterrupt`` and
-``MemoryError`` are that task's failure, and a Django connection that it leaves in a transaction is
-dropped, so that the next task on this thread gets a clean one.
+Nothing that a task does gets out of ``execute`` and ``execute_coroutine``: ``SystemExit``,
+``KeyboardInterrupt`` and ``MemoryError`` are that task's failure, and a Django connection that it
+leaves in a transaction is dropped, so that the next task on this thread gets a clean one.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import contextvars
 import inspect
 import logging
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextvars import Context, ContextVar
+from contextvars import Context
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import async_to_sync
 from django.db import connections
 
-from carrot_twisted import conf, failpoints, objects, outcomes, signals, task_logging, wire
+from carrot_twisted import (
+    conf,
+    failpoints,
+    objects,
+    outcomes,
+    running,
+    signals,
+    task_logging,
+    wire,
+)
+from carrot_twisted.coroutine_call import CoroutineCall
 from carrot_twisted.exceptions import PoisonMessage, Retry, TimeLimitExceeded
 from carrot_twisted.interruption import Abandoned, TimedCall
 from carrot_twisted.limits import limit_of
@@ -32,7 +44,9 @@ from carrot_twisted.task_options import ATTRIBUTE, NOTHING_SAID, first_said
 if TYPE_CHECKING:
     from django.dispatch import Signal
 
+    from carrot_twisted.interruption import Call as RunningCall
     from carrot_twisted.interruption import Keeper
+    from carrot_twisted.own_thread import OwnThread
     from carrot_twisted.task_options import TaskOptions
 
 
@@ -45,6 +59,8 @@ class Run(Claimed):
     body: bytes
     transcript: task_logging.Transcript | None = None
     """What it logs, once it has begun."""
+    call: RunningCall | None = None
+    """Of the task, once it has begun."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +81,11 @@ FailureCallback = Callable[[Run, BaseException], None]
 Call = tuple[Callable[..., Any], Sequence[Any], Mapping[str, Any]]
 """A function, its positional and its keyword arguments."""
 
-#: The run of this thread, or of this coroutine.
-current: ContextVar[Run | None] = ContextVar("carrot_run", default=None)
+Ending = tuple[Kind, Any, BaseException | None, float]
+"""What came of a run: what it has returned or raised, and seconds until the next attempt."""
+
+#: Seconds that the synchronous code of a coroutine that was cancelled gets to end.
+LAST_CALL = 1.0
 
 
 def execute(
@@ -90,38 +109,114 @@ def execute(
     started = time.time()
     try:
         # A new context, not a copy: no language, time zone or variable leaks from task to task.
-        kind, value, error, delay = Context().run(
-            _call, run, transcript, limits, on_failure, prepare or from_message
-        )
+        ending = Context().run(_call, run, transcript, limits, on_failure, prepare or from_message)
     except Abandoned:
         return None
+    result = _result(run, transcript, limits, started, ending)
+    _tell(signals.task_finished, run, result=result)
+    failpoints.reached("after_run_before_finish")
+    return result
+
+
+async def execute_coroutine(
+    run: Run, limits: Limits, thread: OwnThread, on_failure: FailureCallback | None = None
+) -> Result | None:
+    """``execute`` for an ``async def`` task, in an event loop and a context of its own.
+
+    Args:
+        run: the claimed row.
+        limits: how much text to keep.
+        thread: for the synchronous code of the task, of hooks and of receivers of signals.
+        on_failure: as in ``execute``.
+    """
+    run.transcript = transcript = task_logging.Transcript(limits.log)
+    started = time.time()
+    task_logging.current.set(transcript)
+    running.current.set(run)
+    thread.enter()
+    try:
+        ending = await _await(run, transcript, limits, thread, on_failure)
+        result = _result(run, transcript, limits, started, ending)
+        if signals.task_finished.has_listeners(run.task):
+            await _in_thread(thread, _tell, signals.task_finished, run, result=result)
+    except Abandoned:
+        return None
+    finally:
+        clean = thread.end()
+    if clean is not None:
+        # Or else what it has locked there might be in the way of its own end.
+        await asyncio.wait([asyncio.wrap_future(clean)], timeout=LAST_CALL)
+    failpoints.reached("after_run_before_finish")
+    return result
+
+
+async def _await(
+    run: Run,
+    transcript: task_logging.Transcript,
+    limits: Limits,
+    thread: OwnThread,
+    on_failure: FailureCallback | None,
+) -> Ending:
+    options: TaskOptions = NOTHING_SAID
+    try:
+        task, args, kwargs = from_message(run)
+        options = getattr(task, ATTRIBUTE, NOTHING_SAID)
+        if signals.task_started.has_listeners(run.task):
+            await _in_thread(thread, _tell, signals.task_started, run)
+        call = CoroutineCall(run, limit_of(task, limits.seconds), transcript, limits.keeper)
+        run.call = call
+        value = await call.call(task, args, kwargs)
+    except Abandoned:
+        raise
+    except BaseException as error:
+        run.call = None
+        ending = _failed(run, error, options)
+        if ending[0] is Kind.FAILED and on_failure is not None:
+            await _in_thread(thread, _call_back, run, error, on_failure)
+        return ending
+    run.call = None
+    return Kind.COMPLETED, None if _ignores_result(options) else value, None, 0.0
+
+
+async def _in_thread(
+    thread: OwnThread, function: Callable[..., None], *args: Any, **kw: Any
+) -> None:
+    """Call project code that is not asynchronous."""
+    context = contextvars.copy_context()
+    await asyncio.wrap_future(thread.submit(context.run, function, *args, **kw))
+
+
+def _result(
+    run: Run,
+    transcript: task_logging.Transcript,
+    limits: Limits,
+    started: float,
+    ending: Ending,
+) -> Result:
+    kind, value, error, delay = ending
     ended = time.time()
     log = transcript.text(limits.log)
     if error is None:
-        result = Result(
+        return Result(
             kind=kind,
             output=outcomes.output_text(value, limits.result),
             log=log,
             started=started,
             ended=ended,
         )
-    else:
-        result = Result(
-            kind=kind,
-            exception=outcomes.exception_text(error, limits.result),
-            traceback=traceback_text(error, limits.result),
-            log=log,
-            started=started,
-            ended=ended,
-            delay=delay,
-        )
-    _tell(signals.task_finished, run, result=result)
-    failpoints.reached("after_run_before_finish")
-    return result
+    return Result(
+        kind=kind,
+        exception=outcomes.exception_text(error, limits.result),
+        traceback=traceback_text(error, limits.result),
+        log=log,
+        started=started,
+        ended=ended,
+        delay=delay,
+    )
 
 
 def give_up(
-    call: TimedCall, run: Run, limits: Limits, on_failure: FailureCallback | None
+    call: RunningCall, run: Run, limits: Limits, on_failure: FailureCallback | None
 ) -> Result:
     """Tell the end of a run whose own thread is stuck in its task.
 
@@ -134,9 +229,10 @@ def give_up(
     stack = call.stack()
     place = stack[-1] if stack else None
     where = f"{place.name} ({place.filename}, line {place.lineno}): {place.line}" if place else "?"
-    error = TimeLimitExceeded(f"{call.text}; the thread is stuck in {where}")
+    what = call.what.lower()
+    error = TimeLimitExceeded(f"{call.text}; the {what} is stuck in {where}")
     Context().run(_tell_failure, run, call.transcript, error, on_failure)
-    text = "".join(["Where the thread is stuck (most recent call last):\n", *stack.format()])
+    text = "".join([f"Where the {what} is stuck (most recent call last):\n", *stack.format()])
     result = Result(
         kind=Kind.FAILED,
         exception=outcomes.exception_text(error, limits.result),
@@ -165,38 +261,42 @@ def _call(
     limits: Limits,
     on_failure: FailureCallback | None,
     prepare: Callable[[Run], Call],
-) -> tuple[Kind, Any, BaseException | None, float]:
-    """What came of it: the kind, what it has returned or raised, and the delay of the next try."""
+) -> Ending:
     task_logging.current.set(transcript)
-    current.set(run)
+    running.current.set(run)
     clean_connections()
     options: TaskOptions = NOTHING_SAID
     try:
         task, args, kwargs = prepare(run)
         options = getattr(task, ATTRIBUTE, NOTHING_SAID)
         _tell(signals.task_started, run)
-        seconds = limit_of(task, limits.seconds)
-        if seconds is None or limits.keeper is None:
-            value = awaited(task(*args, **kwargs))
-        else:
-            timed = TimedCall(run, seconds, transcript, limits.keeper)
-            value = timed.call(task, args, kwargs)
+        call = TimedCall(run, limit_of(task, limits.seconds), transcript, limits.keeper)
+        run.call = call
+        value = call.call(task, args, kwargs)
     except Abandoned:
         raise
     except BaseException as error:
-        # What asks for another attempt itself knows how long it is to wait.
-        asks = isinstance(error, TimeLimitExceeded | Retry)
-        if not asks and blames_database(error):
-            return Kind.RELEASED, None, error, outcomes.release_delay(run.attempt)
-        delay = _with_defaults(options).retry_delay(error, run.retries)
-        if delay is not None:
-            return Kind.RETRY, None, error, delay
-        _call_back(run, error, on_failure)
-        return Kind.FAILED, None, error, 0.0
+        ending = _failed(run, error, options)
+        if ending[0] is Kind.FAILED:
+            _call_back(run, error, on_failure)
+        return ending
     else:
         return Kind.COMPLETED, None if _ignores_result(options) else value, None, 0.0
     finally:
+        run.call = None
         clean_connections()
+
+
+def _failed(run: Run, error: BaseException, options: TaskOptions) -> Ending:
+    """What comes of a task that has raised."""
+    # What asks for another attempt itself knows how long it is to wait.
+    asks = isinstance(error, TimeLimitExceeded | Retry)
+    if not asks and blames_database(error):
+        return Kind.RELEASED, None, error, outcomes.release_delay(run.attempt)
+    delay = _with_defaults(options).retry_delay(error, run.retries)
+    if delay is not None:
+        return Kind.RETRY, None, error, delay
+    return Kind.FAILED, None, error, 0.0
 
 
 def _with_defaults(options: TaskOptions) -> TaskOptions:
@@ -219,7 +319,7 @@ def _tell_failure(
     on_failure: FailureCallback | None,
 ) -> None:
     task_logging.current.set(transcript)
-    current.set(run)
+    running.current.set(run)
     clean_connections()
     try:
         _call_back(run, error, on_failure)

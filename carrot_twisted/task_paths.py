@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,14 @@ _resolved: dict[str, Callable[..., Any]] = {}
 def is_path(text: str) -> bool:
     """Whether a text has the form ``module.function``."""
     return "." in text and all(part.isidentifier() for part in text.split("."))
+
+
+def loaded_task(path: str) -> Any:
+    """What a dotted path names, if its module is imported already; else None. Imports nothing."""
+    module_name, _, name = path.rpartition(".")
+    module = sys.modules.get(module_name)
+    # Not getattr: a module may import others for it.
+    return None if module is None else vars(module).get(name)
 
 
 def resolve_task(path: str) -> Callable[..., Any]:

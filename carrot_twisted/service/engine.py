@@ -34,7 +34,7 @@ from carrot_twisted import (
 from carrot_twisted.begun_message import Losses
 from carrot_twisted.consumer import make_consumer
 from carrot_twisted.exceptions import CarrotConfigException
-from carrot_twisted.execution import Limits
+from carrot_twisted.execution import Limits, clean_connections
 from carrot_twisted.handlers import HandlerQueue
 from carrot_twisted.models import MessageLog, Worker
 from carrot_twisted.outage import Outage
@@ -43,6 +43,7 @@ from carrot_twisted.scheduler import ScheduledTaskManager
 from carrot_twisted.service.chore import Chore
 from carrot_twisted.service.connection import BrokerConnection, close_all
 from carrot_twisted.service.dispatcher import Dispatcher
+from carrot_twisted.service.event_loop import EventLoop
 from carrot_twisted.service.hooked_dispatcher import HookedDispatcher
 from carrot_twisted.service.journal import Journal
 from carrot_twisted.service.live_logs import LiveLogs
@@ -225,6 +226,7 @@ class Engine:
             reactor=reactor,
             now=lambda: reactor.seconds() + self._database_zero,
         )
+        self._events = EventLoop(reactor, clean_connections)
         consumers = [self._make_consumer(queue, options) for queue in queues]
         tasks = [
             (HookedDispatcher if consumer.reads_messages else Dispatcher)(
@@ -234,12 +236,14 @@ class Engine:
                 writer=self._writer,
                 limits=limits,
                 dead_letter=self._dead_letter_of(queue),
+                events=self._events,
                 tally=self._tally,
                 reactor=reactor,
             )
             for queue, consumer in zip(queues, consumers, strict=True)
             if not isinstance(queue, HandlerQueue)
         ]
+        self._events.on_blocked += [dispatcher.loop_blocked for dispatcher in tasks]
         self._live_logs = LiveLogs(
             dispatchers=tasks, writer=self._writer, limit=settings.max_log_size, reactor=reactor
         )
@@ -424,6 +428,7 @@ class Engine:
             publisher.install(other)
         for dispatcher in self._dispatchers:
             dispatcher.stop_threads()
+        self._events.stop()
         written = await self._writer.end(max(end - self._reactor.seconds(), MOMENT))
         if not written:
             _log.error("The database did not answer; what is unwritten will run again")
@@ -550,6 +555,7 @@ class Engine:
                     "uuid": str(thread.uuid or ""),
                     "seconds": round(thread.seconds, 1),
                     "stuck": thread.stuck,
+                    "coroutine": thread.coroutine,
                 }
                 for dispatcher in self._dispatchers
                 for thread in dispatcher.threads()

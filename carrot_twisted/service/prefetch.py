@@ -28,6 +28,7 @@ class Pace:
     Args:
         concurrency: threads of the queue.
         fixed: prefetch from the settings; None follows the measurement.
+        beside: the pace of the queue's coroutines, once it has any. They wait for no thread.
     """
 
     concurrency: int
@@ -38,6 +39,7 @@ class Pace:
     """Bytes of a body."""
     missing: int = 0
     """Messages that wait for their rows, which may never come."""
+    beside: Pace | None = None
 
     def measured(self, seconds: float, size: float) -> None:
         """A batch of tasks took so long on average, with bodies of that size."""
@@ -55,7 +57,8 @@ class Pace:
         if self.fixed is not None:
             return self.fixed
         ahead = self._ahead(DELIVER_AHEAD, MAX_PREFETCH)
-        return self.concurrency + min(ahead, int(MAX_BYTES / max(1.0, self.size)))
+        ahead = min(ahead, int(MAX_BYTES / max(1.0, self.size)))
+        return self.concurrency + ahead + (0 if self.beside is None else self.beside.prefetch)
 
     @property
     def headroom(self) -> int:

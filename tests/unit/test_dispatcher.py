@@ -30,6 +30,7 @@ from carrot_twisted.service import dispatcher as module
 from carrot_twisted.service import quarantine
 from carrot_twisted.service.delivery import Delivery, SafeChannel, Settler
 from carrot_twisted.service.dispatcher import Dispatcher, Job
+from carrot_twisted.service.event_loop import EventLoop
 from carrot_twisted.service.hooked_dispatcher import HookedDispatcher
 from carrot_twisted.service.log_writer import Claim, Finish
 from carrot_twisted.service.pool import Slot
@@ -108,6 +109,7 @@ class Desk:
             writer=self.writer,  # type: ignore[arg-type]
             limits=Limits(result=1000, log=1000),
             dead_letter=lambda delivery, reason: self.dead.append((delivery, reason)),
+            events=EventLoop(self.clock, execution.clean_connections),
             tally=self.tally,
             reactor=self.clock,
         )
