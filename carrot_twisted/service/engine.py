@@ -84,6 +84,8 @@ CUSTODY_INTERVAL = 15.0
 CONFIRMS = 1.0
 #: Seconds that a further last write gets when the time for them is over.
 MOMENT = 0.1
+#: Coroutines that are told with a heartbeat, those that run for longest.
+MAX_COROUTINES = 50
 #: Characters that are told of an error's text.
 MAX_REASON = 500
 
@@ -547,20 +549,29 @@ class Engine:
 
     def _state(self) -> dict[str, Any]:
         """What ``manage.py carrot_status`` tells of this worker."""
+        busy = [
+            report
+            for dispatcher in self._dispatchers
+            for report in dispatcher.threads()
+            if report.task is not None
+        ]
+        coroutines = [report for report in busy if report.coroutine]
+        # Not thousands, with each heartbeat: those that somebody may look for.
+        told = sorted(coroutines, key=lambda one: (one.stuck, one.seconds))[-MAX_COROUTINES:]
+        threads = [report for report in busy if not report.coroutine]
         return {
             "running": [
                 {
-                    "thread": thread.name,
-                    "task": thread.task,
-                    "uuid": str(thread.uuid or ""),
-                    "seconds": round(thread.seconds, 1),
-                    "stuck": thread.stuck,
-                    "coroutine": thread.coroutine,
+                    "thread": one.name,
+                    "task": one.task,
+                    "uuid": str(one.uuid or ""),
+                    "seconds": round(one.seconds, 1),
+                    "stuck": one.stuck,
+                    "coroutine": one.coroutine,
                 }
-                for dispatcher in self._dispatchers
-                for thread in dispatcher.threads()
-                if thread.task is not None
+                for one in [*threads, *reversed(told)]
             ],
+            "coroutines": len(coroutines),
             # As the database takes it: for a text that it refuses the lease would be lost.
             "problems": [outcomes.stored(text, MAX_REASON) for text in self.problems],
             "quiet": self._wishes.command == Worker.QUIET,

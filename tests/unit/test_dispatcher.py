@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import threading
 import time
+from importlib import import_module
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID, uuid4
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 TASK = "tests.project.tasks.noop"
+COROUTINE = "tests.project.coroutines.sleep"
 
 
 class Reactor(Clock):
@@ -324,6 +327,71 @@ class TestTheWay:
         desk.write()
         assert told == [desk.dispatcher.pace.prefetch]
         assert told[0] < before
+
+
+class TestCoroutines:
+    """Which of the tasks are coroutines is found out with the first one."""
+
+    @pytest.fixture(autouse=True)
+    def no_loop(self, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(desk.dispatcher._events, "call", lambda _function: None)
+        import_module(COROUTINE.rpartition(".")[0])
+
+    def arrive(self, desk: Desk, task: str, count: int) -> list[UUID]:
+        return [desk.deliver(headers={"type": task}) for _ in range(count)]
+
+    def test_they_take_no_thread_and_do_not_wait_for_one(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pace = desk.dispatcher.pace
+        pace.seconds = 10.0
+        before = pace.prefetch
+        (first,) = self.arrive(desk, COROUTINE, 1)
+        desk.turn()
+        monkeypatch.setattr(sys.modules[__name__], "TASK", COROUTINE)
+        desk.answer()
+        assert desk.jobs() == []
+        assert [job.uuid for job in desk.dispatcher._coroutines.recall()] == [first]
+        assert pace.prefetch >= before + 100
+
+        monkeypatch.undo()
+        threads = self.arrive(desk, TASK, 4)
+        beside = self.arrive(desk, COROUTINE, 3)
+        desk.turn()
+        # Two threads; the others of their kind keep nobody behind them waiting.
+        assert desk.claims() == [[*threads[:2], *beside]]
+        assert [delivery.properties.message_id for delivery in desk.dispatcher._waiting] == [
+            str(key) for key in threads[2:]
+        ]
+
+    def test_their_times_say_nothing_of_threads(self, desk: Desk) -> None:
+        desk.dispatcher._go_beside()
+        job, other = Job(uuid4(), [], is_coroutine=True), Job(uuid4(), [])
+        job.result = Result(kind=Kind.COMPLETED, started=0.0, ended=100.0)
+        other.result = Result(kind=Kind.COMPLETED, started=0.0, ended=0.05)
+        pace = desk.dispatcher.pace
+        desk.dispatcher._measure([job, other], 100.05, 10)
+        assert pace.beside is not None
+        assert (pace.seconds, pace.beside.seconds > 20) == (pytest.approx(0.05), True)
+
+    def test_what_was_not_begun_is_given_back(self, desk: Desk) -> None:
+        desk.start(2)
+        (job, _) = desk.jobs()
+        desk.dispatcher._coroutines.put(job)
+        desk.dispatcher.stop_claiming()
+        (finish,) = desk.writer.take(Finish)
+        assert (finish.job, finish.finished.result.kind) == (job, Kind.RELEASED)
+
+    def test_one_whose_module_is_not_imported_is_found_out_in_a_thread(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sys.modules[__name__], "TASK", COROUTINE)
+        monkeypatch.delitem(sys.modules, COROUTINE.rpartition(".")[0])
+        desk.start()
+        (job,) = desk.jobs()
+        desk.dispatcher._work(job)
+        assert desk.dispatcher._coroutines.recall() == [job]
+        assert desk.writer.take(Finish) == []
 
 
 class TestVerdicts:
