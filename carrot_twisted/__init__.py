@@ -9,9 +9,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from carrot_twisted.messaging import consume, publish, twisted_consume, twisted_publish
     from carrot_twisted.reactor_call import in_reactor
+    from carrot_twisted.running import is_cancelled, progress
     from carrot_twisted.tasks import task
 
-__all__ = ["consume", "in_reactor", "publish", "task", "twisted_consume", "twisted_publish"]
+__all__ = [
+    "consume",
+    "in_reactor",
+    "is_cancelled",
+    "progress",
+    "publish",
+    "task",
+    "twisted_consume",
+    "twisted_publish",
+]
 
 __version__ = "0.1.0"
 
@@ -19,7 +29,12 @@ __version__ = "0.1.0"
 DEFAULT_BROKER = "amqp://guest:guest@localhost:5672/"
 
 
-_MODULES = {"in_reactor": "reactor_call", "task": "tasks"}
+_MODULES = {
+    "in_reactor": "reactor_call",
+    "is_cancelled": "running",
+    "progress": "running",
+    "task": "tasks",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -122,7 +122,7 @@ QUEUE_DEFAULTS: dict[str, Any] = {
 #: Keys of "task_defaults": those of carrot_twisted.task that make sense for all tasks.
 TASK_DEFAULTS = (
     *("priority", "max_retries", "retry_backoff", "retry_backoff_max", "retry_jitter"),
-    *("expires", "on_duplicate", "retention", "ignore_result"),
+    *("expires", "on_duplicate", "retention", "ignore_result", "cooperative_cancel"),
 )
 #: Keys of "exchange_arguments": those of pika's exchange_declare.
 EXCHANGE_KEYS = ("exchange_type", "durable", "auto_delete", "internal", "arguments")

@@ -34,7 +34,7 @@ from carrot_twisted import (
     wire,
 )
 from carrot_twisted.coroutine_call import CoroutineCall
-from carrot_twisted.exceptions import PoisonMessage, Retry, TimeLimitExceeded
+from carrot_twisted.exceptions import PoisonMessage, Retry, TaskCancelled, TimeLimitExceeded
 from carrot_twisted.interruption import Abandoned, TimedCall
 from carrot_twisted.limits import limit_of
 from carrot_twisted.outcomes import Kind, Result
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from carrot_twisted.interruption import Call as RunningCall
     from carrot_twisted.interruption import Keeper
     from carrot_twisted.own_thread import OwnThread
+    from carrot_twisted.running import CancelRequest, Progress
     from carrot_twisted.task_options import TaskOptions
 
 
@@ -60,7 +61,15 @@ class Run(Claimed):
     transcript: task_logging.Transcript | None = None
     """What it logs, once it has begun."""
     call: RunningCall | None = None
-    """Of the task, once it has begun."""
+    """Of the task, while it runs."""
+    cancel: CancelRequest | None = None
+    """Somebody asks that it be cancelled."""
+    progress: Progress | None = None
+    """What it has told last."""
+    told: Progress | None = None
+    """Of that, what the row has."""
+    options: TaskOptions = NOTHING_SAID
+    """Those of its decorator, once it has begun."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,8 +168,9 @@ async def _await(
 ) -> Ending:
     options: TaskOptions = NOTHING_SAID
     try:
+        _check_cancelled(run)
         task, args, kwargs = from_message(run)
-        options = getattr(task, ATTRIBUTE, NOTHING_SAID)
+        options = run.options = getattr(task, ATTRIBUTE, NOTHING_SAID)
         if signals.task_started.has_listeners(run.task):
             await _in_thread(thread, _tell, signals.task_started, run)
         call = CoroutineCall(run, limit_of(task, limits.seconds), transcript, limits.keeper)
@@ -196,9 +206,11 @@ def _result(
     kind, value, error, delay = ending
     ended = time.time()
     log = transcript.text(limits.log)
+    progress = progress_of(run)
     if error is None:
         return Result(
             kind=kind,
+            progress=progress,
             output=outcomes.output_text(value, limits.result),
             log=log,
             started=started,
@@ -206,6 +218,7 @@ def _result(
         )
     return Result(
         kind=kind,
+        progress=progress,
         exception=outcomes.exception_text(error, limits.result),
         traceback=traceback_text(error, limits.result),
         log=log,
@@ -235,6 +248,7 @@ def give_up(
     text = "".join([f"Where the {what} is stuck (most recent call last):\n", *stack.format()])
     result = Result(
         kind=Kind.FAILED,
+        progress=progress_of(run),
         exception=outcomes.exception_text(error, limits.result),
         traceback=outcomes.stored(text[-limits.result :], limits.result),
         log=call.transcript.text(limits.log),
@@ -267,8 +281,9 @@ def _call(
     clean_connections()
     options: TaskOptions = NOTHING_SAID
     try:
+        _check_cancelled(run)
         task, args, kwargs = prepare(run)
-        options = getattr(task, ATTRIBUTE, NOTHING_SAID)
+        options = run.options = getattr(task, ATTRIBUTE, NOTHING_SAID)
         _tell(signals.task_started, run)
         call = TimedCall(run, limit_of(task, limits.seconds), transcript, limits.keeper)
         run.call = call
@@ -289,14 +304,28 @@ def _call(
 
 def _failed(run: Run, error: BaseException, options: TaskOptions) -> Ending:
     """What comes of a task that has raised."""
+    if isinstance(error, TaskCancelled):
+        return Kind.CANCELLED, None, error, 0.0
     # What asks for another attempt itself knows how long it is to wait.
     asks = isinstance(error, TimeLimitExceeded | Retry)
     if not asks and blames_database(error):
         return Kind.RELEASED, None, error, outcomes.release_delay(run.attempt)
     delay = _with_defaults(options).retry_delay(error, run.retries)
     if delay is not None:
-        return Kind.RETRY, None, error, delay
+        # Who cancels a task does not want it again.
+        return (Kind.RETRY if run.cancel is None else Kind.CANCELLED), None, error, delay
     return Kind.FAILED, None, error, 0.0
+
+
+def progress_of(run: Run) -> str | None:
+    """What the task has told last, for its row."""
+    return None if run.progress is None else run.progress.column
+
+
+def _check_cancelled(run: Run) -> None:
+    """It may have been cancelled while it waited here for its turn."""
+    if run.cancel is not None:
+        raise TaskCancelled(run.cancel.text)
 
 
 def _with_defaults(options: TaskOptions) -> TaskOptions:
@@ -310,6 +339,11 @@ def _ignores_result(options: TaskOptions) -> bool | None:
     if options.ignore_result is None and options is not NOTHING_SAID:
         return conf.current().task_defaults.ignore_result
     return options.ignore_result
+
+
+def is_cooperative(run: Run) -> bool:
+    """Whether the task of a run says that who cancels it does not interrupt it."""
+    return bool(_with_defaults(run.options).cooperative_cancel)
 
 
 def _tell_failure(

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from asgiref.sync import async_to_sync
 
-from carrot_twisted.exceptions import TimeLimitExceeded
+from carrot_twisted.exceptions import TaskCancelled, TimeLimitExceeded
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -165,6 +165,10 @@ class Call:
     def interrupt(self) -> None:
         """Its time is over: raise, or cancel the coroutine; again where that was swallowed."""
         self._raise(TimeLimitExceeded, self.text)
+
+    def cancel(self, text: str) -> None:
+        """Somebody wants it to end: as ``interrupt``, and as often as this is called."""
+        self._raise(TaskCancelled, text)
 
     def abandon(self) -> bool:
         """Give it up: what the call returns or raises counts no more.

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from carrot_twisted.conf import QueueSettings
     from carrot_twisted.consumer import Consumer
     from carrot_twisted.interruption import Call
+    from carrot_twisted.running import CancelRequest
     from carrot_twisted.service.event_loop import EventLoop
     from carrot_twisted.service.tally import Tally
 
@@ -240,6 +241,25 @@ class Dispatcher:
             if job.run is not None and job.result is None:
                 found.append(job.run)
         return found
+
+    def cancel(self, key: UUID, token: int, request: CancelRequest) -> bool:
+        """Somebody wants a task to end that runs here under this token: tell it, interrupt it.
+
+        May be called again and again: what the task has swallowed is raised anew.
+
+        Returns:
+            Whether that is new, and the task runs here.
+        """
+        job = self._jobs.get(key)
+        run = None if job is None else job.run
+        if job is None or run is None or run.token != token or job.result is not None:
+            return False
+        is_new = run.cancel is None
+        run.cancel = request
+        call = run.call
+        if call is not None and not (request.cooperative or execution.is_cooperative(run)):
+            call.cancel(request.text)
+        return is_new
 
     def runs(self, key: UUID, token: int | None) -> bool:
         """Whether a row is claimed here under this token. On the writer's thread."""
@@ -649,7 +669,14 @@ class Dispatcher:
 
     def _tell(self, job: Job, result: Result) -> None:
         """Say in the service's log what did not go well; the row has the details."""
-        if result.exception is not None and result.kind is not Kind.RELEASED:
+        if result.kind is Kind.CANCELLED and job.run is not None:
+            _log.info(
+                "Task {task} ({uuid}) has ended: {why}",
+                task=outcomes.one_line(job.run.task, 200),
+                uuid=job.uuid,
+                why=_first_line(result.exception or ""),
+            )
+        elif result.exception is not None and result.kind is not Kind.RELEASED:
             text = "Task {task} ({uuid}) failed: {error}"
             if result.kind is Kind.RETRY:
                 text = "Task {task} ({uuid}) is tried again in {delay:g} s: {error}"
@@ -658,6 +685,9 @@ class Dispatcher:
 
     def _count(self, job: Job, result: Result) -> None:
         assert job.run is not None
+        if result.kind is Kind.CANCELLED:
+            # Neither a success nor a failure, and its time says nothing of the task.
+            return
         self._tally.count(
             self.name,
             job.run.task,
@@ -799,7 +829,8 @@ class Dispatcher:
             assert job.run is not None
             transcript = job.run.transcript
             log = "" if transcript is None else transcript.text(self._limits.log)
-            self._record(job, Result(kind=Kind.RELEASED, started=1.0, log=log))
+            progress = execution.progress_of(job.run)
+            self._record(job, Result(kind=Kind.RELEASED, started=1.0, log=log, progress=progress))
         return len(running)
 
     def _return_waiting(self) -> None:

@@ -40,6 +40,7 @@ from carrot_twisted.models import MessageLog, Worker
 from carrot_twisted.outage import Outage
 from carrot_twisted.records import Claimant, Wishes
 from carrot_twisted.scheduler import ScheduledTaskManager
+from carrot_twisted.service.cancelling import Cancelling
 from carrot_twisted.service.chore import Chore
 from carrot_twisted.service.connection import BrokerConnection, close_all
 from carrot_twisted.service.dispatcher import Dispatcher
@@ -246,8 +247,15 @@ class Engine:
             if not isinstance(queue, HandlerQueue)
         ]
         self._events.on_blocked += [dispatcher.loop_blocked for dispatcher in tasks]
+        cancelling = Cancelling(
+            dispatchers=tasks, writer=self._writer, worker=self.worker.name, reactor=reactor
+        )
         self._live_logs = LiveLogs(
-            dispatchers=tasks, writer=self._writer, limit=settings.max_log_size, reactor=reactor
+            dispatchers=tasks,
+            writer=self._writer,
+            limit=settings.max_log_size,
+            on_long=cancelling.look,
+            reactor=reactor,
         )
         self._journal = Journal(self._writer, self.worker.name, settings.max_result_size, reactor)
         self._losses = Losses(

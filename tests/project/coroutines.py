@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from asgiref.sync import sync_to_async
 from django.db import connection
 
-from carrot_twisted import in_reactor
+from carrot_twisted import in_reactor, is_cancelled
 from carrot_twisted.limits import time_limit
 from carrot_twisted.models import MessageLog
 
@@ -105,3 +105,11 @@ async def never_awaits() -> None:
     """Hold up the event loop until somebody interrupts."""
     while True:
         pass
+
+
+async def wait_to_be_cancelled() -> None:
+    """Tidies up, as it should."""
+    try:
+        await asyncio.sleep(60)
+    finally:
+        logger.info("tidied up, cancelled: %s", is_cancelled())
