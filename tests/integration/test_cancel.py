@@ -16,6 +16,7 @@ from tests.project import coroutines, misbehaving
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
+    from uuid import UUID
 
     from tests.processes import ServiceProcess
 
@@ -51,7 +52,7 @@ def test_running_tasks_end_as_they_are_asked_to(start_service: StartService) -> 
     # While it runs.
     wait_until(is_told)
     assert untold.cancel()
-    ended: dict[str, Any] = {row.pk: row for row in finished(rows)}
+    ended: dict[UUID, Any] = {row.pk: row for row in finished(rows)}
     why = "cancelled by ann: too slow"
     for row, status, text in (
         (interrupted, MessageLog.CANCELLED, why),
@@ -86,7 +87,7 @@ def test_the_wish_survives_the_worker(start_service: StartService) -> None:
     running = begun(row)
     first.kill()
     assert running.cancel("ann")
-    assert start_service("--queue=default", **carrot(lease=4.0))
+    start_service("--queue=default", **carrot(lease=4.0))
     (ended,) = finished([row])
     assert (ended.status, ended.attempts) == (MessageLog.CANCELLED, 1)
     assert ended.exception == "cancelled; its worker was lost before it had ended"

@@ -528,7 +528,7 @@ def test_a_form_of_another_site_does_nothing(name: str) -> None:
     ("status", "shown"),
     [
         ("PUBLISHED", {"carrot-task-cancel"}),
-        ("IN_PROGRESS", {"carrot-task-requeue"}),
+        ("IN_PROGRESS", {"carrot-task-requeue", "carrot-task-cancel"}),
         ("COMPLETED", {"carrot-task-requeue", "carrot-task-delete"}),
         ("FAILED", {"carrot-task-requeue", "carrot-task-delete"}),
         ("CANCELLED", {"carrot-task-requeue", "carrot-task-delete"}),

@@ -20,6 +20,8 @@ from carrot_twisted.task_options import TaskOptions
 from tests.unit.test_execution import run_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from carrot_twisted.service.log_writer import CancelLook
 
 ANN = CancelRequest(by="ann", reason="too slow")
@@ -111,26 +113,30 @@ def ends_all_the_same() -> str:
     return "done"
 
 
-@pytest.mark.django_db
+def of_task(function: Callable[..., Any]) -> Any:
+    path = f"{__name__}.{function.__name__}"
+    return run_of(function, task=path, header=path)
+
+
 class TestEnd:
     def result_of(self, run: Any) -> Any:
         return execution.execute(run, Limits(result=1000, log=1000))
 
     def test_who_raises_it_is_cancelled(self) -> None:
-        result = self.result_of(run_of(looks_and_ends))
+        result = self.result_of(of_task(looks_and_ends))
         assert (result.kind, result.exception) == (Kind.CANCELLED, "asked to")
         assert "looks_and_ends" in result.traceback
 
     def test_who_fails_then_is_not_tried_again(self) -> None:
-        assert self.result_of(run_of(fails_for_it)).kind is Kind.CANCELLED
+        assert self.result_of(of_task(fails_for_it)).kind is Kind.CANCELLED
 
     def test_who_returns_is_completed(self) -> None:
-        result = self.result_of(run_of(ends_all_the_same))
+        result = self.result_of(of_task(ends_all_the_same))
         assert (result.kind, result.output) == (Kind.COMPLETED, "done")
         assert result.progress == '{"done": 3, "total": 3, "text": ""}'
 
     def test_what_has_not_begun_does_not(self) -> None:
-        run = run_of(ends_all_the_same)
+        run = of_task(ends_all_the_same)
         run.cancel = ANN
         result = self.result_of(run)
         assert (result.kind, result.exception) == (Kind.CANCELLED, "cancelled by ann: too slow")
