@@ -61,6 +61,11 @@ class Pace:
         return self.concurrency + ahead + (0 if self.beside is None else self.beside.prefetch)
 
     @property
+    def least(self) -> int:
+        """How many messages keep all threads and coroutines busy."""
+        return self.concurrency + (0 if self.beside is None else self.beside.concurrency)
+
+    @property
     def headroom(self) -> int:
         """How many messages beyond ``prefetch``: those that wait for rows keep no others out.
 
@@ -72,6 +77,11 @@ class Pace:
         return min(most, int(seconds * self.concurrency / max(self.seconds, 1e-6)))
 
 
-def worth_changing(present: int, wanted: int) -> bool:
-    """Whether a new prefetch is worth a new consumer: a factor of four, up or down."""
-    return wanted >= present * 4 or wanted * 4 <= present
+def worth_changing(present: int, pace: Pace) -> bool:
+    """Whether a new prefetch is worth a new consumer: a factor of four, up or down.
+
+    Or where the present one leaves some of those without work that could have it: the first
+    coroutine has come.
+    """
+    wanted = pace.prefetch
+    return wanted >= present * 4 or wanted * 4 <= present or present < pace.least <= wanted
