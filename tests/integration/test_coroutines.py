@@ -26,13 +26,18 @@ if TYPE_CHECKING:
 @pytest.mark.once
 def test_five_hundred_that_wait_run_at_once_beside_one_thread(start_service: StartService) -> None:
     queue = {"name": "default", "concurrency": 1, "async_concurrency": 500}
-    service = start_service("--queue=default", **carrot(queues=[queue]))
+    service = start_service("--queue=default", **carrot(queues=[queue], shutdown_timeout=1))
     rows = publish_many([create_message(coroutines.sleep, task_args=[1]) for _ in range(500)])
     done = finished(rows)
     assert {row.status for row in done} == {MessageLog.COMPLETED}
     assert max(int(row.output or "") for row in done) > 400
     assert run(publish_message(tasks.effect, "thread", 0.0)).output == "did thread"
+    # What does not end in time when a service stops runs again elsewhere.
+    long = publish_message(coroutines.sleep, 60)
+    begun = MessageLog.objects.filter(pk=long.pk, attempts=1)
+    wait_until(begun.filter(status=MessageLog.IN_PROGRESS).exists)
     assert service.stop(20) == 0
+    assert begun.get().status == MessageLog.PUBLISHED
 
 
 def test_the_orm_twisted_and_contexts_are_each_tasks_own(start_service: StartService) -> None:
@@ -75,10 +80,21 @@ def test_a_blocked_loop_is_told_and_another_one_goes_on(
     service = start_service(
         "--queue=default",
         **carrot(lease=4.0),
-        **constants({"service.event_loop.BLOCKED_AFTER": 0.5, "service.event_loop.INTERVAL": 0.2}),
+        **constants(
+            {
+                "service.event_loop.BLOCKED_AFTER": 0.5,
+                "service.event_loop.INTERVAL": 0.2,
+                "service.time_keeper.STUCK_AFTER": 1.5,
+                "service.time_keeper.REPEAT": 0.2,
+            }
+        ),
     )
+    swallowing = publish_message(coroutines.swallows)
     never = run(publish_message(coroutines.never_awaits))
     assert (never.status, never.exception) == (MessageLog.FAILED, "time limit of 0.3 s exceeded")
+    text = run(swallowing).exception or ""
+    assert text.startswith("time limit of 0.3 s exceeded; the coroutine is stuck in sleep (")
+    assert f"is stuck in task {swallowing.task} ({swallowing.pk})" in service.log
     blocker = publish_message(coroutines.block, str(tmp_path / "go"))
     service.wait_for(f"Task tests.project.coroutines.block ({blocker.pk}) holds up all coroutines")
     assert "time.sleep(0.01)" in service.log

@@ -107,6 +107,16 @@ async def never_awaits() -> None:
         pass
 
 
+@time_limit(0.3)
+async def swallows() -> None:
+    """Goes on, whatever it hears."""
+    while True:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            logger.info("swallowed")
+
+
 async def wait_to_be_cancelled() -> None:
     """Tidies up, as it should."""
     try:
