@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -12,16 +13,19 @@ import pytest
 from asgiref.sync import sync_to_async
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 
+from carrot_twisted import execution, running, signals, task_logging
 from carrot_twisted.coroutine_call import CoroutineCall
 from carrot_twisted.exceptions import TimeLimitExceeded
 from carrot_twisted.interruption import Abandoned
+from carrot_twisted.outcomes import Kind, Result
 from carrot_twisted.own_thread import OwnThread, TaskThreads
 from carrot_twisted.service.bridge import driven
 from carrot_twisted.service.coroutines import Coroutines
 from carrot_twisted.task_logging import Transcript
+from tests.unit.test_execution import run_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterator
 
     from carrot_twisted.interruption import Call
 
@@ -262,6 +266,83 @@ class TestThreads:
 
     def test_who_has_no_synchronous_code_takes_none(self) -> None:
         assert OwnThread(TaskThreads(lambda: None)).end() is None
+
+
+async def logs_and_returns(value: str) -> str:
+    logging.getLogger("carrot").warning("from %s", value)
+    return value
+
+
+async def fails() -> None:
+    await asyncio.sleep(0)
+    raise ValueError("on purpose")
+
+
+class TestExecution:
+    """What hooks and receivers of signals do there may block: it is not done in the loop."""
+
+    @pytest.fixture
+    def told(self) -> Iterator[list[tuple[str, str]]]:
+        """What was called, and in which thread."""
+        found: list[tuple[str, str]] = []
+
+        def started(**_: Any) -> None:
+            found.append(("started", threading.current_thread().name))
+
+        def finished(result: Result, **_: Any) -> None:
+            found.append((result.kind.value, threading.current_thread().name))
+
+        signals.task_started.connect(started)
+        signals.task_finished.connect(finished)
+        yield found
+        signals.task_started.disconnect(started)
+        signals.task_finished.disconnect(finished)
+
+    def result_of(
+        self,
+        function: Callable[..., Any],
+        *args: Any,
+        on_failure: execution.FailureCallback | None = None,
+        **changes: Any,
+    ) -> Result:
+        path = f"{__name__}.{function.__name__}"
+        run = run_of(function, *args, **{"task": path, "header": path, **changes})
+        own = OwnThread(TaskThreads(lambda: None))
+
+        async def main() -> Any:
+            return await execution.execute_coroutine(
+                run, execution.Limits(result=1000, log=1000), own, on_failure
+            )
+
+        result = drive(main())
+        assert run.call is None
+        assert isinstance(result, Result)
+        return result
+
+    def test_receivers_are_called_in_the_tasks_own_thread(
+        self, told: list[tuple[str, str]]
+    ) -> None:
+        task_logging.capture(set())
+        result = self.result_of(logs_and_returns, "x")
+        assert (result.kind, result.output) == (Kind.COMPLETED, "x")
+        assert (result.log or "").endswith(":: from x")
+        assert told == [("started", "carrot-async-1"), ("COMPLETED", "carrot-async-1")]
+
+    def test_so_are_the_failure_hooks(self) -> None:
+        called: list[tuple[str, str]] = []
+
+        def hook(run: Any, error: BaseException) -> None:
+            assert running.current.get() is run
+            called.append((str(error), threading.current_thread().name))
+
+        result = self.result_of(fails, on_failure=hook)
+        assert (result.kind, result.exception) == (Kind.FAILED, "on purpose")
+        assert "in fails" in (result.traceback or "")
+        assert called == [("on purpose", "carrot-async-1")]
+
+    def test_a_message_of_another_task_is_its_failure(self) -> None:
+        result = self.result_of(fails, header="os.getcwd")
+        assert "names task 'os.getcwd'" in (result.exception or "")
 
 
 @sync_to_async
