@@ -57,8 +57,8 @@ def steps_of(row: MessageLog, earlier: Sequence[Attempt] = ()) -> list[Step]:
     if row.status == MessageLog.PUBLISHED:
         _add_wait(steps, row)
     elif row.status == MessageLog.IN_PROGRESS:
-        steps.found.append(Step(title=gettext("Running"), kind="running"))
         _add_wish(steps, row)
+        steps.found.append(Step(title=gettext("Running"), kind="running"))
     else:
         if row.status != MessageLog.CANCELLED:
             _add_wish(steps, row)
@@ -143,7 +143,7 @@ def _add_wish(steps: _Steps, row: MessageLog) -> None:
     """Somebody has asked that it be cancelled while it ran."""
     asked = row.cancel_asked
     if asked is not None:
-        steps.add(gettext("Asked to end"), asked.moment, kind="waiting", text=_who(asked))
+        steps.add(gettext("Asked to end"), asked.moment, text=_who(asked))
 
 
 def _who(asked: CancelRequest) -> str:
