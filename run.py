@@ -123,21 +123,26 @@ def run_tests(arguments: Sequence[str], log: Path) -> int:
     sqlite = {**variables, "CARROT_TEST_DATABASE": "sqlite"}
     postgres = {**variables, "CARROT_TEST_DATABASE": "postgres"}
     # What does not depend on the database is tested with SQLite only.
-    on_postgres = [*pytest, "-m", "not once"]
-    first: Parts = {
-        **{name: (command, variables) for name, command in LINTERS.items()},
-        "unit tests": ([*pytest, "tests/unit"], variables),
-        "browser tests": ([*on_postgres, "tests/browser"], postgres),
-        "others on PostgreSQL": ([*on_postgres, *OTHER_TESTS], postgres),
-        "others on SQLite": ([*pytest, *OTHER_TESTS], sqlite),
-    }
-    second: Parts = {"integration, PostgreSQL": ([*on_postgres, INTEGRATION_TESTS], postgres)}
-    third: Parts = {"integration, SQLite": ([*pytest, INTEGRATION_TESTS], sqlite)}
+    each, either = [*pytest, "-m", "not once"], [*pytest, "-m", "once"]
+    lanes: list[Parts] = [
+        {
+            **{name: (command, variables) for name, command in LINTERS.items()},
+            "unit tests": ([*pytest, "tests/unit"], variables),
+            "browser tests": ([*each, "tests/browser"], postgres),
+        },
+        {
+            "others on SQLite": ([*pytest, *OTHER_TESTS], sqlite),
+            "others on PostgreSQL": ([*each, *OTHER_TESTS], postgres),
+        },
+        {"integration, either": ([*either, INTEGRATION_TESTS], sqlite)},
+        {"integration, SQLite": ([*each, INTEGRATION_TESTS], sqlite)},
+        {"integration, PostgreSQL": ([*each, INTEGRATION_TESTS], postgres)},
+    ]
     if BROKER in os.environ:
         # They would use the same queues.
-        return run_lanes({**first, **second, **third})
-    # They wait most of their time for servers, and take about as long as each other.
-    return run_lanes(first, second, third)
+        lanes = [{name: part for lane in lanes for name, part in lane.items()}]
+    # More lanes than processors: but for the first, each waits for servers half of its time.
+    return run_lanes(*lanes)
 
 
 def run_benchmark(arguments: Sequence[str], log: Path) -> int:

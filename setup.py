@@ -41,7 +41,10 @@ setup(
         "carrot_twisted": ["py.typed", "templates/**/*", "static/**/*", "api/openapi.json"]
     },
     include_package_data=False,
-    entry_points={"console_scripts": ["carrot = carrot_twisted.command_line:main"]},
+    entry_points={
+        "console_scripts": ["carrot = carrot_twisted.command_line:main"],
+        "pytest11": ["carrot = carrot_twisted.pytest_plugin"],
+    },
     # Where systemd finds them if this is installed for all users.
     data_files=[
         (
@@ -65,10 +68,16 @@ setup(
         "django-htmx>=1.29,<2",
         # The monitor's JSON API: pages, fields and errors are those of django-carrot, which has it.
         "djangorestframework>=3.16",
+        # What `--http` serves at /metrics: the text form, its escaping, and what is known of the
+        # process. Not an extra: it has no dependencies, and a service that is asked for its metrics
+        # has them. Only `--http` imports it.
+        "prometheus-client>=0.20",
     ],
     extras_require={
         # The driver with its C library: no compiler, no libpq-dev.
         "postgres": ["psycopg[binary]>=3.2"],
+        # Spans from publisher to task; what they are sent with is the project's choice.
+        "otel": ["opentelemetry-api>=1.24"],
         "test": [
             "axe-playwright-python",  # looks at the monitor's pages for people who see less
             "build",  # the wheel that the acceptance tests install ...
@@ -79,7 +88,9 @@ setup(
             "hypothesis",
             "mypy",
             "mypy-zope",
+            "opentelemetry-sdk>=1.24",  # keeps the spans that tests look at
             "playwright",  # drives Chromium
+            "pyyaml",  # reads the rules for alerts
             "pytest>=8.4",
             "pytest-django>=4.11",
             "pytest-twisted>=1.14.3",

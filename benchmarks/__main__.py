@@ -30,6 +30,7 @@ from devtools.steps import StepFailed, say, step
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from devtools.server import Server
 
@@ -38,6 +39,8 @@ NEEDED = ("celery", "django", "django_celery_results", "pika", "psycopg", "twist
 
 def main(arguments: Sequence[str]) -> int:
     """Prepare, measure, tidy up; return the exit status."""
+    if arguments[:1] == ["pages"]:
+        return _of_pages(arguments)
     given = options.parse(arguments)
     broker_url = os.environ.get("CARROT_BROKER_URL")
     postgres_url = os.environ.get("CARROT_DATABASE_URL")
@@ -46,11 +49,7 @@ def main(arguments: Sequence[str]) -> int:
         log = folder / "preparation.log"
         try:
             if not all(map(find_spec, NEEDED)):
-                prepare_environment("postgres,benchmark", log=log)
-                command = [str(PYTHON), "-m", "benchmarks", *arguments]
-                return subprocess.run(
-                    command, cwd=TOP, env=environment_variables(), check=False
-                ).returncode
+                return _in_the_environment(arguments, log)
             if "consume" in given.measures and "fedora" in given.systems:
                 prepare_peer(peers.FEDORA, peers.REQUIREMENT, log=log)
             prepare_machine(
@@ -67,6 +66,22 @@ def main(arguments: Sequence[str]) -> int:
         from benchmarks.bench import run
 
         return run(given, broker_url=broker_url, postgres_url=postgres_url, folder=folder)
+
+
+def _in_the_environment(arguments: Sequence[str], log: Path) -> int:
+    prepare_environment("postgres,benchmark", log=log)
+    command = [str(PYTHON), "-m", "benchmarks", *arguments]
+    return subprocess.run(command, cwd=TOP, env=environment_variables(), check=False).returncode
+
+
+def _of_pages(arguments: Sequence[str]) -> int:
+    """Measure pages instead of tasks and messages."""
+    if not all(map(find_spec, NEEDED)):
+        with temporary_folder("carrot-benchmark-") as folder:
+            return _in_the_environment(arguments, folder / "preparation.log")
+    from benchmarks.pages.__main__ import main as measure
+
+    return measure(arguments[1:])
 
 
 def _start(server: Server, servers: ExitStack) -> str:

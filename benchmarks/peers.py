@@ -8,3 +8,5 @@ from __future__ import annotations
 
 FEDORA = "fedora-messaging"
 REQUIREMENT = f"{FEDORA}>=3.9"
+FLOWER = "flower"
+FLOWER_REQUIREMENT = f"{FLOWER}>=2.0"

@@ -115,3 +115,21 @@ def purge(connection: pika.BlockingConnection, queue: str) -> None:
         if isinstance(error, ChannelClosedByBroker) and error.reply_code == NOT_FOUND:
             return
         raise BrokerError(f"Queue {queue!r} could not be purged: {error!r}") from error
+
+
+def look(connection: pika.BlockingConnection, queue: str) -> tuple[int, int] | None:
+    """How many messages are ready in a queue, and how many consumers it has; None: it is not there.
+
+    Raises:
+        BrokerError: the broker refused, or the connection was lost.
+    """
+    try:
+        # A channel of its own: a refusal closes it.
+        channel = connection.channel()
+        declared = channel.queue_declare(queue, passive=True).method
+        channel.close()
+    except (AMQPError, OSError) as error:
+        if isinstance(error, ChannelClosedByBroker) and error.reply_code == NOT_FOUND:
+            return None
+        raise BrokerError(f"Queue {queue!r} could not be looked at: {error!r}") from error
+    return declared.message_count, declared.consumer_count

@@ -13,6 +13,7 @@ import contextlib
 import contextvars
 import inspect
 import logging
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import async_to_sync
 from django.db import connections
+from django.db.backends.signals import connection_created
 
 from carrot_twisted import (
     conf,
@@ -58,6 +60,8 @@ class Run(Claimed):
     header: str | None
     """Dotted path that the message names; it must be the row's."""
     body: bytes
+    headers: Mapping[str, Any] | None = None
+    """Of the message."""
     transcript: task_logging.Transcript | None = None
     """What it logs, once it has begun."""
     call: RunningCall | None = None
@@ -70,6 +74,31 @@ class Run(Claimed):
     """Of that, what the row has."""
     options: TaskOptions = NOTHING_SAID
     """Those of its decorator, once it has begun."""
+
+    @classmethod
+    def of(
+        cls,
+        claimed: Claimed,
+        *,
+        header: str | None,
+        body: bytes,
+        headers: Mapping[str, Any] | None = None,
+    ) -> Run:
+        """What is run of a claimed row, and of the message that rang for it."""
+        return cls(
+            uuid=claimed.uuid,
+            token=claimed.token,
+            task=claimed.task,
+            task_args=claimed.task_args,
+            content=claimed.content,
+            queue=claimed.queue,
+            attempt=claimed.attempt,
+            retries=claimed.retries,
+            published=claimed.published,
+            header=header,
+            headers=headers,
+            body=body,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +131,8 @@ def execute(
     limits: Limits,
     on_failure: FailureCallback | None = None,
     prepare: Callable[[Run], Call] | None = None,
+    *,
+    own_connections: bool = True,
 ) -> Result | None:
     """Run the task and tell what came of it. Nothing that the task does raises here.
 
@@ -110,6 +141,7 @@ def execute(
         limits: how much text to keep.
         on_failure: called in the task's context when it failed, for the consumer's callbacks.
         prepare: says what to call, or raises; by default it is the row's task.
+        own_connections: this thread's connections serve tasks alone, and are cleaned for them.
 
     Returns:
         None if this thread was given up meanwhile: ``give_up`` has told the run's end.
@@ -118,7 +150,9 @@ def execute(
     started = time.time()
     try:
         # A new context, not a copy: no language, time zone or variable leaks from task to task.
-        ending = Context().run(_call, run, transcript, limits, on_failure, prepare or from_message)
+        ending = Context().run(
+            _call, run, transcript, limits, on_failure, prepare or from_message, own_connections
+        )
     except Abandoned:
         return None
     result = _result(run, transcript, limits, started, ending)
@@ -275,10 +309,12 @@ def _call(
     limits: Limits,
     on_failure: FailureCallback | None,
     prepare: Callable[[Run], Call],
+    own_connections: bool,
 ) -> Ending:
     task_logging.current.set(transcript)
     running.current.set(run)
-    clean_connections()
+    if own_connections:
+        clean_connections()
     options: TaskOptions = NOTHING_SAID
     try:
         _check_cancelled(run)
@@ -299,7 +335,8 @@ def _call(
         return Kind.COMPLETED, None if _ignores_result(options) else value, None, 0.0
     finally:
         run.call = None
-        clean_connections()
+        if own_connections:
+            clean_connections()
 
 
 def _failed(run: Run, error: BaseException, options: TaskOptions) -> Ending:
@@ -460,17 +497,33 @@ def clean_connections() -> None:
     switched off: the thread would fail, or never commit, from then on. The queries that Django
     keeps with ``DEBUG`` are forgotten.
     """
+    if not getattr(_thread, "may_be_connected", True):
+        # Django looks up each alias in a storage that knows of coroutines, which is slow.
+        return
+    # Before the look: a connection that is made meanwhile counts.
+    _thread.may_be_connected = False
     for connection in connections.all(initialized_only=True):
         connection.queries_log.clear()
         try:
             if connection.connection is None and not connection.in_atomic_block:
                 continue
+            _thread.may_be_connected = True
             if _in_transaction(connection):
                 _drop(connection)
             else:
                 connection.close_if_unusable_or_obsolete()
         except Exception:
             _drop(connection)
+
+
+def _note_connected(**_: Any) -> None:
+    _thread.may_be_connected = True
+
+
+#: Whether this thread may have a connection to look at; not known until it was looked once.
+_thread = threading.local()
+# Django sends this in the thread that connects, each time.
+connection_created.connect(_note_connected, dispatch_uid="carrot_twisted.execution")
 
 
 def in_transaction(alias: str) -> bool:

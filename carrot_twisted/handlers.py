@@ -20,7 +20,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from django.apps import apps
 from django.utils.module_loading import import_string, module_has_submodule
@@ -65,6 +65,7 @@ Handler = TypeVar("Handler", bound=Callable[..., Any])
 MODULE = "handlers"
 
 _logger = logging.getLogger("carrot_twisted.handlers")
+_decode = json.JSONDecoder().decode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,37 +97,72 @@ class Message:
         Raises:
             UnreadableBody: it cannot be read, or its type is not accepted.
         """
-        kind = (self.properties.content_type or "").partition(";")[0].strip().lower()
-        if kind in _JSON or kind.endswith("+json"):
-            self._require(kind, "application/json")
-            return self._json()
-        if kind in _TRUSTED:
-            return self._text()
-        self._require(kind, kind)
-        return self._text() if kind.startswith("text/") else self.body
+        return content_of(self.body, self.properties, self.accept)
 
-    def _require(self, kind: str, *accepted: str) -> None:
-        if self.accept is not None and not self.accept.intersection({kind, *accepted}):
-            raise UnreadableBody(
-                f"content type {kind!r} is not accepted; CARROT['handlers']['accept'] says which"
-            )
 
-    def _json(self) -> Any:
-        if not self.body:
-            return ""
-        try:
-            return json.loads(self.body.decode(self.properties.content_encoding or "utf-8"))
-        except (ValueError, LookupError, RecursionError) as error:
-            raise UnreadableBody(f"the body is no JSON: {error}") from None
+def content_of(body: bytes, properties: pika.BasicProperties, accept: frozenset[str] | None) -> Any:
+    """A message's body, read as its content type says.
 
-    def _text(self) -> str | bytes:
-        encoding = (self.properties.content_encoding or "utf-8").lower()
-        if encoding in ("binary", "ascii-8bit"):
-            return self.body
-        try:
-            return self.body.decode(encoding)
-        except (ValueError, LookupError) as error:
-            raise UnreadableBody(f"the body is no text in {encoding}: {error}") from None
+    Args:
+        body: as it came.
+        properties: of the message.
+        accept: content types that are read; None: all.
+
+    Raises:
+        UnreadableBody: it cannot be read, or its type is not accepted.
+    """
+    reading = _reading_of(properties.content_type)
+    if accept is not None and reading.one_of and accept.isdisjoint(reading.one_of):
+        raise UnreadableBody(
+            f"content type {reading.kind!r} is not accepted; CARROT['handlers']['accept'] says "
+            "which"
+        )
+    return reading.read(body, properties.content_encoding or "utf-8")
+
+
+class _Reading(NamedTuple):
+    """How bodies of a content type are read."""
+
+    kind: str
+    """The content type, without what belongs to it."""
+    one_of: frozenset[str]
+    """One of these must be accepted; none: it is read anyway."""
+    read: Callable[[bytes, str], Any]
+    """Gets the body and its encoding."""
+
+
+@functools.lru_cache(maxsize=1000)
+def _reading_of(content_type: str | None) -> _Reading:
+    kind = (content_type or "").partition(";")[0].strip().lower()
+    if kind in _JSON or kind.endswith("+json"):
+        return _Reading(kind, frozenset({kind, "application/json"}), _json)
+    if kind in _TRUSTED:
+        return _Reading(kind, frozenset(), _text)
+    return _Reading(kind, frozenset({kind}), _text if kind.startswith("text/") else _as_it_is)
+
+
+def _as_it_is(body: bytes, _encoding: str) -> bytes:
+    return body
+
+
+def _json(body: bytes, encoding: str) -> Any:
+    if not body:
+        return ""
+    try:
+        # As json.loads, which first looks for what it was not given.
+        return _decode(body.decode(encoding))
+    except (ValueError, LookupError, RecursionError) as error:
+        raise UnreadableBody(f"the body is no JSON: {error}") from None
+
+
+def _text(body: bytes, encoding: str) -> str | bytes:
+    encoding = encoding.lower()
+    if encoding in ("binary", "ascii-8bit"):
+        return body
+    try:
+        return body.decode(encoding)
+    except (ValueError, LookupError) as error:
+        raise UnreadableBody(f"the body is no text in {encoding}: {error}") from None
 
 
 #: What kombu's JSON says it is.
@@ -149,6 +185,8 @@ class Registration:
     handler: Callable[..., Any]
     call: Callable[[Message], Any]
     """Calls the handler with what it asks for."""
+    of_body: Callable[[Any], Any] | None
+    """The handler, if it asks for the body alone, as most do; else None."""
 
     @property
     def name(self) -> str:
@@ -163,6 +201,8 @@ class HandlerQueue(QueueSettings):
     handler: str
     """Its name, for people."""
     call: Callable[[Message], Any]
+    of_body: Callable[[Any], Any] | None = None
+    """Does the same with the body alone, if that is all that is asked for: no Message is made."""
     accept: frozenset[str] | None
     time_limit: float | None
     """Seconds that one call may run."""
@@ -239,7 +279,7 @@ def message_handler(
         _check_name(name)
 
     def register(handler: Handler) -> Handler:
-        call = _call_of(handler)
+        call, of_body = _calls_of(handler)
         new = {
             (name, exchange): Registration(
                 queue=name,
@@ -249,6 +289,7 @@ def message_handler(
                 log=log,
                 handler=handler,
                 call=call,
+                of_body=of_body,
             )
             for name, key in zip(names, keys, strict=True)
         }
@@ -321,8 +362,8 @@ def _check_new(new: Iterable[Registration], count: int) -> None:
                 )
 
 
-def _call_of(handler: Any) -> Callable[[Message], Any]:
-    """What calls a handler with the arguments that it asks for.
+def _calls_of(handler: Any) -> tuple[Callable[[Message], Any], Callable[[Any], Any] | None]:
+    """What calls a handler with the arguments that it asks for; see ``Registration``.
 
     Raises:
         InvalidQueueRegistration: it cannot be called with a body, or a message, alone.
@@ -333,7 +374,7 @@ def _call_of(handler: Any) -> Callable[[Message], Any]:
         parameters = inspect.signature(handler).parameters.values()
     except (TypeError, ValueError):
         # Some callables that are written in C tell nothing of their arguments.
-        return lambda message: handler(message.content)
+        return lambda message: handler(message.content), handler
     wanting = _asks_for_message(handler, parameters)
     positional: list[bool] = []
     keywords: list[str] = []
@@ -368,7 +409,7 @@ def _call_of(handler: Any) -> Callable[[Message], Any]:
         args = [message if whole else message.content for whole in positional]
         return handler(*args, **dict.fromkeys(keywords, message))
 
-    return call
+    return call, None if wanting else handler
 
 
 def _asks_for_message(
@@ -523,6 +564,7 @@ def _queue(
         signing=False,
         handler=one.name,
         call=one.call,
+        of_body=one.of_body,
         accept=settings.handlers.accept,
         time_limit=limit_of(_unwrapped(one.handler), settings.time_limit),
         policy=policy,

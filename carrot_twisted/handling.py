@@ -45,19 +45,16 @@ def handle(call: Callable[[], Any], timed: TimedCall | None = None) -> Failure |
     Raises:
         Abandoned: this thread was given up meanwhile; ``give_up`` has told what went wrong.
     """
-
-    def called() -> None:
-        if timed is None:
-            execution.awaited(call())
-        else:
-            timed.call(call, (), {})
-
     if time.monotonic() - getattr(_left, "clean", -math.inf) > CLEAN_FOR:
         execution.clean_connections()
     _left.clean = -math.inf
     try:
         # A new context, not a copy: no language, time zone or variable leaks to the next message.
-        Context().run(called)
+        context = Context()
+        if timed is not None:
+            context.run(timed.call, call, (), {})
+        elif (value := context.run(call)) is not None:
+            context.run(execution.awaited, value)
     except Abandoned:
         raise
     except BaseException as error:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from django.db import router, transaction
 from django.db.models.functions import Coalesce, Now
 
-from carrot_twisted import conf, housekeeping, rollups, statements
-from carrot_twisted.attempt import delete_orphans
+from carrot_twisted import attempt, conf, housekeeping, rollups, schedule_run, statements
 from carrot_twisted.models import MessageLog, ScheduledTask
 from carrot_twisted.periodic import periodic_task
 
@@ -107,21 +106,26 @@ def cleanup() -> dict[str, int]:
 def delete_old_statistics() -> dict[str, int]:
     """Delete what was counted for charts and is older than they reach (``rollups.KEPT``).
 
-    And attempts at tasks whose rows are gone.
+    And attempts and runs of schedules whose tasks' rows are gone.
 
     Returns:
-        How many buckets and attempts were deleted.
+        How many buckets, attempts and runs were deleted.
     """
     using = router.db_for_write(MessageLog)
-    deleted = {"buckets": rollups.delete_old(using), "attempts": 0}
+    deleted = {"buckets": rollups.delete_old(using), "attempts": 0, "runs": 0}
     end = time.monotonic() + BUDGET
-    count = CHUNK
-    while count == CHUNK and time.monotonic() < end:
-        with transaction.atomic(using=using):
-            count = delete_orphans(CHUNK, using)
-        deleted["attempts"] += count
+    for what, delete in (
+        ("attempts", attempt.delete_orphans),
+        ("runs", schedule_run.delete_orphans),
+    ):
+        count = CHUNK
+        while count == CHUNK and time.monotonic() < end:
+            with transaction.atomic(using=using):
+                count = delete(CHUNK, using)
+            deleted[what] += count
     _logger.info(
-        "Deleted old statistics: %(buckets)s buckets, and %(attempts)s attempts at deleted tasks",
+        "Deleted old statistics: %(buckets)s buckets, and of deleted tasks %(attempts)s attempts "
+        "and %(runs)s runs of schedules",
         deleted,
     )
     return deleted

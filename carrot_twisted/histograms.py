@@ -9,6 +9,7 @@ than the last: four for each doubling, so that a second is in bucket 40 and an h
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,6 +25,19 @@ STEPS = 4
 LAST = 120
 
 
+@dataclass(slots=True)
+class Durations:
+    """A histogram with the sum of what it holds. One thread adds; any may read."""
+
+    histogram: Histogram = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count one duration."""
+        add(self.histogram, seconds)
+        self.seconds += seconds
+
+
 def bucket(seconds: float) -> int:
     """The number of the bucket that a duration belongs to."""
     if seconds <= FIRST:
@@ -31,9 +45,14 @@ def bucket(seconds: float) -> int:
     return min(LAST, math.ceil(math.log2(seconds / FIRST) * STEPS))
 
 
+def end(number: int) -> float:
+    """The longest duration, in seconds, of a bucket."""
+    return FIRST * math.exp2(number / STEPS)
+
+
 def add(histogram: Histogram, seconds: float) -> None:
     """Count one duration."""
-    number = bucket(seconds)
+    number = bucket(seconds) if seconds > FIRST else 0
     histogram[number] = histogram.get(number, 0) + 1
 
 

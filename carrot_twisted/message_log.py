@@ -25,7 +25,7 @@ from django.db.models import Case, Count, F, Max, Min, Q, Value, When
 from django.db.models.functions import Coalesce, Now
 from django.utils import timezone
 
-from carrot_twisted import conf, failpoints, signals, statements, task_options, wire
+from carrot_twisted import conf, failpoints, signals, statements, task_options, tracing, wire
 from carrot_twisted.exceptions import CarrotConfigException, DuplicateTask, InvalidMessage
 from carrot_twisted.kinds import MAX_NAME_BYTES
 from carrot_twisted.running import CancelRequest, Progress
@@ -132,6 +132,7 @@ class MessageLogQuerySet(models.QuerySet["MessageLog"]):
         token = new_token()
         for row in rows:
             row.token = token
+        tracing.carry(rows)
         table = self.model._meta.db_table
         # In the order of their keys: two who publish the same never wait for each other.
         special = sorted(
@@ -147,9 +148,11 @@ class MessageLogQuerySet(models.QuerySet["MessageLog"]):
                     statements.insert_rows(table, plain[start : start + INSERT_BATCH], using)
                 for start in range(0, len(special), INSERT_BATCH):
                     holders |= self._insert_special(special[start : start + INSERT_BATCH], using)
+        inserted = [row for row in rows if row.pk not in holders] if holders else rows
+        signals.rows_enqueued.send(sender=self.model, rows=inserted, using=using)
         failpoints.reached("before_insert_commit")
         # The others wait in the outbox for their time, or are not there at all.
-        due = [row for row in rows if row.run_after is None and row.pk not in holders]
+        due = [row for row in inserted if row.run_after is None]
         if due:
             told = partial(signals.rows_committed.send_robust, sender=self.model, using=using)
             # robust: the commit has happened; nothing that fails now may tell the caller otherwise.
@@ -343,6 +346,9 @@ class MessageLog(models.Model):
     #: Of an unsaved row: as they were given, until the database's clock is asked.
     _run_after: Moment | None = None
     _expires: Moment | None = None
+
+    carrier: Mapping[str, str] | None = None
+    """Headers of its first message that say to which trace it belongs; not kept in the row."""
 
     uuid = models.UUIDField(primary_key=True, default=message_id, editable=False)
     status = models.CharField(max_length=11, choices=STATUS_CHOICES, default=PUBLISHED)

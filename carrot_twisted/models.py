@@ -16,6 +16,7 @@ from carrot_twisted.message_log import MessageLog, message_id
 from carrot_twisted.operator_action import OperatorAction
 from carrot_twisted.paused_queue import PausedQueue
 from carrot_twisted.rollups import QueueStatistics, TaskStatistics
+from carrot_twisted.schedule_run import ScheduleRun
 from carrot_twisted.scheduled_task import ScheduledTask
 from carrot_twisted.worker import Worker
 
@@ -26,6 +27,7 @@ __all__ = [
     "OperatorAction",
     "PausedQueue",
     "QueueStatistics",
+    "ScheduleRun",
     "ScheduledTask",
     "TaskStatistics",
     "Worker",

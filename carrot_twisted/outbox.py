@@ -2,7 +2,8 @@
 """The outbox: rows that the broker has not confirmed, and the posts made of them.
 
 A *post* is what a publishing session needs to send one row's message. It is made of the row
-alone, so a relay in another process sends byte for byte what the publisher would have sent.
+alone, so a relay in another process sends byte for byte what the publisher would have sent, but for
+what ``tracing`` adds to the headers of the first message.
 """
 
 from __future__ import annotations
@@ -79,6 +80,8 @@ def posts(rows: Iterable[MessageLog]) -> dict[VirtualHost, list[Post]]:
         message_id = str(row.uuid)
         body = wire.body(row.task_args, row.content)
         properties = wire.properties(row.task, message_id, row.priority)
+        if row.carrier is not None:
+            properties["headers"].update(row.carrier)
         if seal is not None and queue.signs:
             properties = seal.sign(properties, body)
         result.setdefault(queue.host, []).append(

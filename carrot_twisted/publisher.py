@@ -45,8 +45,11 @@ _logger = logging.getLogger("carrot_twisted.publisher")
 # them; without that, Python would print them beside our one warning.
 logging.getLogger("pika").addHandler(logging.NullHandler())
 
-#: Seconds without progress after which posts are left to the relay.
+#: Seconds without a sign of the broker after which posts are left to the relay.
 BUDGET = 1.0
+#: So many looks for signs make these seconds. Between two of them the connection is read: a process
+#: that gets no processor for a while does not take its own silence for the broker's.
+LOOKS = 2
 #: Seconds between a failed connection and the next attempt; posts meanwhile go to the relay.
 RECONNECT = 2.0
 #: Confirms are collected for so many seconds, or up to so many, before one statement notes them.
@@ -136,7 +139,11 @@ class _Link:
         self._untried = len(self._servers)
         self._not_before = 0.0
         self._closing = False
-        self._progress = time.monotonic()
+        #: Counts what has gone forward here. What the broker answers the session counts.
+        self._signs = 0
+        #: All signs there were at the last look, and for how many looks there have been no others.
+        self._seen: tuple[int, int] = (0, 0)
+        self._quiet = 0
         self._outage = Outage(time.monotonic)
 
     @property
@@ -145,7 +152,7 @@ class _Link:
 
     def publish(self, posts: Sequence[Post]) -> None:
         if not self.busy:
-            self._progress = time.monotonic()
+            self._signs += 1
         if self._session is not None:
             self._session.publish(posts)
             return
@@ -155,7 +162,12 @@ class _Link:
 
     def check_progress(self) -> None:
         """Called now and then: leave to the relay what gets nowhere."""
-        if self.busy and time.monotonic() - self._progress > BUDGET:
+        signs = (self._signs, 0 if self._session is None else self._session.answers)
+        if not self.busy or signs != self._seen:
+            self._seen, self._quiet = signs, 0
+            return
+        self._quiet += 1
+        if self._quiet >= LOOKS:
             self._give_up("the broker did not answer in time")
 
     @property
@@ -192,7 +204,7 @@ class _Link:
         if self._closing:
             connection.close()
             return
-        self._progress = time.monotonic()
+        self._signs += 1
         after = self._outage.over()
         if after:
             _logger.info("Connected to the broker %s%s.", self._host.label, after)
@@ -242,7 +254,7 @@ class _Link:
         self._thread.settle_waiters()
 
     def _settled(self, post: Post, error: str | None) -> None:
-        self._progress = time.monotonic()
+        self._signs += 1
         self._thread.settled(post, error)
 
 
@@ -422,7 +434,7 @@ class ThreadPublisher:
     def _tick(self) -> None:
         for link in self._links.values():
             link.check_progress()
-        self.ioloop.call_later(BUDGET / 2, self._tick)
+        self.ioloop.call_later(BUDGET / LOOKS, self._tick)
 
     def _take(self) -> None:
         with self._lock:

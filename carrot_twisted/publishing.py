@@ -130,6 +130,8 @@ class PublishingSession:
         self._pending: deque[Post] = deque()
         self._channel: Channel | None = None
         self._ready = False
+        self.answers = 0
+        """How often the broker has answered. Not each answer settles a post."""
         self._next_tag = 1
         self._in_flight: dict[int, Post] = {}
         self._bytes = 0
@@ -212,6 +214,7 @@ class PublishingSession:
         channel.confirm_delivery(self._on_confirm, callback=self._on_select_ok)
 
     def _on_select_ok(self, _frame: Method[Any]) -> None:
+        self.answers += 1
         self._next_tag = self._looked_at = 1
         self._ready = True
         self._closing.over()
@@ -268,6 +271,7 @@ class PublishingSession:
 
     def _on_confirm(self, frame: Method[Any]) -> None:
         failpoints.reached("after_publish_before_confirm")
+        self.answers += 1
         tag: int = frame.method.delivery_tag
         acked = frame.method.NAME == "Basic.Ack"
         if frame.method.multiple:
@@ -431,6 +435,7 @@ class PublishingSession:
         declare(self._connection, post.steps if ours else [passive], looked)
 
     def _on_declared(self, key: str, refusals: Sequence[Refusal]) -> None:
+        self.answers += 1
         posts = self._declaring.pop(key)
         fatal = _fatal(refusals)
         if fatal:

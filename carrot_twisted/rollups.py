@@ -27,12 +27,15 @@ if TYPE_CHECKING:
 KEPT = {
     60: timedelta(hours=3),
     600: timedelta(days=2),
-    3600: timedelta(days=35),
+    3600: timedelta(days=8),
+    86_400: timedelta(days=35),
 }
 #: The finest of them.
 FINEST = 60
 #: Stands for the tasks beyond those that are counted one by one.
 OTHERS = "(others)"
+#: Stands for all tasks of a queue, or of all queues: a chart of these is not added up task by task.
+ALL = ""
 
 
 def start_of(seconds: float, resolution: int) -> int:
@@ -41,7 +44,7 @@ def start_of(seconds: float, resolution: int) -> int:
 
 
 class TaskStatistics(models.Model):
-    """What one service has counted of one task, or handler, in one bucket of time."""
+    """What one service has counted of one task, handler, or queue, in one bucket of time."""
 
     resolution = models.PositiveIntegerField(help_text="Length of the bucket in seconds.")
     start = models.DateTimeField()
@@ -100,6 +103,9 @@ class Totals:
     failed: int = 0
     wait: Histogram = field(default_factory=dict)
     run: Histogram = field(default_factory=dict)
+    wait_seconds: float = 0.0
+    """Of all waits together. No chart asks for it, so no row has it."""
+    run_seconds: float = 0.0
 
     def add(self, other: Totals) -> None:
         """Count all that the other one has, too."""
@@ -107,6 +113,8 @@ class Totals:
         self.failed += other.failed
         histograms.merge(self.wait, other.wait)
         histograms.merge(self.run, other.run)
+        self.wait_seconds += other.wait_seconds
+        self.run_seconds += other.run_seconds
 
     def copy(self) -> Totals:
         """The same, as it is now."""
@@ -117,6 +125,12 @@ class Totals:
 
 #: Resolution, start in seconds since the epoch, queue, task.
 Key = tuple[int, int, str, str]
+
+
+def counted_in(key: Key) -> tuple[Key, Key, Key]:
+    """In which buckets something is counted: its task's, its queue's, that of all queues."""
+    resolution, start, queue, _task = key
+    return key, (resolution, start, queue, ALL), (resolution, start, ALL, ALL)
 
 
 def write(totals: Sequence[tuple[Key, Totals]], worker: str, using: str) -> None:

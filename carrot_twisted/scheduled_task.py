@@ -13,7 +13,7 @@ from django.db.models import Case, DateTimeField, F, Q, When
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from carrot_twisted import conf, triggers, wire
+from carrot_twisted import conf, schedule_run, triggers, wire
 from carrot_twisted.exceptions import CarrotError, InvalidMessage
 from carrot_twisted.message_log import MAX_TASK, MessageLog
 from carrot_twisted.task_paths import is_path, resolve_task
@@ -435,6 +435,7 @@ class ScheduledTask(models.Model):
         using = self._state.db or router.db_for_write(MessageLog)
         with transaction.atomic(using=using):
             (log,) = MessageLog.objects.using(using).enqueue([row])
+            schedule_run.note([(self.pk, log.pk, None)], using)
             type(self)._base_manager.using(using).filter(pk=self.pk).update(last_log=log.pk)
         self.last_log = log.pk
         self._note_loaded({"last_log"})

@@ -13,6 +13,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 
 from carrot_twisted import failpoints, schedules
+from carrot_twisted.histograms import Durations
 from carrot_twisted.models import MessageLog
 from carrot_twisted.service.chore import Chore
 
@@ -72,7 +73,9 @@ class ScheduledTaskManager:
         using = using or router.db_for_write(MessageLog)
         self._reactor = reactor
         self._database = database or _Threads(using, reactor)
-        self._publish = partial(schedules.look, using, filters)
+        self.lateness = Durations()
+        """How late its schedules were published, since the start."""
+        self._publish = partial(schedules.look, using, filters, self.lateness.add)
         self._before: list[Callable[[], object]] = [*before]
         self._before.append(partial(schedules.try_again, using, filters))
         if run_now:

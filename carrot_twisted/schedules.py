@@ -20,14 +20,14 @@ from django.db import DatabaseError, InterfaceError, connections
 from django.db.models import DateTimeField, ExpressionWrapper, Value
 from django.db.models.functions import Now
 
-from carrot_twisted import failpoints, outcomes, statements
+from carrot_twisted import failpoints, outcomes, schedule_run, statements
 from carrot_twisted.aside import Errand
 from carrot_twisted.exceptions import CarrotError
 from carrot_twisted.models import MessageLog, ScheduledTask
 from carrot_twisted.task_paths import is_path, resolve_task
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Mapping
+    from collections.abc import Callable, Container, Mapping
     from datetime import datetime
     from uuid import UUID
 
@@ -67,7 +67,11 @@ def clock() -> Combinable:
     return Now()
 
 
-def look(using: str, filters: Mapping[str, Any] | None = None) -> float | None:
+def look(
+    using: str,
+    filters: Mapping[str, Any] | None = None,
+    late: Callable[[float], None] = lambda _seconds: None,
+) -> float | None:
     """Publish what is due. Call it inside a transaction.
 
     With nothing to do this is one small query, which one index answers.
@@ -75,6 +79,7 @@ def look(using: str, filters: Mapping[str, Any] | None = None) -> float | None:
     Args:
         using: database alias.
         filters: look after these schedules only.
+        late: called for each task that is published, with how long its slot has passed.
 
     Returns:
         Seconds until the next look: 0 if there is more to do at once, None if no slot comes before
@@ -92,7 +97,7 @@ def look(using: str, filters: Mapping[str, Any] | None = None) -> float | None:
     _, slot, now = soonest
     if slot is not None and slot > now:
         return float((slot - now).total_seconds())
-    if publish_due(using, filters):
+    if publish_due(using, filters, late):
         return 0.0
     # Somebody else has these rows in their hands. The others keep their moment.
     later = soon.filter(next_run_time__gt=clock()).order_by("next_run_time")
@@ -100,7 +105,11 @@ def look(using: str, filters: Mapping[str, Any] | None = None) -> float | None:
     return None if times is None else float((times[0] - times[1]).total_seconds())
 
 
-def publish_due(using: str, filters: Mapping[str, Any] | None = None) -> int:
+def publish_due(
+    using: str,
+    filters: Mapping[str, Any] | None = None,
+    late: Callable[[float], None] = lambda _seconds: None,
+) -> int:
     """Plan the active schedules that are new; without such, publish those that are due, once each.
 
     Call it inside a transaction. A schedule that cannot be published says why in its ``problem``
@@ -124,14 +133,19 @@ def publish_due(using: str, filters: Mapping[str, Any] | None = None) -> int:
     moved = statements.move_schedules(
         ScheduledTask._meta.db_table, [step.values() for step in steps], using
     )
-    rows = [step.row for step in steps if step.row is not None and step.pk in moved]
-    if rows:
-        logs = MessageLog.objects.using(using).enqueue(rows)
-        for row, log in zip(rows, logs, strict=True):
+    published = [(step, step.row) for step in steps if step.row is not None and step.pk in moved]
+    for step, _ in published:
+        late(step.late)
+    if published:
+        logs = MessageLog.objects.using(using).enqueue([row for _, row in published])
+        runs = []
+        for (step, row), log in zip(published, logs, strict=True):
+            runs.append((step.pk, log.pk, step.last_run_time))
             if log.duplicate:
                 # A unique task that is there already: it is what came of this slot.
                 moved_on = ScheduledTask.objects.using(using).filter(last_log=row.pk)
                 moved_on.update(last_log=log.pk)
+        schedule_run.note(runs, using)
         failpoints.reached("in_schedule_transaction")
     return len(moved)
 
@@ -191,6 +205,8 @@ class _Step:
     problem: str
     active: bool = True
     row: MessageLog | None = None
+    late: float = 0.0
+    """Seconds since the slot that the row is for."""
 
     def values(self) -> statements.MoveValues:
         return (
@@ -291,7 +307,8 @@ def _next_step(schedule: Any, stay: _Step, unfinished: Container[UUID], tasks: _
         return step
     tasks.check(schedule.task)
     row = schedule.new_row()
-    return replace(step, last_run_time=due.run, last_log=row.pk, problem="", row=row)
+    late = (now - due.run).total_seconds()
+    return replace(step, last_run_time=due.run, last_log=row.pk, problem="", row=row, late=late)
 
 
 def _is_planned(schedule: Any) -> bool:

@@ -19,7 +19,7 @@ from django.db import connections, transaction
 from django.utils import timezone
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 #: Columns of a new row that differ from row to row, with PostgreSQL's type for them.
 _INSERTED = {
@@ -105,8 +105,29 @@ def _arrays(types: dict[str, str]) -> str:
     return f"unnest({', '.join(f'%s::{t}[]' for t in types.values())}) AS v ({', '.join(types)})"
 
 
-def _columns(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
-    return [list(column) for column in zip(*rows, strict=True)]
+def _columns(rows: Sequence[Sequence[Any]]) -> list[str]:
+    return [_array(column) for column in zip(*rows, strict=True)]
+
+
+def _array(values: Iterable[Any]) -> str:
+    """What PostgreSQL reads as an array of any type.
+
+    Drivers make it of a list, too: with half a dozen calls for each value, a fifth of all that a
+    task costs the service.
+    """
+    return f"{{{','.join(map(_element, values))}}}"
+
+
+def _element(value: Any) -> str:
+    if value is None:
+        return "NULL"
+    if isinstance(value, str):
+        quoted = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{quoted}"'
+    if isinstance(value, UUID):
+        return value.hex
+    # Numbers, truth values, and times as ISO 8601 has them.
+    return str(value) if isinstance(value, int) else f'"{value}"'
 
 
 def insert_rows(table: str, rows: Sequence[Any], using: str) -> None:
@@ -332,7 +353,7 @@ def claim_rows(
     times: list[Any]
     if _is_postgresql(connection):
         now, times = "statement_timestamp()", []
-        matching, keys = "uuid = ANY(%s)", [list(ids)]
+        matching, keys = "uuid = ANY(%s::uuid[])", [_array(ids)]
     else:
         now, times = "%s", [_adapted(connection, _now(connection))]
         matching = f"uuid IN ({', '.join('%s' for _ in ids)})"

@@ -2,6 +2,7 @@
 """What the charts show: how many tasks ended and how long they took, and how the queues stood.
 
 Read from the buckets of ``rollups``, one or two queries for a chart, whatever the number of tasks.
+What is told task by task comes from coarser buckets than the charts: it has many more rows.
 The last bucket of a span is the present one, which is not over yet: services write into it every
 ten seconds. Times are this host's; services write those of the database.
 """
@@ -11,14 +12,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.db.models import F, Sum
 from django.utils import timezone
 
 from carrot_twisted import histograms, statements
 from carrot_twisted.models import QueueStatistics, TaskStatistics
-from carrot_twisted.rollups import start_of
+from carrot_twisted.rollups import ALL, start_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,20 +27,25 @@ if TYPE_CHECKING:
     from carrot_twisted.histograms import Histogram
 
 #: Rows of the table of tasks: those of which most came to an end.
-MAX_TASKS = 500
+MAX_TASKS = 20
 
 
 class Span(Enum):
-    """For how long back: the seconds of a bucket, and their number."""
+    """For how long back: the seconds of a bucket, their number, the seconds of one of a task."""
 
-    HOUR = (60, 60)
-    DAY = (600, 144)
-    WEEK = (3600, 168)
+    HOUR = (60, 60, 600)
+    DAY = (600, 144, 3600)
+    WEEK = (3600, 168, 86_400)
 
     @property
     def resolution(self) -> int:
         """Seconds of a bucket."""
         return self.value[0]
+
+    def start_of_tasks(self, now: datetime) -> datetime:
+        """Since when ``tasks`` counts: the start of the bucket that the first of ours is in."""
+        first = self.starts(now)[0].timestamp()
+        return datetime.fromtimestamp(start_of(first, self.value[2]), UTC)
 
     def starts(self, now: datetime) -> list[datetime]:
         """Start of each bucket; the last is the one that ``now`` is in."""
@@ -82,17 +88,16 @@ class TaskTotals:
     run: Durations
 
 
-@dataclass(frozen=True, kw_only=True)
-class QueueSample:
+class QueueSample(NamedTuple):
     """How a queue stood; None each where nobody looked."""
 
     start: datetime
     """Of the bucket; the look itself was soon after that, as a rule."""
-    waiting: int | None
-    running: int | None
-    oldest: float | None
+    waiting: int | None = None
+    running: int | None = None
+    oldest: float | None = None
     """Seconds since the oldest waiting task was published; None also where none waited."""
-    unsent: int | None
+    unsent: int | None = None
 
 
 def throughput(
@@ -109,14 +114,17 @@ def throughput(
         task: of this task, or handler, only.
     """
     starts = span.starts(timezone.now())
-    filters = {} if queue is None else {"queue": queue}
-    if task is not None:
-        filters["task"] = task
+    if task is None:
+        filters = {"queue": ALL if queue is None else queue, "task": ALL}
+    else:
+        filters = {"task": task} if queue is None else {"queue": queue, "task": task}
     rows = TaskStatistics.objects.using(using).filter(
         resolution=span.resolution, start__gte=starts[0], **filters
     )
     sums = {row["start"]: row for row in _summed(rows, "start")}
-    times = _durations(span, starts[0], using, ["start"], queue, None if task is None else [task])
+    times = _durations(
+        span.resolution, starts[0], using, ["start"], filters.get("queue"), [filters["task"]]
+    )
     return [
         Throughput(
             start=start,
@@ -132,24 +140,25 @@ def throughput(
 def tasks(span: Span, using: str, queue: str | None = None) -> list[TaskTotals]:
     """What came to its end of each task and handler, those first of which it was most.
 
-    Two queries; MAX_TASKS at most.
+    Two queries; MAX_TASKS at most. Counted since ``span.start_of_tasks``, which is a little more
+    than the span.
 
     Args:
         span: how far back.
         using: database alias.
         queue: of this queue only.
     """
-    since = span.starts(timezone.now())[0]
+    since, resolution = span.start_of_tasks(timezone.now()), span.value[2]
     filters = {} if queue is None else {"queue": queue}
     rows = TaskStatistics.objects.using(using).filter(
-        resolution=span.resolution, start__gte=since, **filters
+        resolution=resolution, start__gte=since, **filters
     )
-    most = _summed(rows, "queue", "task").order_by(
+    most = _summed(rows.exclude(task=ALL), "queue", "task").order_by(
         (F("completed_sum") + F("failed_sum")).desc(), "queue", "task"
     )[:MAX_TASKS]
     found = list(most)
     names = sorted({row["task"] for row in found})
-    times = _durations(span, since, using, ["queue", "task"], queue, names) if names else {}
+    times = _durations(resolution, since, using, ["queue", "task"], queue, names) if names else {}
     return [
         TaskTotals(
             queue=row["queue"],
@@ -181,23 +190,14 @@ def depths(span: Span, using: str, queue: str | None = None) -> dict[str, list[Q
     rows = QueueStatistics.objects.using(using).filter(
         resolution=span.resolution, start__gte=starts[0], **filters
     )
-    found: dict[str, dict[datetime, QueueStatistics]] = {}
-    for row in rows.order_by("queue"):
-        found.setdefault(row.queue, {})[row.start] = row
+    found: dict[str, dict[datetime, QueueSample]] = {}
+    columns = ("queue", "start", "waiting", "running", "oldest", "unsent")
+    for name, start, *stood in rows.order_by("queue").values_list(*columns):
+        found.setdefault(name, {})[start] = QueueSample(start, *stood)
     return {
-        name: [_sample(start, by_start.get(start)) for start in starts]
+        name: [by_start.get(start) or QueueSample(start) for start in starts]
         for name, by_start in found.items()
     }
-
-
-def _sample(start: datetime, row: QueueStatistics | None) -> QueueSample:
-    return QueueSample(
-        start=start,
-        waiting=row.waiting if row else None,
-        running=row.running if row else None,
-        oldest=row.oldest if row else None,
-        unsent=row.unsent if row else None,
-    )
 
 
 def _summed(rows: Any, *by: str) -> Any:
@@ -209,16 +209,16 @@ def _summed(rows: Any, *by: str) -> Any:
 
 
 def _durations(
-    span: Span,
+    resolution: int,
     since: datetime,
     using: str,
     by: Sequence[str],
     queue: str | None,
-    tasks: Sequence[str] | None,
+    tasks: Sequence[str],
 ) -> dict[tuple[Any, ...], Histogram]:
     """The histograms, by "wait" or "run" and what they are of."""
     rows = statements.sum_histograms(
-        TaskStatistics._meta.db_table, by, span.resolution, since, using, queue, tasks
+        TaskStatistics._meta.db_table, by, resolution, since, using, queue, tasks
     )
     found: dict[tuple[Any, ...], Histogram] = {}
     for *key, number, count in rows:

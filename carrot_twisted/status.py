@@ -2,7 +2,8 @@
 """How a project's queues and workers fare just now, as the tables tell it.
 
 The broker is not asked: each worker writes with its heartbeat what keeps it from working, and a
-message that the broker did not take waits in the outbox.
+message that the broker did not take waits in the outbox. Rows are counted up to a bound, so that it
+takes no longer where a million of them wait.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from django.db.models import DurationField, ExpressionWrapper, F
 from django.db.models.functions import Now
 
-from carrot_twisted import conf, records
+from carrot_twisted import conf, records, statements
 from carrot_twisted.models import MessageLog, PausedQueue
+from carrot_twisted.state_words import of_states
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,9 +25,17 @@ if TYPE_CHECKING:
 
     from django.db.models.expressions import Combinable
 
+    from carrot_twisted.message_log import Unsent
+
 #: Seconds that a message may wait in the outbox before that is a problem. A restart of the broker
 #: takes less.
 UNSENT_PATIENCE = 30.0
+#: Waiting rows of a queue, and unsent rows of all, are counted up to here.
+MANY = 10_000
+#: The same of all queues together, and the least for each of them.
+MANY_OF_ALL, LEAST = 100_000, 1000
+#: Queues of which there are rows; each takes two looks at the index.
+MAX_QUEUES = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +78,14 @@ class QueueStatus:
     workers: int
     """Living workers that consume from it, or try to; not those that are quiet."""
     waiting: int
+    waiting_is_exact: bool
+    """Whether there are no more than were counted."""
     oldest: float | None
     """Seconds since the oldest waiting task was published, or due, if that came later."""
     running: int
     unsent: int
     """Of the waiting ones, those whose message the broker should have by now, and has not."""
+    unsent_is_exact: bool
     unsent_age: float | None
     """Seconds since the oldest of these was due."""
     unsent_reason: str
@@ -162,9 +175,8 @@ def _workers(lease: float, using: str) -> list[WorkerStatus]:
 def _queues(
     settings: conf.CarrotSettings, workers: Sequence[WorkerStatus], using: str
 ) -> list[QueueStatus]:
-    rows = MessageLog.objects.using(using)
-    depths = rows.depths()
-    unsent = rows.outbox_state()
+    depths = _depths(using)
+    unsent, unsent_is_exact = _unsent(using)
     consumed = Counter(
         name for one in workers if one.alive and not one.quiet for name in one.queues
     )
@@ -179,14 +191,64 @@ def _queues(
             consumable=known is not None and known.consumable,
             workers=consumed[name],
             waiting=depth.waiting if depth else 0,
+            waiting_is_exact=depth.is_exact if depth else True,
             oldest=depth.oldest if depth else None,
             running=depth.running if depth else 0,
             unsent=left.count if left else 0,
+            unsent_is_exact=unsent_is_exact,
             unsent_age=left.seconds if left else None,
             unsent_reason=left.reason if left else "",
         )
 
     return [queue(name) for name in names]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Depth:
+    """The unfinished rows of one queue."""
+
+    waiting: int
+    is_exact: bool
+    oldest: float | None
+    running: int
+
+
+def _depths(using: str) -> dict[str, _Depth]:
+    """Of queues that have unfinished rows. Their index is led by the queue: a look for each."""
+    rows = MessageLog.objects.using(using)
+    names = statements.queues_with(
+        MessageLog._meta.db_table, MessageLog.UNFINISHED, MAX_QUEUES, using
+    )
+    many = min(MANY, max(LEAST, MANY_OF_ALL // max(len(names), 1)))
+    # As few as workers have threads.
+    running = Counter(
+        rows.filter(of_states((MessageLog.IN_PROGRESS,))).values_list("queue", flat=True)
+    )
+    depths = {}
+    for name in names:
+        here = rows.filter(of_states(MessageLog.UNFINISHED), queue=name)
+        cap = many + running[name]
+        count = here.values("queue")[: cap + 1].count()
+        waiting = here.filter(status=MessageLog.PUBLISHED).order_by("publish_time")
+        since = waiting.annotate(age=_age_of(F("publish_time"))).values_list("age", flat=True)
+        depths[name] = _Depth(
+            # What runs may have begun, or ended, between the two looks.
+            waiting=min(max(count - running[name], 0), many),
+            is_exact=count <= cap,
+            oldest=_seconds(since.first()),
+            running=running[name],
+        )
+    return depths
+
+
+def _unsent(using: str) -> tuple[dict[str, Unsent], bool]:
+    """The outbox by queue, and whether that is all of it: of those first that are due first."""
+    rows = MessageLog.objects.using(using).filter(of_states((MessageLog.PUBLISHED,)))
+    due = rows.unsent().order_by("relay_at").values("pk")
+    if not due[MANY : MANY + 1].exists():
+        return rows.outbox_state(), True
+    # Not by their times: those of one transaction have all the same.
+    return rows.filter(pk__in=due[:MANY]).outbox_state(), False
 
 
 def _problems_of_workers(workers: Sequence[WorkerStatus], lease: float) -> Iterator[str]:
@@ -218,13 +280,18 @@ def _problems_of_queues(queues: Sequence[QueueStatus]) -> Iterator[str]:
         if not one.configured:
             yield (
                 f"Queue {one.name} is not in CARROT['queues']: nobody runs its "
-                f"{one.waiting + one.running} tasks."
+                f"{_number(one.waiting + one.running, one.waiting_is_exact)} tasks."
             )
         elif not one.workers and (one.consumable or one.waiting):
-            yield f"Queue {one.name} has no worker; {one.waiting} tasks wait."
+            waiting = _number(one.waiting, one.waiting_is_exact)
+            yield f"Queue {one.name} has no worker; {waiting} tasks wait."
         if one.unsent_age is not None and one.unsent_age > UNSENT_PATIENCE:
             reason = f": {one.unsent_reason}" if one.unsent_reason else ""
             yield (
-                f"Queue {one.name}: {one.unsent} messages are not sent, the oldest for "
-                f"{one.unsent_age:.0f} s{reason}."
+                f"Queue {one.name}: {_number(one.unsent, one.unsent_is_exact)} messages are not "
+                f"sent, the oldest for {one.unsent_age:.0f} s{reason}."
             )
+
+
+def _number(count: int, is_exact: bool) -> str:
+    return str(count) if is_exact else f"{count} or more"

@@ -29,7 +29,7 @@ from txaio.tx import make_logger, set_global_log_level
 
 from carrot_twisted.callback_options import CallbackOptions
 from carrot_twisted.limits import MAX_SECONDS
-from carrot_twisted.service import following
+from carrot_twisted.service import following, json_log, log_levels
 from carrot_twisted.service.guise import Guise
 from carrot_twisted.service.notify import Notifier
 from carrot_twisted.service.pid_file import PidFile
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from carrot_twisted.service.consumption import Consumption
     from carrot_twisted.service.engine import Engine, ServiceOptions
+    from carrot_twisted.service.health import HealthServer
     from carrot_twisted.service.web import WebServer
     from carrot_twisted.service.workers import Workers
 
@@ -85,6 +86,22 @@ def seconds(text: str) -> float:
     return value
 
 
+def port_of(endpoint: str, number: int) -> str:
+    """The endpoint of one of several processes: the first one's port, or one of the next ones.
+
+    Args:
+        endpoint: of Twisted's, for example "tcp:9090:interface=127.0.0.1".
+        number: of the process, from 1.
+    """
+
+    def later(found: re.Match[str]) -> str:
+        port = int(found[2])
+        # 0: one that is free.
+        return f"{found[1]}{port + number - 1 if port else 0}"
+
+    return re.sub(r"^(\w+:(?:port=)?)(\d+)", later, endpoint)
+
+
 def level(text: str) -> str:
     """Read a log level, in capital letters or small ones, and give it txaio's name.
 
@@ -96,6 +113,17 @@ def level(text: str) -> str:
     if name not in ("debug", "info", "warn", "error", "critical"):
         raise ValueError("must be one of debug, info, warning, error, critical")
     return name
+
+
+def log_format(text: str) -> str:
+    """Read the form of the log.
+
+    Raises:
+        ValueError: there is no such form.
+    """
+    if text not in ("text", "json"):
+        raise ValueError("must be text or json")
+    return text
 
 
 class Options(CallbackOptions):
@@ -111,11 +139,13 @@ class Options(CallbackOptions):
         ["concurrency", "c", None, "Tasks at once per queue, instead of the settings'.", number],
         ["shutdown-timeout", None, None, "Seconds for running tasks to end.", seconds],
         ["loglevel", "l", "info", "debug, info, warning, error or critical.", level],
+        ["log-format", None, "text", "text, or json: each event a line of JSON.", log_format],
         ["consumer-class", None, None, "Dotted path, for all queues, instead of the settings'."],
         ["max-tasks", None, None, "End with status 75 after so many tasks.", number],
         ["max-memory", None, None, "End with status 75 above so many MB of memory.", number],
         ["web", None, None, "Serve pages, too: tcp:8080:interface=127.0.0.1, for example."],
         ["workers", "w", 1, "Processes; all options are those of each of them.", number],
+        ["http", None, None, "Serve health and metrics: tcp:9090:interface=127.0.0.1, for one."],
     )
     optFlags = (["no-scheduler", None, "Publish no scheduled tasks; only consume."],)
 
@@ -148,6 +178,8 @@ class Options(CallbackOptions):
         if twistd is not None and twistd.get("pidfile") and not twistd.get("chroot"):
             self.pid_path, twistd["pidfile"] = twistd["pidfile"], ""
         self["settings"] = self["settings"] or os.environ.get("DJANGO_SETTINGS_MODULE")
+        if self["log-format"] == "json" and twistd is not None:
+            _log_as_json(twistd)
         self.consume = self.consume_arguments()
         if not self["settings"] and self.consume is None:
             raise usage.UsageError(
@@ -169,6 +201,7 @@ class CarrotService(Service):
         consume: arguments of ``consume``, instead of tasks; "callback" is its path.
         web: endpoint at which pages are served; None: none are.
         number: of this worker, if there are several; None: it is alone.
+        http: endpoint at which health and metrics are served; None: they are not.
     """
 
     name = "carrot"
@@ -185,6 +218,7 @@ class CarrotService(Service):
         consume: dict[str, Any] | None = None,
         web: str | None = None,
         number: int | None = None,
+        http: str | None = None,
     ) -> None:
         self._number = number
         self._settings_module = settings_module
@@ -197,6 +231,8 @@ class CarrotService(Service):
         self._consume = consume
         self._web_endpoint = web
         self._web: WebServer | None = None
+        self._http_endpoint = http
+        self._http: HealthServer | None = None
         self._terminal = None if nodaemon else _terminal()
         self._engine: Engine | Consumption | None = None
         self._started = False
@@ -237,6 +273,8 @@ class CarrotService(Service):
             os.environ["DJANGO_SETTINGS_MODULE"] = self._settings_module
         try:
             self._engine = self._make_engine()
+            self._http = self._make_http(self._engine)
+            log_levels.respect()
         except _Misconfigured as error:
             self._refuse(str(error))
         else:
@@ -307,6 +345,17 @@ class CarrotService(Service):
             # The project's URLs and middleware: only the traceback says where.
             raise _Misconfigured(f"No pages can be served: {_traceback()}") from error
 
+    def _make_http(self, engine: Engine | Consumption) -> HealthServer | None:
+        if self._http_endpoint is None:
+            return None
+        from carrot_twisted.exceptions import CarrotConfigException
+        from carrot_twisted.service.health import HealthServer
+
+        try:
+            return HealthServer(self._http_endpoint, engine, self._reactor)
+        except CarrotConfigException as error:
+            raise _Misconfigured(str(error)) from error
+
     def _make_consumption(self, callback: str, **arguments: Any) -> Consumption:
         from carrot_twisted import callbacks
         from carrot_twisted.exceptions import CarrotConfigException, InvalidCallback
@@ -364,9 +413,10 @@ class CarrotService(Service):
         from carrot_twisted.exceptions import CarrotConfigException
 
         assert self._engine is not None
-        if self._web is not None:
+        for server in (self._http, self._web):
             try:
-                await self._web.start()
+                if server is not None:
+                    await server.start()
             except CarrotConfigException as error:
                 self._fatal(str(error))
                 return
@@ -454,10 +504,14 @@ class CarrotService(Service):
             self._notifier.tell(
                 STOPPING="1", STATUS=f"Stopping; {running} {what} are still running"
             )
+            if self._http is not None:
+                self._http.stopping()
             # No new requests from now on; those under way end while tasks do.
             web = succeed(True) if self._web is None else Deferred.fromCoroutine(self._web.stop())
             clean = await self._engine.stop() if self._started else True
             clean = await web and clean
+            if self._http is not None:
+                await self._http.stop()
             _log.info("Stopped; {n} {what} were run", n=self._engine.finished, what=what)
             if self._watch is not None:
                 self._watch.stop()
@@ -726,6 +780,7 @@ def makeService(options: Options) -> CarrotService | WorkersService:
     try:
         if log_file is not None:
             _require_writable(log_file)
+        json_log.path = log_file
         pid_file = _hold(options.pid_path)
     except BaseException:
         if guise is not None:
@@ -760,6 +815,7 @@ def makeService(options: Options) -> CarrotService | WorkersService:
         # Only one of several can have the port.
         web=options["web"] if number in (None, 1) else None,
         number=number,
+        http=None if options["http"] is None else port_of(options["http"], number or 1),
     )
 
 
@@ -770,9 +826,21 @@ def _guise(twistd: Any) -> Guise | None:
     return Guise(twistd["uid"], twistd.get("gid"))
 
 
+def _log_as_json(twistd: Any) -> None:
+    """Give twistd our log instead of its own. It finds it by name, once it has read all options."""
+    if twistd.get("syslog") or twistd.get("logger") not in (None, following.PLAIN_LOG):
+        raise usage.UsageError(
+            "--log-format=json goes to a file or standard output, not together with twistd's "
+            "--syslog or --logger"
+        )
+    twistd["logger"] = f"{json_log.__name__}.{json_log.observer.__name__}"
+
+
 def _log_file(twistd: Any) -> str | None:
     """The file that twistd logs to; None: standard output, or no file at all."""
-    if twistd is None or twistd.get("syslog") or twistd.get("logger"):
+    if twistd is None or twistd.get("syslog"):
+        return None
+    if twistd.get("logger") not in (None, json_log.observer):
         return None
     name = twistd.get("logfile")
     if name == "-" or (not name and (twistd["nodaemon"] or twistd.get("debug"))):

@@ -26,6 +26,11 @@ def loaded_task(path: str) -> Any:
     return None if module is None else vars(module).get(name)
 
 
+def is_resolved(path: str) -> bool:
+    """Whether this process has found a function under the path."""
+    return path in _resolved
+
+
 def resolve_task(path: str) -> Callable[..., Any]:
     """The function that a dotted path names. Imported once, then looked up.
 

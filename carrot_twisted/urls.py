@@ -15,6 +15,7 @@ from carrot_twisted.monitor.archive_page import (
     DeleteArchived,
     ReplayArchived,
 )
+from carrot_twisted.monitor.broker_look import BrokerLook
 from carrot_twisted.monitor.many_tasks import MatchingTasks, SelectedTasks
 from carrot_twisted.monitor.operator_actions import OperatorActions
 from carrot_twisted.monitor.overview import Overview
@@ -53,6 +54,7 @@ urlpatterns = [
     path("schedules/<int:pk>/off/", page(ScheduleOff), name="carrot-schedule-off"),
     path("schedules/<int:pk>/delete/", page(ScheduleDelete), name="carrot-schedule-delete"),
     path("queues/", page(QueueList), name="carrot-queues"),
+    path("queues/at-the-broker/", page(BrokerLook), name="carrot-queues-broker"),
     path("queues/<path:name>/pause/", page(Pause), name="carrot-queue-pause"),
     path("queues/<path:name>/resume/", page(Resume), name="carrot-queue-resume"),
     path("queues/<path:name>/purge/", page(Purge), name="carrot-queue-purge"),

@@ -12,10 +12,13 @@ import subprocess
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from devtools.process import Process, ServerError, children_of
 from devtools.server import Server, clean_environment, write_private
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 PROGRAMS = ("postgres", "initdb", "psql", "pg_isready")
 CREATE_DATABASE = """\
@@ -40,16 +43,22 @@ def find_programs() -> Path | None:
 
 
 class PostgreSQL(Server):
-    """A server with its default durability settings (fsync is on) and a database of its own.
+    """A server with a database of its own, and its default settings: what is committed is on disk.
 
     The user of `url` is the superuser: tests create and drop databases.
+
+    Args:
+        settings: instead of the defaults of postgresql.conf.
     """
 
     label = "PostgreSQL"
     name = "carrot"  # of the user and of the database
 
-    def __init__(self, folder: Path, *, port: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, port: int | None = None, settings: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(folder, port=port)
+        self._settings = settings or {}
         self._frozen: list[int] = []
 
     @property
@@ -137,6 +146,7 @@ class PostgreSQL(Server):
             "listen_addresses": "127.0.0.1",
             "port": str(self.port),
             "unix_socket_directories": "",  # their paths must be short, and TCP is what we offer
+            **self._settings,
         }
         return Process(
             [

@@ -23,7 +23,11 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import pika
 import pytest
 from django.conf import settings as django_settings
-from django.db import connections
+from django.contrib.auth.models import Permission
+from django.contrib.contenttypes.models import ContentType
+from django.db import connections, transaction
+from django.db.migrations.recorder import MigrationRecorder
+from django.test import TransactionTestCase
 from pika.exceptions import ChannelClosedByBroker
 
 from carrot_twisted import publisher
@@ -49,6 +53,8 @@ if TYPE_CHECKING:
     from tests.processes import Launch
 
 QUEUES = ["default", "other"]
+#: So many dead rows of one test would slow down the next one.
+MANY_ROWS = 500
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # As in the background of a shell: all that the tests start would ignore it, too.
@@ -146,8 +152,16 @@ def broker_url(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgreSQL]:
-    """A PostgreSQL that the test may stop."""
-    with temporary_folder() as folder, running(PostgreSQL(folder / "postgres")) as server:
+    """A PostgreSQL that the test may stop, also as a crash would.
+
+    Whatever is committed has been handed to the operating system, which outlives every test: that
+    it is on the disk, too, is nothing to wait for.
+    """
+    settings = {"fsync": "off", "full_page_writes": "off"}
+    with (
+        temporary_folder() as folder,
+        running(PostgreSQL(folder / "postgres", settings=settings)) as server,
+    ):
         yield server
 
 
@@ -166,6 +180,41 @@ def django_db_modify_db_settings(database_url: str) -> None:
     django_settings.DATABASES["default"] = database(database_url)
     connections.settings = connections.configure_settings(django_settings.DATABASES)
     del connections["default"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_emptying() -> Iterator[None]:
+    """After a test that commits, its rows are deleted, and nothing else is done.
+
+    Django truncates each table, which makes new files, and then makes the content types and
+    permissions again that it has deleted.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TransactionTestCase, "_fixture_teardown", delete_rows)
+        yield
+
+
+def delete_rows(_case: TransactionTestCase) -> None:
+    """Empty the tables of the tests' database, but for what migrating has put there."""
+    connection = connections["default"]
+    migrated = (ContentType, Permission, MigrationRecorder.Migration)
+    kept = {model._meta.db_table for model in migrated}
+    names = connection.introspection.django_table_names(only_existing=True, include_views=False)
+    tables = [connection.ops.quote_name(name) for name in names if name not in kept]
+    many = []
+    # Foreign keys are looked at when the transaction ends.
+    with transaction.atomic(), connection.cursor() as cursor:
+        if connection.vendor == "postgresql":
+            # As truncating does: a session that is being ended may not add a row behind us.
+            cursor.execute(f"LOCK TABLE {', '.join(tables)}")
+        for table in tables:
+            cursor.execute(f"DELETE FROM {table}")  # noqa: S608 - Django's own tables
+            if cursor.rowcount > MANY_ROWS:
+                many.append(table)
+    if many and connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            # What is deleted is still read over by whoever looks for rows.
+            cursor.execute(f"VACUUM {', '.join(many)}")
 
 
 @pytest.fixture

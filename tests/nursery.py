@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Services and commands that start fast: forked from a process that has imported what they import.
 
-Half a second each is saved. Nothing of this package and no reactor is imported beforehand: what a
-service does first with those is part of the test.
+Half a second each is saved, and a whole one where a command looks at the project's URLs. Nothing of
+this package and no reactor is imported beforehand: what a service does first with those is part of
+the test.
 
 The process answers each request, a line of JSON, with a pid, and writes the exit status of each
 child into the file that its request names. It ends, with all its children, at the end of its input.
@@ -28,12 +29,27 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 PRELOADED = (
+    "django.contrib.auth.hashers",
+    "django.contrib.auth.management",
+    "django.contrib.auth.password_validation",
+    "django.core.mail",
     "django.core.management",
     "django.db.backends.postgresql.base",
     "django.db.backends.sqlite3.base",
     "django.db.migrations.executor",
     "django.db.models",
+    "django.middleware.csrf",
+    "django.template.defaulttags",
+    "django.views.debug",
+    "email.headerregistry",
+    "logging.config",
+    "logging.handlers",
     "pika",
+    "pygments.formatters.html",
+    "pygments.lexers",
+    "requests",
+    "rest_framework.relations",
+    "rest_framework.serializers",
     "twisted.application.app",
     "twisted.internet.endpoints",
     "twisted.internet.epollreactor",
@@ -42,6 +58,8 @@ PRELOADED = (
     "twisted.scripts._twistd_unix",
     "twisted.scripts.twistd",
     "txaio.tx",
+    "uritemplate",
+    "yaml",
 )
 
 

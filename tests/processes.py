@@ -59,8 +59,17 @@ def as_published(properties: Any) -> Any:
     return properties
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 30.0, what: str = "") -> None:
+def wait_until(
+    condition: Callable[[], object], seconds: float = 30.0, what: str = "", every: float = 0.02
+) -> None:
     """Wait for something to become true.
+
+    Args:
+        condition: asked again and again.
+        seconds: how long.
+        what: what is waited for, in words.
+        every: seconds between two questions; more where the question itself is work, as it is for
+            rabbitmqctl.
 
     Raises:
         AssertionError: it did not in time.
@@ -68,7 +77,7 @@ def wait_until(condition: Callable[[], object], seconds: float = 30.0, what: str
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"not within {seconds:g} s: {what or condition}"
-        time.sleep(0.02)
+        time.sleep(every)
 
 
 def secrets_of(url: str) -> list[str]:

@@ -20,6 +20,8 @@ class CarrotSite(Site):
         from carrot_twisted import publisher, utilities
         from carrot_twisted.models import MessageLog
 
+        # A broker that is busy for a second would leave the rest of a backlog to a service's relay.
+        publisher.BUDGET = SECONDS_TO_CONFIRM
         self._flush = publisher.flush
         self._utilities = utilities
         self._logs = MessageLog.objects

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID
 
 from django.db import router, transaction
-from django.db.models import Q, QuerySet
 from django.db.models.functions import Left
 from django.utils.translation import gettext as _
 from rest_framework import status
@@ -16,19 +16,19 @@ from rest_framework.response import Response
 from rest_framework.serializers import SerializerMethodField, UUIDField
 
 from carrot_twisted import housekeeping, wire
-from carrot_twisted.api.endpoint import Conflict, Endpoint, Pages, RowSerializer
+from carrot_twisted.api.endpoint import Conflict, Endpoint, RowSerializer
+from carrot_twisted.api.task_pages import TaskPages
 from carrot_twisted.exceptions import InvalidMessage
 from carrot_twisted.models import MessageLog, OperatorAction
-from carrot_twisted.monitor import access, keyset, redaction
-from carrot_twisted.monitor.recorded import recorded
+from carrot_twisted.monitor import access, keyset, many_tasks, recorded, redaction
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
+    from django.db.models import QuerySet
     from rest_framework.request import Request
 
     from carrot_twisted.message_log import MessageLogQuerySet
-    from carrot_twisted.monitor.recorded import ManyDeed
 
 #: Texts of a row in a list are cut here: fifty logs may have a dozen megabytes.
 MAX_TEXT = 10_000
@@ -124,15 +124,16 @@ class _Rows(Endpoint):
     """Rows of some states."""
 
     serializer_class = MessageLogSerializer
-    pagination_class = Pages
-    states: ClassVar[tuple[str, ...]]
-    order: ClassVar[Sequence[str]]
-    """That of the index."""
+    pagination_class = TaskPages
+    query: ClassVar[keyset.Query]
     parameters: ClassVar = {
         "search": (
-            "Only tasks with this text in their path or their arguments.",
+            "Only tasks with this text in their path, their arguments or their exception, as far "
+            "as these are shown. What takes longer than a second goes on with next.",
             {"type": "string"},
         ),
+        "after": ("The page behind this position, as next has it.", {"type": "string"}),
+        "before": ("The page before this position, as previous has it.", {"type": "string"}),
         "fields": (
             "Only these fields are read, and answered: names with commas between them.",
             {
@@ -145,30 +146,28 @@ class _Rows(Endpoint):
 
     def listed(self) -> Response:
         """A page of them."""
-        page = self.paginate_queryset(self._short(self.found()))
-        assert page is not None
+        pages = self.paginator
+        assert isinstance(pages, TaskPages)
+        page = pages.page_of(self.found, self.request, self._alias, self._short)
         for row in page:
             for name in self._long:
                 setattr(row, name, getattr(row, f"start_of_{name}"))
         return self.get_paginated_response(self.get_serializer(page, many=True).data)
 
-    def found(self) -> MessageLogQuerySet:
-        """The rows that are meant, of all pages."""
+    @property
+    def found(self) -> keyset.Query:
+        """Which rows are meant, of all pages."""
+        return replace(self.query, text=self.request.query_params.get("search", ""))
+
+    @property
+    def _alias(self) -> str:
+        """As they are now where they were about to be changed."""
         is_read = self.request.method in ("GET", "HEAD")
-        using = (router.db_for_read if is_read else router.db_for_write)(MessageLog)
-        rows = MessageLog.objects.using(using).filter(keyset.of_states(self.states))
-        text = self.request.query_params.get("search", "")
-        if "\0" in text:
-            # No row has one, and databases do not take it.
-            return rows.none()
-        if text:
-            matches = Q(task__icontains=text) | Q(content__icontains=text)
-            rows = rows.filter(matches | Q(task_args__icontains=text))
-        return rows
+        return str((router.db_for_read if is_read else router.db_for_write)(MessageLog))
 
     def get_queryset(self) -> QuerySet[MessageLog]:
-        """Django REST framework's name for it."""
-        return self.found()
+        """Django REST framework's name for what it knows the fields by."""
+        return MessageLog.objects.using(self._alias)
 
     def get_serializer_context(self) -> dict[str, Any]:
         """What the serializer goes by."""
@@ -200,7 +199,7 @@ class _Rows(Endpoint):
         # The task names its arguments, the queue its broker.
         rows = rows.only("pk", "task", "queue", *names)
         starts = {f"start_of_{name}": Left(name, MAX_TEXT + 1) for name in self._long}
-        return rows.annotate(**starts).order_by(*self.order)
+        return rows.annotate(**starts)
 
 
 class _List(_Rows):
@@ -213,12 +212,11 @@ class _List(_Rows):
 
 
 class _Published(_Rows):
-    states = MessageLog.UNFINISHED
-    order = ("queue", "publish_time", "pk")
+    query: ClassVar = keyset.Query(listing="queued", oldest_first=True)
 
 
 class PublishedList(_Published, _List):
-    """Tasks that wait or run: by queue, the oldest first."""
+    """Tasks that wait or run, the oldest first."""
 
 
 class Purge(_Published):
@@ -230,8 +228,7 @@ class Purge(_Published):
 
     def post(self, request: Request) -> Response:
         """Do it; the answer is the list of tasks that wait or run then."""
-        deleted = housekeeping.purge_queue()
-        OperatorAction.note(request.user, "purge", "all queues", deleted)
+        recorded.purge_queue(request.user, None)
         return self.listed()
 
 
@@ -243,16 +240,14 @@ class Requeue(_Published):
 
     def post(self, request: Request) -> Response:
         """Do it; the answer is the list of tasks that wait or run."""
-        count = housekeeping.requeue_all()
-        OperatorAction.note(request.user, "ring again", "all tasks that wait", count)
+        recorded.ring_again(request.user)
         return self.listed()
 
 
 class FailedList(_List):
     """Tasks that have failed, the latest first."""
 
-    states = (MessageLog.FAILED,)
-    order = ("-failure_time", "-pk")
+    query: ClassVar = keyset.Query(listing="failed")
     gives: ClassVar = {
         "GET": (200, MessageLogSerializer(many=True)),
         "PUT": (200, MessageLogSerializer(many=True)),
@@ -262,7 +257,7 @@ class FailedList(_List):
 
     def delete(self, request: Request) -> Response:
         """Delete them all, or those that ``search`` finds."""
-        self._do("delete", housekeeping.delete_tasks)
+        self._do("delete")
         return Response(status=status.HTTP_204_NO_CONTENT)
 
     def put(self, request: Request) -> Response:
@@ -271,20 +266,19 @@ class FailedList(_List):
         The answer is the list of those that are left: others have failed meanwhile, or cannot run
         again.
         """
-        self._do("requeue", housekeeping.requeue_tasks)
+        self._do("requeue")
         return self.listed()
 
-    def _do(self, action: str, do: ManyDeed) -> None:
-        text = self.request.query_params.get("search", "")
-        words = f"failed tasks with {text!r}" if text else "all failed tasks"
-        recorded(do, self.found(), user=self.request.user, action=action, target=words)
+    def _do(self, deed: str) -> None:
+        query = self.found
+        words = f"failed tasks with {query.text!r}" if query.text else "all failed tasks"
+        many_tasks.all_found(deed, query, words, self.request.user)
 
 
 class CompletedList(_List):
     """Tasks that have returned, the latest first."""
 
-    states = (MessageLog.COMPLETED,)
-    order = ("-completion_time", "-pk")
+    query: ClassVar = keyset.Query(listing="completed")
 
 
 class _One(Endpoint):

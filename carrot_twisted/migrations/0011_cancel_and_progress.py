@@ -5,7 +5,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("carrot_twisted", "0009_task_options"),
+        ("carrot_twisted", "0010_schedule_runs"),
     ]
 
     operations = [

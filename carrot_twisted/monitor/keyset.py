@@ -28,6 +28,8 @@ from django.utils import timezone
 
 from carrot_twisted import statements
 from carrot_twisted.models import MessageLog
+from carrot_twisted.monitor import redaction
+from carrot_twisted.state_words import of_states
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -41,6 +43,10 @@ BUDGET = 0.06
 #: Rows in the first window: for each second that there is, and at least. Later ones grow while
 #: they take less than a quarter of the time.
 RATE, FIRST_WINDOW, LARGEST_WINDOW = 20_000, 1000, 64_000
+#: The same where each row with the text is looked at once more.
+LARGEST_TEXT_WINDOW = 16_000
+#: So many of these are read at once: their arguments may be large.
+TEXT_BATCH = 50
 #: A row's key is made by its publisher, its ``publish_time`` by the database: so far apart are
 #: these at most.
 SKEW = timedelta(minutes=1)
@@ -128,7 +134,8 @@ class Query:
     queue: str = ""
     worker: str = ""
     text: str = ""
-    """In the task's path, its arguments or its exception, in upper or lower case."""
+    """In the task's path, its arguments or its exception, in upper or lower case; as far as these
+    are shown (``redaction``)."""
     since: datetime | None = None
     until: datetime | None = None
     """Of the list's time (of all rows: of publishing); what is of this very moment is not in it."""
@@ -152,7 +159,8 @@ class Query:
 class Found:
     """A page, or what was found of it in time."""
 
-    rows: list[MessageLog]
+    rows: list[Any]
+    """MessageLogs; what ``bare`` prepared may be Positions, which have a ``pk``, too."""
     position: Position | None
     """Go on from here; None: there is no more."""
     is_full: bool
@@ -190,9 +198,13 @@ def find(
         prepare: says what to load of the rows.
     """
     using = using or router.db_for_read(MessageLog)
+    if "\0" in query.text:
+        # No row has one, and databases do not take it.
+        return Found(rows=[], position=None, is_full=True, looked=0)
     others = _others(query)
-    rows: list[MessageLog] = []
+    rows: list[Any] = []
     looked, size = 0, max(FIRST_WINDOW, int(budget * RATE))
+    largest = LARGEST_TEXT_WINDOW if query.text else LARGEST_WINDOW
     end = time.monotonic() + budget
     for section in _sections(query, after, using):
         start = section.start
@@ -201,7 +213,10 @@ def find(
             stop = None if others is None else section.ahead(start, size)
             # One more than is shown tells whether there is more.
             want = limit + 1 - len(rows)
-            rows += section.read(start, stop, others, want, prepare)
+            if query.text:
+                rows += section.search(start, stop, others, want, prepare, query.text)
+            else:
+                rows += section.read(start, stop, others, want, prepare)
             if len(rows) > limit:
                 del rows[limit:]
                 return Found(rows=rows, position=place_of(rows[-1]), is_full=True, looked=looked)
@@ -213,7 +228,7 @@ def find(
                 is_full = len(rows) == limit
                 return Found(rows=rows, position=stop, is_full=is_full, looked=looked)
             if now - began < budget / 4:
-                size = min(size * 2, LARGEST_WINDOW)
+                size = min(size * 2, largest)
             elif now - began > budget / 2:
                 size = max(size // 2, FIRST_WINDOW)
     return Found(rows=rows, position=None, is_full=True, looked=looked)
@@ -257,13 +272,17 @@ def first_key(when: datetime) -> UUID:
 
 
 def bare(rows: MessageLogQuerySet) -> MessageLogQuerySet:
-    """For ``prepare``: load keys only."""
+    """For ``prepare``: no more than places is needed, and a model for each would cost the most."""
     return rows.only("pk")
 
 
-def place_of(row: MessageLog) -> Position:
+def _searched(rows: MessageLogQuerySet) -> MessageLogQuerySet:
+    return rows.only("pk", "task", "task_args", "content", "exception")
+
+
+def place_of(row: MessageLog | Position) -> Position:
     """Where a row stands that ``find`` gave."""
-    return Position(getattr(row, "place", None), row.pk)
+    return row if isinstance(row, Position) else Position(getattr(row, "place", None), row.pk)
 
 
 def _compares_texts(using: str) -> bool:
@@ -297,18 +316,47 @@ class _Section:
         others: Q | None,
         limit: int,
         prepare: Prepare | None,
-    ) -> list[MessageLog]:
+    ) -> list[Any]:
         """Up to ``limit`` rows after ``start``, up to and with ``stop``."""
         sources = [self._between(source, start, stop) for source in self.sources]
         if others is not None:
             sources = [source.filter(others) for source in sources]
+        if len(sources) == 1 and prepare is bare:
+            return self._places(sources[0], slice(limit))
         if len(sources) == 1:
             rows = sources[0] if prepare is None else prepare(sources[0])
             return list(self._ordered(rows)[:limit])
         # Keys first: only those rows are loaded that come out of the merge.
         places = [place for rows in sources for place in self._places(rows, slice(limit))]
         places.sort(reverse=self.descending)
-        keys = [key for _, key in places[:limit]]
+        if prepare is bare:
+            return places[:limit]
+        return self._loaded([key for _, key in places[:limit]], prepare)
+
+    def search(
+        self,
+        start: Position | None,
+        stop: Position | None,
+        others: Q | None,
+        limit: int,
+        prepare: Prepare | None,
+        text: str,
+    ) -> list[Any]:
+        """As ``read``, of the rows that have a text: only those in which it is in sight.
+
+        Nothing in an answer, such as where a search goes on, depends on the others.
+        """
+        kept: list[Any] = []
+        while len(kept) < limit:
+            batch = self.read(start, stop, others, TEXT_BATCH, _searched)
+            kept += [row for row in batch if redaction.is_in_sight(row, text)]
+            if len(batch) < TEXT_BATCH:
+                break
+            start = place_of(batch[-1])
+        del kept[limit:]
+        return kept if prepare is bare else self._loaded([row.pk for row in kept], prepare)
+
+    def _loaded(self, keys: list[UUID], prepare: Prepare | None) -> list[MessageLog]:
         rows = MessageLog.objects.using(self.using).filter(pk__in=keys)
         return list(self._ordered(rows if prepare is None else prepare(rows)))
 
@@ -384,20 +432,6 @@ def _beside(column: str, place: Position, operator: str) -> Q | Func:
 
 def _value(when: datetime | str) -> Value:
     return Value(when, TextField() if isinstance(when, str) else DateTimeField())
-
-
-class _Constant(Value):
-    """A word in the SQL itself: SQLite finds a partial index for a list of words only so."""
-
-    def as_sql(self, compiler: Any, connection: Any) -> tuple[str, tuple[()]]:
-        return f"'{self.value}'", ()
-
-
-def of_states(states: tuple[str, ...]) -> Q:
-    """Rows of these states, as the partial indexes are found."""
-    if len(states) == 1:
-        return Q(status=_Constant(states[0]))
-    return Q(status__in=[_Constant(state) for state in states])
 
 
 def _sections(query: Query, after: Position | None, using: str) -> Iterator[_Section]:
@@ -501,7 +535,7 @@ def _others(query: Query) -> Q | None:
         found &= Q(queue=query.queue)
     if query.worker:
         found &= Q(worker=query.worker)
-    if query.states and set(query.states) != set(listing.states):
+    if query.states and not (listing.states and set(listing.states) <= set(query.states)):
         found &= of_states(query.states)
     if not listing.time:
         # The keys' times are near these, no more.

@@ -16,21 +16,22 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID
 
 from django.core import signing
-from django.db import router, transaction
+from django.db import router
 from django.http import Http404, QueryDict
 from django.urls import reverse
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
 from carrot_twisted import housekeeping
-from carrot_twisted.models import MessageLog, OperatorAction
+from carrot_twisted.models import MessageLog
 from carrot_twisted.monitor import access, keyset
 from carrot_twisted.monitor.page import Action, Page, back, refusal
+from carrot_twisted.monitor.recorded import on_rows
 from carrot_twisted.monitor.task_filter import TaskFilter
 from carrot_twisted.templatetags.carrot_twisted import whole
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from django.http import HttpRequest, HttpResponse
     from django.utils.functional import _StrPromise
@@ -173,7 +174,7 @@ class SelectedTasks(Action):
     """Do it to the rows that are selected on a page."""
 
     def act(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        """Do it, in one transaction, and go back to the list."""
+        """Do it, and go back to the list."""
         deed = _deed(kwargs["deed"])
         form = TaskFilter(request.GET)
         here = {name: request.GET.get(name, "") for name in ("after", "before")}
@@ -181,12 +182,8 @@ class SelectedTasks(Action):
         keys = _keys(request.POST.getlist("selected")[:MAX_SELECTED])
         if not keys:
             return back(request, url, gettext("Select some rows first."))
-        using = router.db_for_write(MessageLog)
-        with transaction.atomic(using=using):
-            count = deed.do(MessageLog.objects.using(using).filter(pk__in=keys))
-            if count:
-                named = ", ".join(str(key) for key in keys)
-                OperatorAction.note(request.user, deed.name, f"selected tasks: {named}", count)
+        named = ", ".join(str(key) for key in keys)
+        count = those_selected(deed.name, keys, f"selected tasks: {named}", request.user)
         return back(request, url, deed.done(count) + _left_alone(len(keys) - count))
 
 
@@ -217,8 +214,9 @@ class MatchingTasks(Page):
         using = router.db_for_write(MessageLog)
         query = form.query
         newest = keyset.newest(query.listing, using)
-        counted = keyset.count(_due(deed, form), MANY, using=using, budget=COUNTING)
-        work = Work(
+        due = query.narrowed(states=deed.states, newest=None)
+        counted = keyset.count(due, MANY, using=using, budget=COUNTING)
+        work = Asked(
             deed=deed.name,
             filter=form.address(),
             newest=str(newest or ""),
@@ -231,21 +229,21 @@ class MatchingTasks(Page):
         """Do some of it, and tell how far it is."""
         deed = _deed(kwargs["deed"])
         try:
-            work = Work(**signing.loads(request.POST["work"], salt=_SALT, max_age=_MAX_AGE))
+            work = Asked(**signing.loads(request.POST["work"], salt=_SALT, max_age=_MAX_AGE))
         except (KeyError, TypeError, signing.BadSignature):
             text = gettext("This page is too old to go on from: begin again at the list.")
             return refusal(request, text, 400)
         if work.deed != deed.name:
             raise Http404("There is no such action.")
         form = TaskFilter(QueryDict(work.filter.removeprefix("?")))
-        is_done = work.go_on(deed, form, request.user)
+        is_done = work.go_on(deed, form.query, form.words, request.user)
         if not is_done:
             return self.answer(deed, form, work)
         url = reverse("carrot-tasks") + form.address()
         return back(request, url, deed.done(work.done) + _left_alone(work.left))
 
     def answer(
-        self, deed: Deed, form: TaskFilter, work: Work, *, is_question: bool = False
+        self, deed: Deed, form: TaskFilter, work: Asked, *, is_question: bool = False
     ) -> HttpResponse:
         """The page."""
         return self.render(
@@ -260,20 +258,12 @@ class MatchingTasks(Page):
         )
 
 
-def _due(deed: Deed, form: TaskFilter, newest: keyset.Position | None = None) -> keyset.Query:
-    return form.query.narrowed(states=deed.states, newest=newest)
-
-
 @dataclass(kw_only=True)
 class Work:
-    """How far it is; the page carries this, signed."""
+    """A deed on all that a query finds, and how far it is."""
 
-    deed: str
-    filter: str
     newest: str
-    """The newest row when that was asked."""
-    total: int
-    is_exact: bool
+    """The newest row when it began."""
     after: str = ""
     """The last row that was looked at."""
     done: int = 0
@@ -287,17 +277,24 @@ class Work:
         """How many were found until now."""
         return self.done + self.left
 
-    def go_on(self, deed: Deed, form: TaskFilter, user: object) -> bool:
-        """Work for a while; returns whether that was all."""
+    def go_on(self, deed: Deed, query: keyset.Query, target: str, user: object) -> bool:
+        """Work for a while; returns whether that was all.
+
+        Args:
+            deed: what is done.
+            query: to which rows; of these, to those of the deed's states, the oldest first.
+            target: the same for people, as the record says it.
+            user: who does it.
+        """
         using = router.db_for_write(MessageLog)
         newest = keyset.position(self.newest, using)
         if newest is None:
             return True
-        query = _due(deed, form, newest)
+        due = query.narrowed(states=deed.states, newest=newest)
         end = time.monotonic() + STRETCH
         while True:
             found = keyset.find(
-                query,
+                due,
                 deed.chunk,
                 after=keyset.position(self.after, using),
                 using=using,
@@ -305,19 +302,55 @@ class Work:
                 prepare=keyset.bare,
             )
             if found.rows:
-                self._do(deed, form, user, [row.pk for row in found.rows], using)
+                rows = MessageLog.objects.using(using)
+                count, self.record = on_rows(
+                    deed.do,
+                    rows.filter(pk__in=[row.pk for row in found.rows]),
+                    user=user,
+                    action=deed.name,
+                    target=target,
+                    record=self.record,
+                )
+                self.done += count
+                self.left += len(found.rows) - count
             if found.position is None:
                 return True
             self.after = str(found.position)
             if time.monotonic() > end:
                 return False
 
-    def _do(self, deed: Deed, form: TaskFilter, user: object, keys: list[UUID], using: str) -> None:
-        with transaction.atomic(using=using):
-            count = deed.do(MessageLog.objects.using(using).filter(pk__in=keys))
-            if self.record is not None:
-                OperatorAction.add(self.record, count)
-            elif count:
-                self.record = OperatorAction.note(user, deed.name, form.words, count).pk
-        self.done += count
-        self.left += len(keys) - count
+
+@dataclass(kw_only=True)
+class Asked(Work):
+    """That of a page, which carries it on, signed."""
+
+    deed: str
+    filter: str
+    total: int
+    is_exact: bool
+
+
+def all_found(name: str, query: keyset.Query, target: str, user: object) -> None:
+    """Do it to all that a query finds, however long that takes; see ``Work.go_on``."""
+    newest = keyset.newest(query.listing, router.db_for_write(MessageLog))
+    work = Work(newest=str(newest or ""))
+    while not work.go_on(DEEDS[name], query, target, user):
+        pass
+
+
+def those_selected(name: str, keys: Sequence[UUID], target: str, user: object) -> int:
+    """Do it to these rows, in chunks; returns to how many."""
+    deed = DEEDS[name]
+    rows = MessageLog.objects.using(router.db_for_write(MessageLog))
+    done, record = 0, None
+    for start in range(0, len(keys), deed.chunk):
+        count, record = on_rows(
+            deed.do,
+            rows.filter(pk__in=keys[start : start + deed.chunk]),
+            user=user,
+            action=name,
+            target=target,
+            record=record,
+        )
+        done += count
+    return done

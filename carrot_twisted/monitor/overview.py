@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.db import router
+from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
@@ -35,8 +36,6 @@ SPANS = {
 }
 #: Lines of a chart: more of them nobody can tell apart.
 MAX_LINES = 5
-#: Rows of the table of tasks.
-MAX_TASKS = 20
 
 
 class Overview(Page):
@@ -73,7 +72,8 @@ class Overview(Page):
                 ("age", _("Age of the oldest waiting task"), _oldest(samples)),
                 ("unsent", _("Messages that the broker should have"), _unsent(samples)),
             ],
-            "tasks": statistics.tasks(span, using, queue or None)[:MAX_TASKS],
+            "tasks": statistics.tasks(span, using, queue or None),
+            "tasks_since": span.start_of_tasks(timezone.now()),
         }
 
 
@@ -87,9 +87,11 @@ def _numbers(now: Status, buckets: Sequence[Throughput], queue: str) -> dict[str
         "failed": failed,
         "share": failed / (completed + failed) if failed else 0,
         "waiting": sum(one.waiting for one in queues),
+        "waiting_is_exact": all(one.waiting_is_exact for one in queues),
         "oldest": max((one.oldest for one in queues if one.oldest is not None), default=None),
         "running": sum(one.running for one in queues),
         "unsent": sum(one.unsent for one in queues),
+        "unsent_is_exact": all(one.unsent_is_exact for one in queues),
         "workers": len(workers),
         "threads": sum(one.threads for one in workers),
     }

@@ -74,14 +74,18 @@ class Purge(Confirmed):
     def question(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Question:
         name = kwargs["name"]
         now = status.read(router.db_for_read(MessageLog))
-        count = sum(one.waiting + one.running for one in now.queues if one.name == name)
+        count = "0"
+        for one in now.queues:
+            if one.name == name:
+                more = "" if one.waiting_is_exact else "+"
+                count = f"{one.waiting + one.running:,}{more}"
         return Question(
             title=_("Purge queue %(name)s?") % {"name": name},
             text=_(
                 "%(count)s tasks that wait or run are deleted, and their messages with them. What "
                 "a service has begun goes on, but its result goes nowhere. This cannot be undone."
             )
-            % {"count": f"{count:,}"},
+            % {"count": count},
             button=_("Delete them all"),
             cancel=reverse("carrot-queues"),
         )

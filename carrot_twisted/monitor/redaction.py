@@ -23,7 +23,7 @@ from carrot_twisted import conf, outcomes, wire
 from carrot_twisted.kinds import plain_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from carrot_twisted.models import MessageLog
 
@@ -84,6 +84,56 @@ def shown_text(text: str) -> str:
     return _shown_text(text, _indented)
 
 
+def is_in_sight(row: MessageLog, text: str) -> bool:
+    """Whether a text that a row holds is in what is shown of it.
+
+    In its task, its exception, its arguments or its body; in upper or lower case. Where a value is
+    not shown, what was found may have been that value: a search must not tell what it is.
+
+    Args:
+        row: ``task``, ``task_args``, ``content`` and ``exception`` of it are read.
+        text: as somebody typed it.
+    """
+    if not conf.current().redact:
+        return True
+    # As people write it, and as it is written in JSON.
+    wanted = {one.upper() for one in (text, _json(text)[1:-1])}
+    return any(one in part.upper() for part in _parts(row) for one in wanted)
+
+
+def _parts(row: MessageLog) -> Iterator[str]:
+    yield row.task
+    yield row.exception or ""
+    if not row.is_task:
+        for text in (row.task_args, row.content):
+            yield _shown_text(text, _json)
+            if not _has_a_word(text):
+                yield text
+        return
+    for text, shown in (
+        (row.task_args, _positional(row.task, row.task_args)),
+        (row.content, _keywords(row.content)),
+    ):
+        yield shown if isinstance(shown, str) else _json(shown)
+        if _is_whole(text, shown):
+            # Other programs set their spaces otherwise.
+            yield text
+
+
+def _is_whole(text: str, shown: object) -> bool:
+    """Whether all that is in a text is shown."""
+    try:
+        value = _read(text)
+    except (ValueError, RecursionError):
+        return False
+    return not _has_a_word(text) and shown == (list(value) if isinstance(value, tuple) else value)
+
+
+def _has_a_word(text: str) -> bool:
+    plain = plain_name(text)
+    return any(word in plain for word in conf.current().redact)
+
+
 def _shown_text(text: str, write: Callable[[Any], str]) -> str:
     if not text.lstrip().startswith(_BRACKETS):
         return text
@@ -140,17 +190,11 @@ def _read(text: str) -> Any:
 
 def _unread(text: str) -> str:
     """A text that should have been JSON: it may have been cut in the middle of a secret."""
-    plain = plain_name(text)
-    if any(word in plain for word in conf.current().redact):
-        return NOT_SHOWN
-    return text
+    return NOT_SHOWN if _has_a_word(text) else text
 
 
 def _redacted_by(name: str, value: Any) -> Any:
-    plain = plain_name(name)
-    if any(word in plain for word in conf.current().redact):
-        return REDACTED
-    return _redacted(value)
+    return REDACTED if _has_a_word(name) else _redacted(value)
 
 
 def _redacted(value: Any) -> Any:

@@ -6,11 +6,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.db import IntegrityError, router, transaction
+from django.db.models.functions import Left
 from django.urls import reverse
 from django.utils.translation import gettext as _
 
 from carrot_twisted.exceptions import CarrotError
-from carrot_twisted.models import MessageLog, OperatorAction, ScheduledTask
+from carrot_twisted.models import MessageLog, OperatorAction, ScheduledTask, ScheduleRun
 from carrot_twisted.monitor import access, redaction, registered_tasks, schedule_times
 from carrot_twisted.monitor.page import Page, back, is_partial, refusal, rendered
 from carrot_twisted.monitor.schedule_form import ScheduleForm, differences, version_of
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
     from django.http import HttpRequest, HttpResponse
 
     from carrot_twisted.monitor.schedule_times import Plan
+
+#: Runs that the page of a schedule shows.
+RUNS = 20
+#: Characters of an exception there.
+MAX_EXCEPTION = 200
+_OF_RUN = ("status", "publish_time", "start_time", "completion_time", "failure_time")
 
 
 def gone(request: HttpRequest) -> HttpResponse:
@@ -53,12 +60,17 @@ class SchedulePage(Page):
         )
         rows = MessageLog.objects.using(router.db_for_read(MessageLog))
         last = schedule.last_log
+        known = ScheduleRun.objects.using(rows.db).filter(schedule=schedule.pk)
+        runs = list(known.order_by("-pk")[:RUNS])
+        found = rows.filter(pk__in=[run.message for run in runs])
+        by_key = found.only(*_OF_RUN).annotate(error=Left("exception", MAX_EXCEPTION)).in_bulk()
         return {
             "schedule": schedule,
             "plan": schedule_times.plan(schedule, schedule.next_run_time if is_planned else None),
             "next": schedule_times.next_text(schedule),
             "positional": redaction.positional_text(row),
             "keywords": redaction.keyword_text(row),
+            "runs": [(run, by_key.get(run.message)) for run in runs],
             "row": None if last is None else rows.filter(pk=last).defer("log", "output").first(),
         }
 

@@ -112,10 +112,7 @@ class CallbackDispatcher(MessageDispatcher):
         del self._resting[job]
         job.delivery.requeue()
 
-    def _tell(self, job: Job, decision: Decision) -> None:
-        failure = job.failure
-        if failure is None:
-            return
+    def _tell(self, job: Job, failure: Failure, decision: Decision) -> None:
         if isinstance(failure.error, HaltConsumer):
             _log.info(
                 "Callback {callback} ends the consumer of queue {queue}: {reason}",

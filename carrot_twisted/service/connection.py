@@ -87,6 +87,18 @@ class BrokerConnection:
         self._protocol: CarrotProtocol | None = None
         self._waiting: Deferred[Any] | None = None
         self._running: Deferred[None] | None = None
+        self.made = 0
+        """How often it was made."""
+
+    @property
+    def purpose(self) -> str:
+        """For people."""
+        return self._purpose
+
+    @property
+    def broker(self) -> str:
+        """For people, without credentials."""
+        return self._host.label
 
     @property
     def is_open(self) -> bool:
@@ -174,6 +186,7 @@ class BrokerConnection:
     async def _serve(self, protocol: CarrotProtocol, server: tuple[str, int]) -> object:
         """Have the connection used until it closes; returns why it did."""
         self._protocol = protocol
+        self.made += 1
         closed = protocol.closed
         after = self._outage.over()
         if after is not None:

@@ -27,7 +27,9 @@ from carrot_twisted.models import MessageLog
 from carrot_twisted.service.callback_dispatcher import CallbackDispatcher
 from carrot_twisted.service.chore import Chore
 from carrot_twisted.service.connection import BrokerConnection
+from carrot_twisted.service.counted import Counted
 from carrot_twisted.service.log_writer import LAST_WRITES
+from carrot_twisted.service.parts import Parts, QueuePart
 from carrot_twisted.service.protocol import FAREWELL
 from carrot_twisted.service.row_writer import RowWriter
 from carrot_twisted.service.subscription import Subscription
@@ -185,6 +187,17 @@ class Consumption:
             )
             for queue, dispatcher in zip(queues, self._dispatchers, strict=True)
         ]
+        self._counted = Counted()
+        self.parts = Parts(
+            queues=[
+                QueuePart(queue.name, subscription, dispatcher, queue.handler, dispatcher.decided)
+                for queue, subscription, dispatcher in zip(
+                    queues, self._subscriptions, self._dispatchers, strict=True
+                )
+            ],
+            connections=[self._connection],
+            counted=self._counted,
+        )
         self.consumers = [
             CallbackConsumer(queue, dispatcher, subscription, self._consumer_ended, reactor)
             for queue, dispatcher, subscription in zip(
@@ -331,6 +344,7 @@ class Consumption:
             subscription.connected(protocol)
 
     def _note(self, handled: Handled) -> None:
+        self._counted.handled(handled)
         if self._rows is not None:
             self._rows.note(handled)
 

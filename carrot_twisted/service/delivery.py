@@ -8,10 +8,11 @@ its channel's ``Settler``, and is settled once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from twisted.python.threadable import isInIOThread
+
+from carrot_twisted.properties_reader import read_properties
 
 if TYPE_CHECKING:
     from collections import deque
@@ -104,21 +105,62 @@ class Settler:
         acked.clear()
 
 
-@dataclass(slots=True, eq=False)
 class Delivery:
-    """One hand-over of a message to this service."""
+    """One hand-over of a message to this service.
 
-    settler: Settler
-    tag: int
-    properties: pika.BasicProperties
-    body: bytes
-    exchange: str
-    routing_key: str
-    redelivered: bool = False
-    channel: SafeChannel | None = None
-    """For the hooks of a project's consumer."""
-    seen: float | None = None
-    """When it was first found waiting behind other tasks, by those who look now and then."""
+    Args:
+        settler: of its channel.
+        tag: of the delivery, on that channel.
+        properties: of the message; as they came, encoded, they are read when somebody asks.
+        body: of the message.
+        exchange: that it was published to.
+        routing_key: that it was published with.
+        redelivered: it was handed over before, perhaps not to this service.
+        channel: for the hooks of a project's consumer.
+    """
+
+    __slots__ = (
+        "_properties",
+        "body",
+        "channel",
+        "exchange",
+        "redelivered",
+        "routing_key",
+        "seen",
+        "settler",
+        "tag",
+    )
+
+    def __init__(
+        self,
+        settler: Settler,
+        tag: int,
+        properties: pika.BasicProperties | bytes,
+        body: bytes,
+        exchange: str,
+        routing_key: str,
+        redelivered: bool = False,
+        channel: SafeChannel | None = None,
+    ) -> None:
+        self.settler = settler
+        self.tag = tag
+        self._properties = properties
+        self.body = body
+        self.exchange = exchange
+        self.routing_key = routing_key
+        self.redelivered = redelivered
+        self.channel = channel
+        self.seen: float | None = None
+        """When it was first found waiting behind others, by those who look now and then."""
+
+    @property
+    def properties(self) -> pika.BasicProperties:
+        """Of the message; the same object each time. From any thread."""
+        properties = self._properties
+        if isinstance(properties, bytes):
+            # Two threads that come at the same time read the same.
+            properties = self._properties = read_properties(properties)
+        return properties
 
     def ack(self) -> None:
         """Done with; sent when the settler is flushed."""

@@ -196,6 +196,11 @@ class Dispatcher:
         self.on_stuck: Callable[[], None] = lambda: None
 
     @property
+    def started(self) -> int:
+        """What the worker threads have begun."""
+        return self._pool.begun
+
+    @property
     def running(self) -> int:
         """Messages that are claimed, or about to be."""
         return len(self._jobs) - self._missing - len(self._suspects)
@@ -580,6 +585,8 @@ class Dispatcher:
             task=call.run.task,
             uuid=call.run.uuid,
             seconds=time.monotonic() - call.began - (call.seconds or 0.0),
+            queue=self.name,
+            attempt=call.run.attempt,
         )
         self.on_stuck()
 
@@ -680,8 +687,16 @@ class Dispatcher:
             text = "Task {task} ({uuid}) failed: {error}"
             if result.kind is Kind.RETRY:
                 text = "Task {task} ({uuid}) is tried again in {delay:g} s: {error}"
-            task, error = outcomes.one_line(job.run.task, 200) if job.run else "?", result.exception
-            _log.warn(text, task=task, uuid=job.uuid, error=_first_line(error), delay=result.delay)
+            task = outcomes.one_line(job.run.task, 200) if job.run else "?"
+            _log.warn(
+                text,
+                task=task,
+                uuid=job.uuid,
+                error=_first_line(result.exception),
+                delay=result.delay,
+                queue=self.name,
+                attempt=job.run.attempt if job.run else None,
+            )
 
     def _count(self, job: Job, result: Result) -> None:
         assert job.run is not None
@@ -878,17 +893,11 @@ def problem_of(delivery: Delivery, seal: Seal) -> str:
 
 def run_of(claimed: Claimed, delivery: Delivery) -> Run:
     """What a worker thread gets of a claimed row, and of the message that rang for it."""
-    header = (delivery.properties.headers or {}).get(wire.TYPE_HEADER)
-    return Run(
-        uuid=claimed.uuid,
-        token=claimed.token,
-        task=claimed.task,
-        task_args=claimed.task_args,
-        content=claimed.content,
-        queue=claimed.queue,
-        attempt=claimed.attempt,
-        retries=claimed.retries,
-        published=claimed.published,
+    headers = delivery.properties.headers or {}
+    header = headers.get(wire.TYPE_HEADER)
+    return Run.of(
+        claimed,
         header=header if isinstance(header, str) else None,
+        headers=headers,
         body=delivery.body,
     )

@@ -30,6 +30,7 @@ from carrot_twisted import (
     publisher,
     records,
     task_logging,
+    tracing,
 )
 from carrot_twisted.begun_message import Losses
 from carrot_twisted.consumer import make_consumer
@@ -51,6 +52,7 @@ from carrot_twisted.service.live_logs import LiveLogs
 from carrot_twisted.service.log_writer import LAST_WRITES, LogWriter
 from carrot_twisted.service.loss_counter import LossCounter
 from carrot_twisted.service.message_dispatcher import MessageDispatcher
+from carrot_twisted.service.parts import Parts, QueuePart, TaskParts
 from carrot_twisted.service.posting import ReactorPublisher
 from carrot_twisted.service.protocol import FAREWELL
 from carrot_twisted.service.quarantine import Quarantine
@@ -275,6 +277,12 @@ class Engine:
             if isinstance(queue, HandlerQueue)
         ]
         self._dispatchers: list[Working] = [*tasks, *handling]
+        #: Of queues with one: its handler, and what was decided about messages.
+        self._handlers = {
+            queue.name: (queue.handler, dispatcher.decided)
+            for queue, dispatcher in zip(queues[len(tasks) :], handling, strict=True)
+            if isinstance(queue, HandlerQueue)
+        }
         Quarantine(self._dispatchers, reactor)
         self._recycling = Recycling(
             dispatchers=self._dispatchers,
@@ -349,6 +357,27 @@ class Engine:
         return [text for text in found if text is not None]
 
     @property
+    def parts(self) -> Parts:
+        """What its metrics are made of."""
+        return Parts(
+            queues=[
+                QueuePart(name, subscription, dispatcher, *self._handlers.get(name, ()))
+                for name, subscription, dispatcher in zip(
+                    self._names, self._subscriptions, self._dispatchers, strict=True
+                )
+            ],
+            connections=[*self._consuming.values(), *self._publisher.connections],
+            counted=self._tally,
+            tasks=TaskParts(
+                writer=self._writer,
+                publisher=self._publisher,
+                relay=self._relay,
+                lateness=None if self._scheduler is None else self._scheduler.lateness,
+                using=self._using,
+            ),
+        )
+
+    @property
     def silence(self) -> float:
         """Seconds since the thread that writes to the database has shown that it works."""
         return self._writer.silence
@@ -361,6 +390,7 @@ class Engine:
     async def start(self) -> None:
         """Start all parts. Waits for a database that is away; never for the broker."""
         task_logging.capture({*self._settings.task_modules})
+        tracing.listen()
         self._writer.start()
         refusal = self._recycling.refusal()
         if refusal is not None:
@@ -425,7 +455,7 @@ class Engine:
         await self._leave(end)
         for subscription in self._subscriptions:
             subscription.leave()
-        await self._until(lambda: not self._publisher.busy, CONFIRMS)
+        await self._until(lambda: not self._publisher.unconfirmed, CONFIRMS)
         await gatherResults(
             [
                 Deferred.fromCoroutine(close_all(self._consuming.values())),

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: In a worker's environment: which one it is, from 1.
 NUMBER = "CARROT_WORKER_NUMBER"
+#: Name of ``plain_log``, for ``twistd --logger``.
+PLAIN_LOG = f"{__name__}.plain_log"
 #: What it tells of the seconds that its stop takes at most.
 STOP_SECONDS = "X_STOP_SECONDS"
 

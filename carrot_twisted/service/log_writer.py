@@ -185,6 +185,10 @@ class LogWriter:
         self._waits_for_ever = False
         #: When the thread has last begun or ended something; None: it has nothing to do.
         self._sign: float | None = None
+        self.batches = [0] * (MAX_BATCH.bit_length() + 1)
+        """How many batches it has taken, by the bit length of their size."""
+        self.operations = 0
+        """How many operations these were. Written on its thread only, as are the batches."""
 
     @property
     def silence(self) -> float:
@@ -279,6 +283,8 @@ class LogWriter:
                     operation = self._inbox.get_nowait()
                 except Empty:
                     break
+            self.batches[len(batch).bit_length()] += 1
+            self.operations += len(batch)
             try:
                 self._process(batch)
             except BaseException as error:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import pika
 from txaio.tx import make_logger
 
-from carrot_twisted import failpoints, handling, outcomes, retry, task_logging
+from carrot_twisted import failpoints, handlers, handling, outcomes, retry, task_logging
 from carrot_twisted.handlers import Message
 from carrot_twisted.interruption import Abandoned, TimedCall
 from carrot_twisted.outage import Outage
@@ -69,6 +69,8 @@ LAST_COPIES = 3.0
 HELD_DELAY = 1.0
 #: Characters of an exception in the log.
 MAX_TOLD = 200
+#: What does not bring a message to its end here.
+COMES_AGAIN = (Action.WAIT, Action.REQUEUE)
 
 
 @dataclass(slots=True, eq=False)
@@ -131,6 +133,7 @@ class MessageDispatcher:
         self._keeper = TimeKeeper(reactor, self._give_up)
         self._pool: WorkerPool[Job] = WorkerPool(queue.name, concurrency, self._work, reactor)
         self._waiting: deque[Delivery] = deque()
+        self._pump_due = False
         #: Given to the threads, or being copied.
         self._jobs: dict[Job, None] = {}
         #: Kept because of the database, with the timers that end it.
@@ -160,10 +163,17 @@ class MessageDispatcher:
             "raise that, or publish a task for such work."
         )
         self.finished = 0
+        self.decided: Counter[Action] = Counter()
+        """What was decided about messages, since the start."""
         self.on_settled: Callable[[], None] = lambda: None
         self.on_suspect: Callable[[], None] = lambda: None
         self.on_finished: Callable[[], None] = lambda: None
         self.on_stuck: Callable[[], None] = lambda: None
+
+    @property
+    def started(self) -> int:
+        """What the worker threads have begun."""
+        return self._pool.begun
 
     @property
     def running(self) -> int:
@@ -212,7 +222,10 @@ class MessageDispatcher:
         if delivery.redelivered and self._adopt(delivery):
             return
         self._waiting.append(delivery)
-        self._pump()
+        if not self._pump_due:
+            self._pump_due = True
+            # One read of the socket brings many messages: the threads get them together.
+            self._reactor.callLater(0, self._pump)
 
     def _adopt(self, delivery: Delivery) -> bool:
         """Take over a message whose channel was lost while its handler ran.
@@ -232,16 +245,21 @@ class MessageDispatcher:
         return False
 
     def _pump(self) -> None:
+        self._pump_due = False
         if self._stopping or self._paused:
             self._return_waiting()
             return
-        while self._waiting and not self._held and self.running < self.pace.claimed:
+        if not self._waiting or self._held:
+            return
+        now = self._reactor.seconds()
+        claimed = self.pace.claimed
+        while self._waiting and len(self._jobs) < claimed:
             delivery = self._waiting.popleft()
             if delivery.settler.is_open:
-                self._begin(Job(delivery, self._reactor.seconds()))
+                self._begin(Job(delivery, now), now)
 
-    def _begin(self, job: Job) -> None:
-        job.since = self._reactor.seconds()
+    def _begin(self, job: Job, now: float) -> None:
+        job.since = now
         self._jobs[job] = None
         if self._losses is None or not job.delivery.redelivered:
             self._pool.put(job)
@@ -329,7 +347,7 @@ class MessageDispatcher:
         """Begin one suspect; the caller knows that nothing else runs in this process."""
         job = self._suspects.popleft()
         job.alone = True
-        self._begin(job)
+        self._begin(job, self._reactor.seconds())
 
     def forget_closed(self) -> None:
         """Drop what waits of a channel that is closed: the broker has it again."""
@@ -361,9 +379,7 @@ class MessageDispatcher:
             return
         began = time.monotonic()
         try:
-            job.failure = handling.handle(
-                lambda: self._queue.call(self._message(job.delivery)), self._timed(job)
-            )
+            job.failure = handling.handle(partial(self._call, job.delivery), self._timed(job))
             failpoints.reached("handled_before_settle")
             self._decide(job, time.monotonic() - began)
         except Abandoned:
@@ -378,7 +394,8 @@ class MessageDispatcher:
         """On a worker thread, for the project's backoff function is asked."""
         job.took = took
         job.ended = time.time()
-        job.decision = self._decision(job)
+        # Nearly all: their headers need not be read.
+        job.decision = retry.DONE if job.failure is None else self._decision(job)
         with self._lock:
             wake = not self._ended
             self._ended.append(job)
@@ -423,6 +440,15 @@ class MessageDispatcher:
             job.failure = Failure(fault=Fault.HANDLER, exception=call.text, traceback="")
         self._decide(job, time.monotonic() - call.began)
 
+    def _call(self, delivery: Delivery) -> Any:
+        """Call the handler with what it asks for."""
+        queue = self._queue
+        if queue.of_body is not None:
+            return queue.of_body(
+                handlers.content_of(delivery.body, delivery.properties, queue.accept)
+            )
+        return queue.call(self._message(delivery))
+
     def _message(self, delivery: Delivery) -> Message:
         exchange, routing_key = copying.origin_of(delivery)
         # Of its own: what a handler changes in them must not get into a copy.
@@ -452,9 +478,12 @@ class MessageDispatcher:
         for job in ended:
             decision = job.decision
             assert decision is not None
-            self._note_end(job)
-            self.finished += decision.action not in (Action.WAIT, Action.REQUEUE)
-            self._tell(job, decision)
+            if job.fingerprint is not None:
+                self._note_end(job)
+            self.decided[decision.action] += 1
+            self.finished += decision.action not in COMES_AGAIN
+            if job.failure is not None:
+                self._tell(job, job.failure, decision)
             try:
                 self._settle(job, decision)
             except Exception:
@@ -500,7 +529,7 @@ class MessageDispatcher:
             return
         del self._resting[job]
         if job.delivery.settler.is_open:
-            self._begin(job)
+            self._begin(job, self._reactor.seconds())
 
     def _copy(self, job: Job, decision: Decision) -> None:
         """Have the broker keep a copy, then acknowledge; again and again until it does."""
@@ -575,9 +604,7 @@ class MessageDispatcher:
         self.on_finished()
         self.on_suspect()
 
-    def _tell(self, job: Job, decision: Decision) -> None:
-        if job.failure is None:
-            return
+    def _tell(self, job: Job, failure: Failure, decision: Decision) -> None:
         what = {
             Action.WAIT: f"the database was in its way, it runs again in {decision.delay:g} s",
             Action.RETRY: f"it is tried again in {decision.delay:g} s",
@@ -587,7 +614,7 @@ class MessageDispatcher:
             "Handler {handler} failed on a message of queue {queue}: {error}; {what}",
             handler=self._queue.handler,
             queue=self._queue.name,
-            error=job.failure.exception[:MAX_TOLD],
+            error=failure.exception[:MAX_TOLD],
             what=what,
         )
 

@@ -43,7 +43,7 @@ class DaemonThreadPool(ThreadPool):
 class Slot(Generic[Job]):
     """One loop in its thread, and what it does. Read from any thread, ``job`` before ``since``."""
 
-    __slots__ = ("ident", "job", "name", "since", "stuck")
+    __slots__ = ("begun", "ident", "job", "name", "since", "stuck")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -51,6 +51,8 @@ class Slot(Generic[Job]):
         self.job: Job | None = None
         self.since = 0.0
         """When the job began, on the monotonic clock."""
+        self.begun = 0
+        """Jobs that it has begun. Written in its thread only."""
         self.stuck = False
         """Given up: another one has taken its place, and it ends with its job."""
 
@@ -78,6 +80,13 @@ class WorkerPool(Generic[Job]):
         #: Changed in the reactor only.
         self._slots: list[Slot[Job]] = []
         self._stopped = False
+        #: Jobs that threads have begun which are gone.
+        self._begun_before = 0
+
+    @property
+    def begun(self) -> int:
+        """Jobs that its threads have begun."""
+        return self._begun_before + sum(slot.begun for slot in self._slots)
 
     @property
     def slots(self) -> list[Slot[Job]]:
@@ -146,6 +155,7 @@ class WorkerPool(Generic[Job]):
 
     def _ended(self, result: object, slot: Slot[Job], first: Callable[[], None] | None) -> None:
         self._slots.remove(slot)
+        self._begun_before += slot.begun
         self._fit()
         if isinstance(result, Failure):
             _log.failure("Worker thread {name} is lost", failure=result, name=slot.name)
@@ -162,6 +172,7 @@ class WorkerPool(Generic[Job]):
         while not slot.stuck and (job := self._inbox.get()) is not None:
             slot.since = time.monotonic()
             slot.job = job
+            slot.begun += 1
             self._guarded(self._work, job)
             slot.job = None
         connections.close_all()

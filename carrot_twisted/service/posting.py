@@ -84,6 +84,11 @@ class ReactorPublisher:
         self._dead: Counter[tuple[str, str]] = Counter()
         #: Of dead-letter queues, by the queues' names: the broker does not take what is for them.
         self._burials: dict[str, Outage] = {}
+        self.sent = 0
+        """Messages that went out to the broker, some of them more than once."""
+        self.confirmed = 0
+        self.failed = 0
+        """Those that it has refused, or that were under way when the connection was lost."""
 
     def can_publish(self, host: VirtualHost) -> bool:
         """Whether a post to this broker would go out now."""
@@ -171,6 +176,7 @@ class ReactorPublisher:
             if self.can_publish(host):
                 self._waiting.update(dict.fromkeys(posts))
                 self._sessions[host].publish(posts)
+                self.sent += len(posts)
             else:
                 left += posts
         return left
@@ -232,6 +238,7 @@ class ReactorPublisher:
         if session is not None:
             self._waiting[post] = settled
             session.publish([post])
+            self.sent += 1
         else:
             settled("no connection")
 
@@ -269,9 +276,9 @@ class ReactorPublisher:
             connection.start()
 
     @property
-    def busy(self) -> bool:
-        """Whether the broker has still to confirm something."""
-        return bool(self._waiting)
+    def unconfirmed(self) -> int:
+        """How much the broker has still to confirm."""
+        return len(self._waiting)
 
     async def stop(self) -> None:
         """Close the connections. What is unconfirmed stays in the outbox."""
@@ -317,6 +324,10 @@ class ReactorPublisher:
 
     def _settled(self, post: Post, error: str | None) -> None:
         callback = self._waiting.pop(post, None)
+        if error is None:
+            self.confirmed += 1
+        else:
+            self.failed += 1
         if callback is not None:
             callback(error)
         elif error is None:

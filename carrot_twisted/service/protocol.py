@@ -9,19 +9,21 @@ The adapter is deprecated in pika 1.5 and leaves in 2.0; everything else here wo
 - a peer that stopped answering is given up for good: ``loseConnection`` waits for unsent data, or
   for TLS's farewell, for ever, so the transport is aborted after a moment;
 - frames written after the loss of the transport are dropped instead of raising AttributeError;
-- deliveries come to a plain callback (the adapter's queue loses what it holds on a cancel), and an
+- deliveries come to a plain callback (the adapter's queue loses what it holds on a cancel), those
+  too that are on their way when a consumer is cancelled (pika returns them to the queue), and an
   exception in it does not kill the connection;
 - a message whose headers pika cannot read does not end the connection;
 - a call on a channel that is closing fails once, and is not told as unhandled when it has closed;
 - the handshake has a time limit;
 - deliveries are read in one step: pika copies all that is buffered for each of their three frames,
-  and looks for callbacks that there are none of.
+  looks for callbacks that there are none of, and reads properties that nobody may ask for.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import pika
@@ -48,6 +50,13 @@ _log = make_logger()
 #: Frame: type, channel, size of the payload. Content header: class, weight, size of the body.
 _FRAME = struct.Struct(">BHL")
 _CONTENT = struct.Struct(">HHQ")
+#: The same, as they stand in a delivery: a method frame with the method's number; a header frame
+#: and one of a body, each after the end of the frame before it.
+_METHOD_FRAME = struct.Struct(">BHLL")
+_HEADER_FRAME = struct.Struct(">BBHLHHQ")
+_BODY_FRAME = struct.Struct(">BBHL")
+#: Of Basic.Deliver, between two texts: delivery tag, and whether it was delivered before.
+_TAG = struct.Struct(">QB")
 #: Seconds that a closing transport gets to send what it holds.
 FAREWELL = 2.0
 #: Reply codes for a wrong password, and for a virtual host that is missing or not ours.
@@ -55,19 +64,24 @@ REFUSALS = (403, 530)
 #: Seconds for TCP's peer to finish the AMQP handshake.
 HANDSHAKE = 15.0
 
-#: Basic.Deliver as the beginning of a method frame's payload.
-_DELIVER = struct.pack(">I", spec.Basic.Deliver.INDEX)
 #: Method, header, and one body.
 FRAMES_OF_DELIVERY = 3
 
 OnMessage = Callable[[Any, Any, Any, bytes], None]
+"""Gets pika's channel, the method (``Basic.Deliver``, or a ``WholeDelivery``), the properties
+(pika's, or encoded as they came) and the body."""
 
 
 class WholeDelivery(NamedTuple):
-    """The frames of a delivery, read."""
+    """The frames of a delivery, read: all but the properties, which not everybody asks for."""
 
-    method: frame.Method
-    header: frame.Header
+    channel_number: int
+    consumer_tag: str
+    delivery_tag: int
+    redelivered: bool
+    exchange: str
+    routing_key: str
+    properties: bytes
     body: bytes
     end: int
     """Where the next frame begins."""
@@ -81,42 +95,57 @@ def read_delivery(buffer: bytes, start: int) -> WholeDelivery | None:
         kind: one frame for its method, one for its properties, one for its body.
     """
     try:
-        kind, channel, size = _FRAME.unpack_from(buffer, start)
-        method_at = start + _FRAME.size
-        if kind != spec.FRAME_METHOD or not buffer.startswith(_DELIVER, method_at):
+        kind, channel, size, method = _METHOD_FRAME.unpack_from(buffer, start)
+        if method != spec.Basic.Deliver.INDEX or kind != spec.FRAME_METHOD:
             return None
-        header_at = method_at + size + spec.FRAME_END_SIZE
-        header_kind, header_channel, size = _FRAME.unpack_from(buffer, header_at)
-        properties_at = header_at + _FRAME.size + _CONTENT.size
-        _, _, length = _CONTENT.unpack_from(buffer, header_at + _FRAME.size)
-        frame_at = header_at + _FRAME.size + size + spec.FRAME_END_SIZE
-        body_kind, body_channel, size = _FRAME.unpack_from(buffer, frame_at)
-        body_at = frame_at + _FRAME.size
-        end = body_at + size + spec.FRAME_END_SIZE
-        if (
-            (header_kind, body_kind) != (spec.FRAME_HEADER, spec.FRAME_BODY)
-            or not channel == header_channel == body_channel
-            or size != length
-            or not buffer[header_at - 1]
-            == buffer[frame_at - 1]
-            == buffer[end - 1]
-            == spec.FRAME_END
-        ):
+        # The end of the frame, which is the first of the next one's here.
+        end = start + _FRAME.size + size
+        ended, kind, other, size, _, _, length = _HEADER_FRAME.unpack_from(buffer, end)
+        if ended != spec.FRAME_END or kind != spec.FRAME_HEADER or other != channel:
             return None
+        properties_at = end + _HEADER_FRAME.size
+        properties_end = end + 1 + _FRAME.size + size
+        ended, kind, other, size = _BODY_FRAME.unpack_from(buffer, properties_end)
+        if ended != spec.FRAME_END or kind != spec.FRAME_BODY or other != channel:
+            return None
+        body_at = properties_end + _BODY_FRAME.size
+        body_end = body_at + size
+        if size != length or buffer[body_end] != spec.FRAME_END:
+            return None
+        at = start + _METHOD_FRAME.size + 1
+        tag_at = at + buffer[at - 1]
+        delivery_tag, bits = _TAG.unpack_from(buffer, tag_at)
         # Cut out: a length that lies must not bring in what follows.
-        method = spec.Basic.Deliver()
-        method.decode(buffer[method_at + len(_DELIVER) : header_at - spec.FRAME_END_SIZE])
-        properties = pika.BasicProperties()
-        properties.decode(buffer[properties_at : frame_at - spec.FRAME_END_SIZE])
-    except Exception:
-        # The end of the buffer, or headers that pika cannot read.
+        exchange, routing_key = _route(buffer[tag_at + _TAG.size : end])
+        consumer_tag = buffer[at:tag_at].decode()
+    except (struct.error, IndexError, ValueError):
+        # The end of the buffer; or texts that are not where they should be, or not in UTF-8.
         return None
     return WholeDelivery(
-        frame.Method(channel, method),
-        frame.Header(channel, length, properties),
-        buffer[body_at : end - spec.FRAME_END_SIZE],
-        end,
+        channel,
+        consumer_tag,
+        delivery_tag,
+        bool(bits & 1),
+        exchange,
+        routing_key,
+        buffer[properties_at:properties_end],
+        buffer[body_at:body_end],
+        body_end + 1,
     )
+
+
+@lru_cache(maxsize=1000)
+def _route(encoded: bytes) -> tuple[str, str]:
+    """Exchange and routing key, the last two arguments of a method: few differ.
+
+    Raises:
+        IndexError, ValueError: this is something else.
+    """
+    at = 1 + encoded[0]
+    end = at + 1 + encoded[at]
+    if end != len(encoded):
+        raise ValueError("there is something else")
+    return encoded[1:at].decode(), encoded[at + 1 : end].decode()
 
 
 class _Connection(_TwistedConnectionAdapter):
@@ -154,12 +183,13 @@ class _Connection(_TwistedConnectionAdapter):
         position = 0
         try:
             while (delivery := read_delivery(self._frame_buffer, position)) is not None:
-                channel = self._channels.get(delivery.method.channel_number)
-                if channel is None:
+                channel = self._channels.get(delivery.channel_number)
+                consumer = channel and channel._consumers.get(delivery.consumer_tag)
+                if consumer is None:
                     break
                 position = delivery.end
                 self.frames_received += FRAMES_OF_DELIVERY
-                channel._on_deliver(delivery.method, delivery.header, delivery.body)
+                consumer(channel, delivery, delivery.properties, delivery.body)
         finally:
             if position:
                 self._trim_frame_buffer(position)
@@ -236,9 +266,17 @@ class CarrotChannel(TwistedChannel):
         return consume(queue=queue, on_message_callback=guarded)
 
     def cancel(self, consumer_tag: str) -> Deferred[Any]:
-        """Stop a consumer. What was delivered stays ours to acknowledge or return."""
+        """Stop a consumer. What was delivered stays ours to acknowledge or return.
+
+        So does what is delivered until the broker has heard of it: the callback is called for that,
+        too.
+        """
         cancel: Callable[..., Deferred[Any]] = self._wrap_channel_method("basic_cancel")
-        return cancel(consumer_tag=consumer_tag)
+        cancelled = cancel(consumer_tag=consumer_tag)
+        # pika would return what is on its way, message by message. All of it would come again at
+        # once where the consumer is started anew, with another prefetch; and a quorum queue counts.
+        self._channel._cancelled.discard(consumer_tag)
+        return cancelled
 
 
 class CarrotProtocol(TwistedProtocolConnection):

@@ -79,6 +79,8 @@ class Relay:
         self._taken = 0
         self._tell_at = 0.0
         self._has_looked = False
+        self.recovered = 0
+        """Tasks of dead workers that it has found."""
         self._loops = {
             interval: LoopingCall(self._guarded, what, work)
             for interval, what, work in (
@@ -155,6 +157,7 @@ class Relay:
             return records.reap(self._claimant(), self._using)
 
         count = await self._writer.call(look)
+        self.recovered += count
         if count:
             _log.warn("{n} tasks of workers that died are published again", n=count)
 

@@ -80,6 +80,7 @@ class Subscription:
         self._reactor = reactor
         #: The service wants it.
         self._wanted = True
+        self._started = False
         #: Operators do not.
         self._resting = False
         #: The project's consumer wants it.
@@ -127,6 +128,8 @@ class Subscription:
             return None
         if self._stopping:
             return "the service stops"
+        if not self._started:
+            return "the service is starting"
         if not self._joined:
             return self._not_joined()
         if not self._connection.is_open:
@@ -145,6 +148,7 @@ class Subscription:
 
     def start(self) -> None:
         """Start the consumer."""
+        self._started = True
         self._step(self._consumer.run, self.connect).addCallback(self._check_joined)
 
     def connected(self, protocol: CarrotProtocol) -> None:

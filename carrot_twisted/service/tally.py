@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counts what comes to an end in this service, and has it written, for the charts of the monitor.
+"""Has what comes to an end in this service (``counted``) written, for the charts of the monitor.
 
-An end costs some look-ups in dictionaries. What was counted is added to its buckets of time when
-the minute ends, or the next write begins: each INTERVAL seconds one statement writes the totals of
-all buckets that have changed. They are this worker's own rows, so writing twice does no harm, and
-what a write has missed the next one has. A process that is killed takes along what it has counted
-since its last write. Everything here happens in the reactor.
+What was counted is added to its buckets of time when the minute ends, or the next write begins:
+each INTERVAL seconds one statement writes the totals of all buckets that have changed. They are
+this worker's own rows, so writing twice does no harm, and what a write has missed the next one has.
+A process that is killed takes along what it has counted since its last write. Everything here
+happens in the reactor.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import LoopingCall
 
-from carrot_twisted import histograms, rollups
-from carrot_twisted.message_log import MAX_TASK
+from carrot_twisted import rollups
 from carrot_twisted.rollups import FINEST, KEPT, OTHERS, Totals
 from carrot_twisted.service.chore import Chore
+from carrot_twisted.service.counted import Counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -32,13 +32,11 @@ if TYPE_CHECKING:
 
 #: Seconds between writes.
 INTERVAL = 10.0
-#: Tasks that are counted one by one, and buckets that are held; what comes beyond them is counted
-#: with its queue's others.
-MAX_TASKS = 1000
-MAX_BUCKETS = 4000
+#: Buckets that are held; what comes beyond them is counted with its queue's others.
+MAX_BUCKETS = 6000
 
 
-class Tally:
+class Tally(Counted):
     """The statistics of one service.
 
     Args:
@@ -60,6 +58,7 @@ class Tally:
         reactor: Any,
         now: Callable[[], float],
     ) -> None:
+        super().__init__()
         self._writer = writer
         self._worker = worker
         self._queues = queues
@@ -68,9 +67,8 @@ class Tally:
         self._chore = Chore("The worker writes its statistics", reactor.seconds)
         self._loop = LoopingCall(self._guarded)
         self._loop.clock = reactor
-        #: Counted in this minute, by queue and task, and not yet in a bucket.
+        #: That of what is counted and not yet in a bucket.
         self._minute = 0
-        self._fresh: dict[tuple[str, str], Totals] = {}
         self._buckets: dict[Key, Totals] = {}
         #: Those of them that have changed since they were written.
         self._changed: dict[Key, None] = {}
@@ -91,54 +89,27 @@ class Tally:
 
     def turn_minute(self) -> None:
         """Before ends are counted: what was counted in an earlier minute goes to its buckets."""
-        minute = rollups.start_of(self._now(), FINEST)
+        now = self._now()
         # Never back: a bucket that has ended may be forgotten, and would begin again at nothing.
-        if minute > self._minute:
+        if now >= self._minute + FINEST:
             self._sort_in()
-            self._minute = minute
-
-    def count(self, queue: str, task: str, completed: bool, wait: float, run: float) -> None:
-        """Something has come to its end.
-
-        Args:
-            queue: where it came from.
-            task: dotted path of the task or handler.
-            completed: whether it has not failed.
-            wait: seconds until it began.
-            run: seconds that it took.
-        """
-        totals = self._fresh.get((queue, task))
-        if totals is None:
-            key = (queue, task if len(self._fresh) < MAX_TASKS else OTHERS)
-            totals = self._fresh.setdefault(key, Totals())
-        if completed:
-            totals.completed += 1
-        else:
-            totals.failed += 1
-        histograms.add(totals.wait, wait)
-        histograms.add(totals.run, run)
+            self._minute = rollups.start_of(now, FINEST)
 
     def handled(self, one: Handled) -> None:
         """A message with a handler is settled."""
         self.turn_minute()
-        self.count(
-            one.queue.name,
-            one.queue.handler[:MAX_TASK],
-            one.failure is None,
-            one.started - one.arrived,
-            one.ended - one.started,
-        )
+        super().handled(one)
 
     def _sort_in(self) -> None:
-        fresh, self._fresh = self._fresh, {}
-        for (queue, task), new in fresh.items():
+        for (queue, task), new in self._take().items():
             for resolution in KEPT:
                 start = rollups.start_of(self._minute, resolution)
                 key = (resolution, start, queue, task)
                 if key not in self._buckets and len(self._buckets) >= MAX_BUCKETS:
                     key = (resolution, start, queue, OTHERS)
-                self._buckets.setdefault(key, Totals()).add(new)
-                self._changed[key] = None
+                for one in rollups.counted_in(key):
+                    self._buckets.setdefault(one, Totals()).add(new)
+                    self._changed[one] = None
 
     def _guarded(self) -> Deferred[None]:
         def failed(failure: Failure) -> None:

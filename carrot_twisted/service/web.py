@@ -22,12 +22,8 @@ from django.db import router
 from django.urls import NoReverseMatch, URLResolver, get_resolver, reverse
 from django.utils.module_loading import import_string
 from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.defer import maybeDeferred
-from twisted.internet.endpoints import serverFromString
-from twisted.internet.error import CannotListenError
 from twisted.internet.task import deferLater
 from twisted.web.resource import Resource
-from twisted.web.server import Site
 from twisted.web.wsgi import WSGIResource
 from txaio.tx import make_logger
 
@@ -35,6 +31,7 @@ from carrot_twisted import changes, conf
 from carrot_twisted.exceptions import CarrotConfigException
 from carrot_twisted.models import MessageLog
 from carrot_twisted.service import events
+from carrot_twisted.service.listening import Listener
 from carrot_twisted.service.pool import DaemonThreadPool
 
 if TYPE_CHECKING:
@@ -52,8 +49,8 @@ THREADS = 10
 MAX_REQUESTS = 100
 #: Seconds that requests get to end when the service stops.
 PATIENCE = 5.0
-#: Seconds after which a connection is closed on which nothing is asked.
-IDLE = 60
+#: For people who are to write an endpoint.
+EXAMPLE = "tcp:8080:interface=127.0.0.1"
 #: The monitor's URLs, which a project may have among its own, the name of the first of them, and
 #: those that stand in for a project's.
 MONITOR = "carrot_twisted.urls"
@@ -160,13 +157,6 @@ class Root(Resource):
         return self._pages
 
 
-class UnloggedSite(Site):
-    """Requests have no place in the service's log: a proxy in front of it knows more of them."""
-
-    def log(self, request: Any) -> None:
-        """Nothing. Errors are logged by Django."""
-
-
 class Busy(Resource):
     """Come back later."""
 
@@ -191,13 +181,7 @@ class WebServer:
     def __init__(self, endpoint: str, reactor: Any) -> None:
         self._description = endpoint
         self._reactor = reactor
-        try:
-            self._endpoint = serverFromString(reactor, endpoint)
-        except Exception as error:
-            raise CarrotConfigException(
-                f"--web={endpoint} is no endpoint ({error}). Write it as Twisted does, for example "
-                "--web=tcp:8080:interface=127.0.0.1"
-            ) from error
+        self._listener = Listener("web", endpoint, EXAMPLE, reactor)
         urlconf = self._urlconf()
         self._pool = RequestPool(reactor)
         special: dict[bytes, Resource] = {}
@@ -214,9 +198,7 @@ class WebServer:
             self._events = events.EventStream(gate, self._pool, using, reactor)
             special[stream.encode()] = self._events
         pages = WSGIResource(reactor, self._pool, Pages(urlconf, stream))
-        self._site = UnloggedSite(Root(pages, self._pool, special), timeout=IDLE)
-        self._site.noisy = False
-        self._port: Any = None
+        self._root = Root(pages, self._pool, special)
         self._hurry = False
 
     def _urlconf(self) -> str | None:
@@ -233,12 +215,6 @@ class WebServer:
         conf.serve_urls(STANDALONE)
         return STANDALONE
 
-    @property
-    def address(self) -> str:
-        """Where it listens, for people."""
-        host = self._port.getHost()
-        return f"{host.host}, port {host.port}"
-
     async def start(self) -> None:
         """Listen.
 
@@ -246,20 +222,14 @@ class WebServer:
             CarrotConfigException: somebody else does, or this user may not.
         """
         self._pool.start()
-        try:
-            self._port = await self._endpoint.listen(self._site)
-        except (CannotListenError, OSError) as error:
-            raise CarrotConfigException(
-                f"--web={self._description}: {str(error).rstrip('.')}. Is the port taken, and may "
-                "this user listen there?"
-            ) from error
-        if not isinstance(self._port.getHost(), IPv4Address | IPv6Address):
+        await self._listener.listen(self._root)
+        if not isinstance(self._listener.host, IPv4Address | IPv6Address):
             # Django asks for the client's address.
-            await maybeDeferred(self._port.stopListening)
+            await self._listener.stop()
             raise CarrotConfigException(
                 f"--web={self._description} is no port of IP. Write --web=tcp:8080, for example."
             )
-        _log.info("Pages are served at {address}", address=self.address)
+        _log.info("Pages are served at {address}", address=self._listener.address)
 
     def hurry(self) -> None:
         """End a stop now."""
@@ -271,9 +241,9 @@ class WebServer:
         Returns:
             Whether all were: else a thread is still at it.
         """
-        if self._port is None:
+        if not self._listener.is_listening:
             return True
-        await maybeDeferred(self._port.stopListening)
+        await self._listener.stop()
         if self._events is not None:
             self._events.close()
         end = self._reactor.seconds() + PATIENCE

@@ -64,7 +64,7 @@ def command(arguments: Sequence[str], path: Sequence[str]) -> list[str]:
         f"import sys; sys.path[:] = {list(path)!r}; sys.argv[0] = 'twistd'; "
         "from twisted.scripts.twistd import run; run()"
     )
-    logger = f"--logger={following.__name__}.{following.plain_log.__name__}"
+    logger = f"--logger={following.PLAIN_LOG}"
     return [
         *(sys.executable, "-c", code, "--nodaemon", "--pidfile=", logger, "carrot"),
         *arguments,

@@ -32,6 +32,10 @@ class Working(Protocol):
         """What waits until nothing else runs in this process: others were lost under it."""
 
     @property
+    def started(self) -> int:
+        """What the worker threads have begun since the start of this process."""
+
+    @property
     def running(self) -> int:
         """What is under way."""
 

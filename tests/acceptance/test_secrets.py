@@ -20,6 +20,7 @@ from carrot_twisted.models import MessageLog, Worker
 from carrot_twisted.utilities import publish_message
 from devtools.ports import free_port
 from tests.conftest import rows_show, run_python
+from tests.integration.test_health import Watcher
 from tests.integration.test_service import run
 from tests.processes import REPOSITORY, ServiceProcess, secrets_of, spawn, wait_until
 from tests.project import tasks
@@ -34,6 +35,7 @@ StartService = Callable[..., ServiceProcess]
 #: The beginning is looked for: pieces would be a secret, too.
 SECRET = "s3cr3t"
 PASSWORD = f"{SECRET}/:@%{SECRET}"
+EXAMINE = "from carrot_twisted import doctor\nprint(*doctor.examine('default'), sep='\\n')"
 
 
 @pytest.fixture
@@ -98,11 +100,13 @@ def test_no_failed_connection_shows_the_password(
         hard_url.replace("amqp://", "amqps://"): "No connection",
         f"{hard_url[:at]}@127.0.0.1:{port}/x": "ConnectionRefusedError",
     }
-    services = {
-        url: start_service("--loglevel=debug", wait=False, CARROT_BROKER_URL=url) for url in urls
-    }
+    options = ("--loglevel=debug", "--log-format=json", "--http=tcp:0:interface=127.0.0.1")
+    services = {url: start_service(*options, wait=False, CARROT_BROKER_URL=url) for url in urls}
     for url, service in services.items():
         service.wait_for(urls[url])
+        watcher = Watcher(service)
+        assert "no connection to" in str(watcher.reasons())
+        assert SECRET not in watcher.get("/ready")[1] + watcher.get("/metrics")[1]
         service.signal()
     for service in services.values():
         assert service.ends() == 0
@@ -111,6 +115,9 @@ def test_no_failed_connection_shows_the_password(
     publish = "from carrot_twisted.utilities import publish_message\npublish_message('os.getpid')"
     for url in urls:
         assert SECRET not in program(f"import django\ndjango.setup()\n{publish}", url)
+        found = program(f"import django\ndjango.setup()\n{EXAMINE}", url)
+        assert "No connection to the broker" in found
+        assert SECRET not in found
     assert MessageLog.objects.exclude(publish_error="").exists()
     assert not rows_show([SECRET])
 

@@ -21,7 +21,6 @@ from carrot_twisted.models import (
     OperatorAction,
     QueueStatistics,
     ScheduledTask,
-    TaskStatistics,
     Worker,
 )
 from tests.settings import CARROT
@@ -58,9 +57,9 @@ def made_up() -> MessageLog:
     now = datetime.now(UTC)
     for resolution, count in ((60, 60), (600, 144)):
         for n in range(count):
-            start = datetime.fromtimestamp(
-                rollups.start_of(now.timestamp(), resolution) - n * resolution, UTC
-            )
+            at = rollups.start_of(now.timestamp(), resolution) - n * resolution
+            start = datetime.fromtimestamp(at, UTC)
+            counted: dict[rollups.Key, rollups.Totals] = {}
             for task, (queue, seconds) in TASKS.items():
                 times: histograms.Histogram = {}
                 waits: histograms.Histogram = {}
@@ -68,11 +67,11 @@ def made_up() -> MessageLog:
                     histograms.add(times, dice.lognormvariate(math.log(seconds), 0.5))
                     histograms.add(waits, dice.lognormvariate(math.log(0.02), 0.8))
                 completed = int(resolution * QUEUES[queue] * (3 + 2 * math.sin(n / 9)))
-                TaskStatistics.objects.create(
-                    **{"resolution": resolution, "start": start, "queue": queue, "task": task},
-                    **{"worker": WORKERS[0], "completed": completed, "wait": waits, "run": times},
-                    failed=dice.choice([0, 0, 0, 0, 1, 4]),
-                )
+                new = rollups.Totals(completed=completed, wait=waits, run=times)
+                new.failed = dice.choice([0, 0, 0, 0, 1, 4])
+                for key in rollups.counted_in((resolution, at, queue, task)):
+                    counted.setdefault(key, rollups.Totals()).add(new)
+            rollups.write(list(counted.items()), WORKERS[0], "default")
             for queue, share in QUEUES.items():
                 waiting = max(0, int(90 * share * math.sin(n / 7)))
                 QueueStatistics.objects.create(

@@ -15,7 +15,6 @@ from carrot_twisted.models import (
     OperatorAction,
     PausedQueue,
     QueueStatistics,
-    TaskStatistics,
     Worker,
 )
 from tests.browser.conftest import check_accessibility, check_width, expect
@@ -35,10 +34,11 @@ def fill() -> MessageLog:
     times: histograms.Histogram = {}
     histograms.add(times, 0.25)
     start = datetime.fromtimestamp(rollups.start_of(now, 60), UTC)
-    TaskStatistics.objects.create(
-        **{"resolution": 60, "start": start, "queue": "default", "worker": WORKER},
-        **{"task": "shop.tasks.send", "completed": 1234, "failed": 7, "wait": times, "run": times},
-    )
+    counted = rollups.Totals(completed=1234, failed=7, wait=times, run=times)
+    for resolution in (60, 600):
+        at = rollups.start_of(now, resolution)
+        keys = rollups.counted_in((resolution, at, "default", "shop.tasks.send"))
+        rollups.write([(key, counted) for key in keys], WORKER, "default")
     QueueStatistics.objects.create(
         **{"resolution": 60, "start": start, "queue": "default"},
         **{"waiting": 41, "running": 2, "oldest": 12.5, "unsent": 3},
@@ -85,7 +85,9 @@ def test_a_queue_is_paused_with_a_reason_and_resumed(visitor: Visitor) -> None:
     page = visitor.open("queues/")
     page.get_by_label("Reason to pause default").fill("the disk is full")
     # What is typed stays when the page asks for itself again.
-    with page.expect_response(lambda answer: "hx-request" in answer.request.headers):
+    with page.expect_response(
+        lambda answer: answer.url.endswith("/queues/") and "hx-request" in answer.request.headers
+    ):
         pass
     page.get_by_role("button", name="Pause default").click()
     expect(page.get_by_role("status")).to_contain_text("take nothing more off queue default")

@@ -21,10 +21,10 @@ from carrot_twisted import conf, publisher, topology
 from carrot_twisted.declaring import Refusal, declare
 from carrot_twisted.outbox import Post
 from carrot_twisted.publishing import PublishingSession
+from carrot_twisted.testing.memory_broker import MemoryBroker, MemoryConnection
 from carrot_twisted.topology import Step
 from carrot_twisted.virtual_host import VirtualHost
 from tests.processes import as_published
-from tests.unit.fake_pika import FakeBroker, FakeConnection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -68,8 +68,8 @@ class Line(ABC):
 
 class InMemory(Line):
     def __init__(self) -> None:
-        self.broker = FakeBroker()
-        self.connection = FakeConnection(self.broker)
+        self.broker = MemoryBroker()
+        self.connection = MemoryConnection(self.broker)
 
     def run(self, until: Callable[[], object]) -> None:
         self.connection.run()
@@ -302,6 +302,30 @@ def test_each_outcome_is_its_own(line: Line, desk: Desk) -> None:
     assert sorted(desk.arrived("one")) == sorted(ids(posts[0::5]) + ids(posts[1::5]))
     # Nothing of that has harmed the session.
     assert desk.publish([post()]) == [None]
+
+
+@pytest.mark.parametrize(
+    ("kind", "pattern", "keys"),
+    [
+        ("direct", "order.paid", ["order.paid"]),
+        ("fanout", "", ["order.paid", "order", "", "a.order.paid.b"]),
+        ("topic", "order.*", ["order.paid"]),
+        ("topic", "#", ["order.paid", "order", "", "a.order.paid.b"]),
+        ("topic", "#.paid.#", ["order.paid", "a.order.paid.b"]),
+        ("topic", "*.*.paid.#", ["a.order.paid.b"]),
+    ],
+)
+def test_messages_go_where_their_exchange_sends_them(
+    line: Line, desk: Desk, kind: str, pattern: str, keys: list[str]
+) -> None:
+    steps = [*steps_of("one"), exchange_step("bound", kind), binding("bound", "one", pattern)]
+    assert line.declare(*steps) == []
+    posts = {key: post(exchange="bound") for key in ("order.paid", "order", "", "a.order.paid.b")}
+    for key, one in posts.items():
+        one.routing_key = key
+    outcomes = desk.publish(list(posts.values()))
+    assert [key for key, outcome in zip(posts, outcomes, strict=True) if outcome is None] == keys
+    assert sorted(desk.arrived("one")) == sorted(posts[key].message_id for key in keys)
 
 
 def test_declarations_are_repeatable_and_refusals_stop_nothing(line: Line) -> None:

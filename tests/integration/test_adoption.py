@@ -46,7 +46,7 @@ def test_a_task_whose_connection_was_lost_while_it_ran_is_executed_once(
     running = MessageLog.objects.filter(status=MessageLog.IN_PROGRESS)
     wait_until(running.exists)
     if how == "in custody":
-        wait_until(lambda: messages(private_broker) == 0)
+        wait_until(lambda: messages(private_broker) == 0, every=0.5)
     for _ in range(2):
         private_broker.ctl("close_all_connections", "--global", "spring cleaning")
         # The other thread works: the messages have come again by now.
@@ -57,6 +57,6 @@ def test_a_task_whose_connection_was_lost_while_it_ran_is_executed_once(
 
     assert (done.status, done.attempts, done.crashes) == (MessageLog.COMPLETED, 1, 0)
     assert ledger() == ["saw the file"]
-    wait_until(lambda: messages(private_broker) == 0)
+    wait_until(lambda: messages(private_broker) == 0, every=0.5)
     assert service.stop() == 0
     assert ledger() == ["saw the file"]

@@ -15,6 +15,7 @@ from carrot_twisted import publisher
 from carrot_twisted.models import MessageLog
 from carrot_twisted.utilities import create_message, publish_many, publish_message
 from tests.conftest import run_python
+from tests.integration.test_service import finished
 from tests.processes import ServiceProcess, wait_until
 from tests.project import tasks
 from tests.project.consumers import ORDERS
@@ -29,17 +30,10 @@ CONSUMERS = "tests.project.consumers"
 
 def final(*rows: MessageLog, seconds: float = 30.0) -> list[MessageLog]:
     """Wait until these rows are final; returns them in order."""
-    keys = [row.pk for row in rows]
-    query = MessageLog.objects.filter(pk__in=keys)
-    wait_until(
-        lambda: query.filter(status__in=MessageLog.FINAL).count() == len(keys),
-        seconds,
-        "rows not final",
-    )
-    found = query.in_bulk()
-    return [found[key] for key in keys]
+    return finished(rows, seconds)
 
 
+@pytest.mark.once
 def test_the_documented_retry_recipe_works_as_written(
     start_service: StartService, ledger: Ledger
 ) -> None:
@@ -123,6 +117,7 @@ def waiting_row(key: str) -> MessageLog:
     return row
 
 
+@pytest.mark.once
 def test_on_message_may_do_everything_with_a_message(
     start_service: StartService, broker: Broker, ledger: Ledger
 ) -> None:
@@ -180,6 +175,7 @@ def test_on_message_may_do_everything_with_a_message(
     assert broker.depth("default") == 0
 
 
+@pytest.mark.once
 def test_a_hook_that_does_not_return_holds_up_no_stop(
     start_service: StartService, broker: Broker, ledger: Ledger
 ) -> None:
@@ -198,6 +194,7 @@ def test_a_hook_that_does_not_return_holds_up_no_stop(
     assert {(one.status, one.attempts) for one in rows} == {(MessageLog.PUBLISHED, 0)}
 
 
+@pytest.mark.once
 def test_many_messages_through_a_hook_run_once_also_across_a_stop(
     start_service: StartService, broker: Broker, ledger: Ledger
 ) -> None:
@@ -215,6 +212,7 @@ def test_many_messages_through_a_hook_run_once_also_across_a_stop(
     wait_until(lambda: broker.depth("default") == 0)
 
 
+@pytest.mark.once
 def test_a_process_that_dies_in_a_hook_loses_no_message(
     start_service: StartService, ledger: Ledger
 ) -> None:
@@ -254,6 +252,7 @@ print("done")
 """
 
 
+@pytest.mark.once
 def test_a_consumer_set_consumes_in_any_program(
     served: None, broker_url: str, ledger: Ledger, broker: Broker
 ) -> None:

@@ -24,6 +24,7 @@ from carrot_twisted.message_log import new_token
 from carrot_twisted.models import MessageLog, Worker
 from carrot_twisted.records import Claimant
 from carrot_twisted.utilities import create_message, publish_many, publish_message
+from tests.integration.test_health import HTTP, Watcher
 from tests.integration.test_service import finished
 from tests.processes import carrot, wait_until
 from tests.project import tasks
@@ -225,11 +226,20 @@ class Scenario:
 def test_one_outage_after_another_delays_tasks_and_fails_none(
     limited: Limited, start_service: StartService, ledger: Ledger, tmp_path: Path
 ) -> None:
-    service = start_service(CARROT_DATABASE_URL=limited.url)
+    service = start_service(HTTP, CARROT_DATABASE_URL=limited.url)
     scenario = Scenario(service, ledger, tmp_path)
+    watcher = Watcher(service)
+
+    def end_it(end: Callable[[Limited], object]) -> None:
+        assert "the database is away since" in str(watcher.reasons())
+        assert watcher.get("/live")[0] == 200
+        assert watcher.number("carrot_database_away") == 1
+        end(limited)
+
     for begin, end, words in OUTAGES.values():
-        scenario.through(partial(begin, limited), partial(end, limited))
+        scenario.through(partial(begin, limited), partial(end_it, end))
         assert words in service.log
+        wait_until(watcher.is_ready)
     assert service.stop() == 0
     assert "Traceback" not in service.log
     assert len(service.log.splitlines()) < 25 * len(OUTAGES)

@@ -158,6 +158,7 @@ def test_every_kind_of_handler_gets_its_messages_beside_the_tasks(
     }
 
 
+@pytest.mark.once
 def test_a_retried_message_keeps_what_it_came_with(
     start: StartService, broker: Broker, ledger: Ledger
 ) -> None:
@@ -211,6 +212,7 @@ def test_a_retried_message_keeps_what_it_came_with(
     assert "it goes to handled.shop.archived" in service.log
 
 
+@pytest.mark.once
 def test_a_handler_of_all_messages_gets_no_copies(
     start: StartService, broker: Broker, ledger: Ledger
 ) -> None:
@@ -224,6 +226,7 @@ def test_a_handler_of_all_messages_gets_no_copies(
     assert broker.depth(archive("storm")) == 1
 
 
+@pytest.mark.once
 def test_a_long_handler_does_not_cost_the_connection(
     start: StartService, broker: Broker, ledger: Ledger, tmp_path: Path
 ) -> None:
@@ -241,6 +244,7 @@ def test_a_long_handler_does_not_cost_the_connection(
     assert broker.depth(queue("wait")) == 0
 
 
+@pytest.mark.once
 def test_what_no_retry_can_help_is_archived_at_once_and_nothing_stops_the_service(
     start: StartService, broker: Broker, ledger: Ledger
 ) -> None:
@@ -262,6 +266,7 @@ def test_what_no_retry_can_help_is_archived_at_once_and_nothing_stops_the_servic
     assert service.stop() == 0
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("point", POINTS)
 def test_kill_9_repeats_a_message_and_loses_none(
     start: StartService, broker: Broker, ledger: Ledger, point: str
@@ -277,6 +282,7 @@ def test_kill_9_repeats_a_message_and_loses_none(
     wait_until(lambda: broker.depth(queue("refuse")) == 0)
 
 
+@pytest.mark.once
 def test_kill_9_in_the_middle_of_600_messages_loses_none(
     start: StartService, broker: Broker, ledger: Ledger
 ) -> None:
@@ -303,6 +309,7 @@ def test_kill_9_in_the_middle_of_600_messages_loses_none(
     assert len(ledger()) - len(good) <= 3 * 50
 
 
+@pytest.mark.once
 def test_retries_of_many_delays_do_not_wait_behind_each_other(
     start: StartService, broker: Broker, ledger: Ledger
 ) -> None:
@@ -320,6 +327,7 @@ def test_retries_of_many_delays_do_not_wait_behind_each_other(
     assert [line.split()[1] for line in ledger()[7:]] == [str(n) for n in reversed(numbers)]
 
 
+@pytest.mark.once
 def test_a_stop_waits_for_handlers_and_returns_what_waits(
     start: StartService, broker: Broker, ledger: Ledger, tmp_path: Path
 ) -> None:
@@ -335,6 +343,7 @@ def test_a_stop_waits_for_handlers_and_returns_what_waits(
     assert broker.depth(queue("wait")) == 2
 
 
+@pytest.mark.once
 def test_a_handler_that_does_not_end_in_time_runs_again_elsewhere(
     start: StartService, broker: Broker, ledger: Ledger
 ) -> None:
@@ -345,6 +354,7 @@ def test_a_handler_that_does_not_end_in_time_runs_again_elsewhere(
     assert broker.depth(queue("wait")) == 1
 
 
+@pytest.mark.once
 def test_the_queues_of_the_original_are_used_as_they_are(
     start: StartService, broker: Broker, ledger: Ledger
 ) -> None:
@@ -379,6 +389,7 @@ def test_the_queues_of_the_original_are_used_as_they_are(
     assert sorted(line.split()[1] for line in ledger()) == ["new"] * 3 + ["old"]
 
 
+@pytest.mark.once
 def test_retry_and_archive_queues_that_are_deleted_are_made_again(
     start: StartService, broker: Broker
 ) -> None:
@@ -389,6 +400,7 @@ def test_retry_and_archive_queues_that_are_deleted_are_made_again(
     wait_until(lambda: broker.depth(archive("fail"), 0) == 1)
 
 
+@pytest.mark.once
 def test_an_archive_that_cannot_be_made_is_told_and_nothing_is_taken(
     start: StartService, broker: Broker
 ) -> None:
@@ -409,6 +421,7 @@ def test_the_databases_trouble_costs_no_retry(
     assert broker.depth(archive("spoiled")) == 0
 
 
+@pytest.mark.once
 def test_a_handler_that_takes_too_long_has_failed_and_holds_up_nobody(
     start: StartService, broker: Broker, ledger: Ledger
 ) -> None:
@@ -426,6 +439,7 @@ def test_a_handler_that_takes_too_long_has_failed_and_holds_up_nobody(
     assert broker.depth(queue("slow")) == 0
 
 
+@pytest.mark.once
 def test_handlers_have_threads_of_their_own(
     start: StartService, broker: Broker, ledger: Ledger
 ) -> None:
@@ -437,6 +451,7 @@ def test_handlers_have_threads_of_their_own(
     assert len({line.split()[1] for line in ledger()}) == 3
 
 
+@pytest.mark.once
 def test_the_queues_of_a_quorum_queue_are_quorum_queues(
     start: StartService, broker: Broker, ledger: Ledger
 ) -> None:

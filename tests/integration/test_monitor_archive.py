@@ -102,3 +102,24 @@ def test_a_broker_that_is_away_is_told(client: Client, settings: Any) -> None:
     assert answer.status_code == 503
     assert "127.0.0.1" in answer.content.decode()
     assert archive_page.PATIENCE <= 5
+
+
+def test_the_broker_is_asked_what_waits_and_who_consumes(client: Client, dead: Broker) -> None:
+    dead.send("default", b"one more", message_id="id-9")
+    assert reverse("carrot-queues-broker") in client.get(reverse("carrot-queues")).content.decode()
+    answer = client.get(reverse("carrot-queues-broker"))
+    (default,) = [one for one in answer.context["queues"] if one.name == "default"]
+    assert (default.ready, default.consumers, default.archived) == (1, 0, 3)
+    others = [one for one in answer.context["queues"] if one.name != "default"]
+    assert {(one.is_known, one.archived) for one in others} == {(False, None)}
+    assert answer.context["problems"] == []
+
+
+def test_a_broker_that_is_away_leaves_its_queues_unknown(client: Client, settings: Any) -> None:
+    settings.CARROT = {**CARROT, "default_broker": "amqp://guest:guest@127.0.0.1:1/"}
+    answer = client.get(reverse("carrot-queues-broker"))
+    assert answer.status_code == 200
+    assert not any(one.is_known for one in answer.context["queues"])
+    (problem,) = answer.context["problems"]
+    assert "127.0.0.1" in problem
+    assert client.get(reverse("carrot-queues")).status_code == 200

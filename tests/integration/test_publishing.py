@@ -29,6 +29,7 @@ from carrot_twisted.models import MessageLog
 from carrot_twisted.utilities import create_message, publish_many, publish_message
 from devtools.ports import free_port
 from tests.conftest import Broker, current_database_url
+from tests.integration.test_service import finished
 from tests.processes import REPOSITORY, ServiceProcess, as_published, wait_until
 from tests.project import tasks
 
@@ -154,17 +155,10 @@ def unsent() -> int:
 
 
 def all_completed(keys: Sequence[UUID], seconds: float = 60.0) -> None:
-    """Wait until all these rows are COMPLETED; each other end fails at once."""
-    rows = MessageLog.objects.filter(pk__in=keys)
-
-    def there() -> bool:
-        assert not rows.filter(status=MessageLog.FAILED).exists(), list(rows.values("exception"))
-        return rows.filter(status=MessageLog.COMPLETED).count() == len(keys)
-
-    try:
-        wait_until(there, seconds)
-    except AssertionError:
-        pytest.fail(f"left: {list(rows.exclude(status=MessageLog.COMPLETED).values()[:5])}")
+    """Wait until all these rows are COMPLETED."""
+    done = finished(MessageLog.objects.filter(pk__in=keys), seconds)
+    assert len(done) == len(keys)
+    assert {row.status for row in done} <= {MessageLog.COMPLETED}, [row.exception for row in done]
 
 
 class Load:
@@ -211,6 +205,7 @@ class Load:
 # One lasting connection per process
 
 
+@pytest.mark.once
 def test_many_threads_share_one_connection(served: None, private_broker: RabbitMQ) -> None:
     rows: list[MessageLog] = []
 
@@ -286,6 +281,7 @@ publish_message(EFFECT, "once")
 # What arrives
 
 
+@pytest.mark.once
 @pytest.mark.defect(2)
 def test_the_message_is_that_of_django_carrot_and_persistent(served: None, broker: Broker) -> None:
     cases: list[tuple[list[Any], dict[str, Any]]] = [
@@ -316,6 +312,7 @@ def test_the_message_is_that_of_django_carrot_and_persistent(served: None, broke
     assert properties.priority == 7
 
 
+@pytest.mark.once
 def test_a_queue_that_is_missing_is_declared_with_its_arguments(
     served: None, settings: Any, private_broker: RabbitMQ, broker: Broker
 ) -> None:
@@ -340,6 +337,7 @@ def test_a_queue_that_is_missing_is_declared_with_its_arguments(
     assert broker.depth("default") == 1
 
 
+@pytest.mark.once
 def test_a_queue_that_is_deleted_is_declared_again(served: None, broker: Broker) -> None:
     publish_message(tasks.echo)
     assert publisher.flush(10)
@@ -362,6 +360,7 @@ def exchanges(broker: Broker) -> Iterator[None]:
     broker.channel.exchange_delete("test.unbound")
 
 
+@pytest.mark.once
 def test_exchange_and_routing_key(served: None, exchanges: None, broker: Broker) -> None:
     bound = publish_message(tasks.echo, exchange="test.bound", routing_key="a.b")
     wrong_key = publish_message(tasks.echo, exchange="test.bound", routing_key="c")
@@ -409,6 +408,7 @@ def test_returns_among_hundreds_in_flight_meet_the_right_rows(
     assert set(delivered_ids(broker, "test.queue")) == by_exchange["test.bound"]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("forbidden", ["test.bound", "amq.default"])
 def test_an_exchange_that_the_user_may_not_write_to_holds_up_no_other(
     served: None,
@@ -506,6 +506,7 @@ def test_large_messages_go_out_too(served: None, broker: Broker) -> None:
 # Several servers
 
 
+@pytest.mark.once
 def test_a_broker_that_is_away_does_not_disturb_another(
     served: None, settings: Any, broker: Broker
 ) -> None:
@@ -524,6 +525,7 @@ def test_a_broker_that_is_away_does_not_disturb_another(
     assert all(row.publish_error for row in left.values())
 
 
+@pytest.mark.once
 def test_any_server_of_a_cluster_will_do(
     served: None, settings: Any, start_service: StartService, broker_url: str, broker: Broker
 ) -> None:
@@ -647,6 +649,7 @@ def test_with_the_broker_away_the_row_waits_for_a_service(
     assert Counter(ledger()) == Counter(str(n) for n in range(20))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("state", ["away", "silent"])
 def test_a_short_process_ends_soon_without_a_broker(
     run_script: RunScript, fragile: RabbitMQ, state: str
@@ -687,6 +690,7 @@ def sent_at_last() -> list[UUID]:
     return keys
 
 
+@pytest.mark.once
 def test_a_broker_that_falls_silent_holds_up_nobody(
     served: None, fragile: RabbitMQ, broker: Broker
 ) -> None:
@@ -715,6 +719,7 @@ def test_a_broker_that_falls_silent_holds_up_nobody(
     assert len(confirmed) + unsent() == len(keys)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("wrong", ["password", "virtual host"])
 def test_a_refused_login_is_told_without_the_password(
     served: None,
@@ -744,6 +749,7 @@ def test_a_refused_login_is_told_without_the_password(
         assert password not in text
 
 
+@pytest.mark.once
 def test_connections_closed_by_the_broker_are_made_again(
     served: None, start_service: StartService, fragile: RabbitMQ, ledger: Ledger
 ) -> None:
@@ -792,6 +798,7 @@ def test_a_broker_restarted_under_load_loses_no_task(
     assert service.stop() == 0
 
 
+@pytest.mark.once
 def test_a_memory_alarm_blocks_no_caller(
     run_script: RunScript, start_service: StartService, fragile: RabbitMQ, ledger: Ledger
 ) -> None:
@@ -826,6 +833,7 @@ def test_a_deferred_commit_sends_nothing_early(served: None, broker: Broker) -> 
     assert delivered_ids(broker) == [row.pk]
 
 
+@pytest.mark.once
 def test_an_error_of_pikas_on_the_publishers_thread_costs_no_confirm_and_no_thread(
     served: None, broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:

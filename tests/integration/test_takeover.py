@@ -155,7 +155,7 @@ def test_a_row_in_custody_is_rung_again_when_its_worker_dies_later(
     second = start_service("--no-scheduler", **QUICK)
     broker.send("default", b"{}", message_id=str(row.pk), headers={"type": row.task})
     # Both messages are gone; nobody but the database knows of the task.
-    wait_until(lambda: messages(private_broker) == 0)
+    wait_until(lambda: messages(private_broker) == 0, every=0.5)
     assert row_of(row).worker == worker
     os.kill(inner_pid(first), signal.SIGKILL)
     second.wait_for("1 tasks of workers that died are published again")

@@ -45,6 +45,14 @@ def effect(key: str, pause: float = 0.0) -> str:
     return f"did {key}"
 
 
+def trace() -> str:
+    """The trace that this is part of."""
+    # Not everybody who runs these tasks has it.
+    from opentelemetry.trace import get_current_span
+
+    return f"{get_current_span().get_span_context().trace_id:x}"
+
+
 def echo(*args: Any, **kwargs: Any) -> dict[str, Any]:
     """Give back what arrived."""
     return {"args": list(args), "kwargs": kwargs}

@@ -157,6 +157,13 @@ def test_secrets_are_not_shown() -> None:
     assert b"hunter2" in editor.get(f"{ADMIN}scheduledtask/{plan.pk}/change/").content
 
 
+@pytest.mark.parametrize("model", ["messagelog", "scheduledtask"])
+def test_an_address_does_not_tell_of_secrets_by_a_filter(model: str) -> None:
+    viewer = client_of(access.VIEW)
+    for lookup in ("content__icontains", "task_args__startswith", "content"):
+        assert viewer.get(f"{ADMIN}{model}/?{lookup}=h").status_code == 400
+
+
 def test_tasks_are_requeued_cancelled_and_deleted(root: Client) -> None:
     failed, waiting = row(status="FAILED"), row()
     keys = [failed.pk, waiting.pk]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +21,12 @@ from django.utils import timezone
 from rest_framework.settings import api_settings
 
 from carrot_twisted import housekeeping
+from carrot_twisted.api import task_pages
 from carrot_twisted.api.endpoint import Endpoint
 from carrot_twisted.api.message_logs import MAX_TEXT
 from carrot_twisted.exceptions import BrokerError
 from carrot_twisted.models import MessageLog, OperatorAction, PausedQueue, ScheduledTask, Worker
-from carrot_twisted.monitor import access
+from carrot_twisted.monitor import access, keyset
 from tests.clients import client_of
 from tests.settings import CARROT
 
@@ -244,9 +246,9 @@ def test_lists_have_django_carrots_form(root: Client) -> None:
     row(), row(status="IN_PROGRESS"), row(status="COMPLETED", completion_time=timezone.now())
     row(status="CANCELLED")
     answer = root.get(API + "message-logs/failed/").json()
-    assert set(answer) == {"count", "next", "previous", "results"}
+    assert set(answer) == {"count", "is_exact", "next", "previous", "results"}
     assert (answer["count"], len(answer["results"]), answer["previous"]) == (51, 50, None)
-    assert answer["next"].endswith("/some/where/api/message-logs/failed/?page=2")
+    assert answer["is_exact"]
     one = answer["results"][0]
     assert set(one) >= FIELDS
     assert one["id"] == one["uuid"] == str(rows[-1].pk), "the latest first"
@@ -263,7 +265,50 @@ def test_lists_have_django_carrots_form(root: Client) -> None:
     assert reverse("published-messagelog") == API + "message-logs/published/"
 
 
-def test_a_list_takes_two_queries_and_loads_no_more_than_it_shows(root: Client) -> None:
+def test_links_lead_through_all_pages_and_back(
+    root: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(task_pages, "PAGE_SIZE", 2)
+    monkeypatch.setattr(task_pages, "MANY", 4)
+    rows = [str(failed().pk) for _ in range(7)][::-1]
+    pages, url = [], "/some/where/api/message-logs/failed/?fields=id&page=1"
+    while url:
+        answer = root.get(url).json()
+        assert (answer["count"], answer["is_exact"]) == (4, False)
+        pages.append(([one["id"] for one in answer["results"]], url))
+        url = answer["next"]
+    assert [keys for keys, _ in pages] == [rows[0:2], rows[2:4], rows[4:6], rows[6:]]
+    for (keys, _url), (_keys, behind) in pairwise(pages):
+        back = root.get(root.get(behind).json()["previous"]).json()
+        assert [one["id"] for one in back["results"]] == keys
+    assert back["next"] == pages[-1][1]
+    # Also where the page does not come to be full by going back.
+    assert root.get(pages[1][1]).json()["previous"] != pages[0][1]
+    assert listed(root, "message-logs/failed/?page=2") != []
+    assert root.get(API + "message-logs/failed/?page=3").status_code == 404
+    lost = root.get(API + "message-logs/failed/?after=x")
+    assert lost.status_code == 404
+    assert "no position" in lost.json()["detail"]
+
+
+def test_a_search_that_takes_long_goes_on_with_the_next_page(
+    root: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(task_pages, "SEARCHING", -1)
+    monkeypatch.setattr(keyset, "FIRST_WINDOW", 4)
+    keys = [str(failed(content=f'"{n % 5}"').pk) for n in range(10)]
+    found, asked, url = [], 0, API + "message-logs/failed/?fields=id&search=%220"
+    while url:
+        answer = root.get(url).json()
+        found += [one["id"] for one in answer["results"]]
+        asked, url = asked + 1, answer["next"]
+    assert (found, asked) == ([keys[5], keys[0]], 3)
+    far = root.get(API + "message-logs/failed/?search=%220&page=2")
+    assert far.status_code == 404
+    assert "not come that far" in far.json()["detail"]
+
+
+def test_a_list_takes_few_queries_and_loads_no_more_than_it_shows(root: Client) -> None:
     long = "é" * MAX_TEXT * 3
     args = json.dumps([long])
     for _ in range(3):
@@ -272,7 +317,8 @@ def test_a_list_takes_two_queries_and_loads_no_more_than_it_shows(root: Client) 
     with CaptureQueriesContext(connection) as captured:
         rows = listed(root, "message-logs/failed/")
     asked = [one["sql"] for one in captured if "messagelog" in one["sql"]]
-    assert len(asked) == 2
+    # Rows with their time, rows that lack it, the count.
+    assert len(asked) == 3
     assert len(rows) == 3
     for name in ("log", "traceback", "exception"):
         assert rows[0][name] == "é" * MAX_TEXT + "\n… (cut in a list)"
@@ -280,8 +326,8 @@ def test_a_list_takes_two_queries_and_loads_no_more_than_it_shows(root: Client) 
     with CaptureQueriesContext(connection) as captured:
         rows = listed(root, "message-logs/failed/?fields=id,content,virtual_host")
     asked = [one["sql"] for one in captured if "messagelog" in one["sql"]]
-    assert len(asked) == 2
-    assert "traceback" not in asked[1]
+    assert len(asked) == 3
+    assert not [one for one in asked if "traceback" in one]
     assert set(rows[0]) == {"id", "content", "virtual_host"}
     assert root.get(f"{API}message-logs/{rows[0]['id']}/").json()["log"] == long
     unknown = root.get(API + "message-logs/failed/?fields=id,nose")
@@ -306,10 +352,13 @@ def test_what_lists_ask_is_answered_by_an_index(root: Client) -> None:
                 assert index in plan, plan
 
 
-def test_search_looks_in_task_and_arguments(root: Client) -> None:
+def test_search_looks_in_what_is_shown(root: Client) -> None:
     failed(task="shop.tasks.Pack"), failed(task_args='["Pack"]'), failed(content='{"a": "pAcK"}')
-    failed(exception="pack")
-    assert len(listed(root, "message-logs/failed/?search=pack")) == 3
+    failed(exception="pack"), failed(content='{"password": "pack"}')
+    assert len(listed(root, "message-logs/failed/?search=pack")) == 4
+    assert send(root, "DELETE", "message-logs/failed/?search=pack").status_code == 204
+    assert len(listed(root, "message-logs/failed/")) == 1, "what is not shown is not found"
+    assert send(root, "DELETE", "message-logs/failed/?search=%00").status_code == 204
     assert listed(root, "message-logs/failed/?search=%00") == []
 
 
@@ -432,7 +481,7 @@ def test_a_broker_that_is_away_is_not_the_callers_fault(
     monkeypatch.setattr(housekeeping, "_purge_messages", away)
     answer = send(root, "POST", "message-logs/purge/")
     assert (answer.status_code, answer.json()) == (503, {"detail": "it is away"})
-    assert actions() == []
+    assert actions() == [("root", "purge", "all queues", 0)]
 
 
 # Schedules

@@ -13,6 +13,8 @@ from benchmarks import bench, options, tally
 from benchmarks.consumers import CONSUMERS, _toml, check
 from benchmarks.failure import BenchmarkFailed
 from benchmarks.measures import NO_DATABASE, Sample
+from benchmarks.pages.report import verdict
+from benchmarks.pages.timing import WARM_UP, Timing, timed
 from benchmarks.report import Report, comparisons, text_of
 from benchmarks.tally import Found, Tally
 
@@ -145,3 +147,40 @@ class TestRun:
     def test_the_configuration_of_fedora_messaging_is_toml(self) -> None:
         given = {"q.1": {"durable": True, "arguments": {}}, "keys": ['a"b', 1], "none": []}
         assert tomllib.loads(f"it = {_toml(given)}") == {"it": given}
+
+
+class TestPages:
+    """What is said of a page's time."""
+
+    @pytest.mark.parametrize(
+        ("wall", "cpu", "server_cpu", "told"),
+        [
+            (90.0, 95.0, None, "100: met"),
+            (150.0, 60.0, 30.0, "100: met by CPU"),
+            (150.0, 60.0, 50.0, "100: NOT MET"),
+            (150.0, 101.0, None, "100: NOT MET"),
+        ],
+    )
+    def test_a_target_is_met_by_the_clock_or_by_the_processor(
+        self, wall: float, cpu: float, server_cpu: float | None, told: str
+    ) -> None:
+        one = Timing(
+            system="carrot-twisted",
+            page="all",
+            wall=wall,
+            slowest=200.0,
+            cpu=cpu,
+            server_cpu=server_cpu,
+            queries=7,
+            target=100.0,
+        )
+        assert verdict(one) == told
+        assert verdict(replace(one, target=None)) == ""
+
+    def test_a_time_is_the_median_without_the_first_requests(self) -> None:
+        asked: list[int] = []
+        cpu = iter((1.0, 1.5))
+        wall, slowest, _cpu, server = timed(lambda: asked.append(1), 5, lambda: next(cpu))
+        assert len(asked) == 5 + WARM_UP
+        assert 0 <= wall <= slowest
+        assert server == 100.0

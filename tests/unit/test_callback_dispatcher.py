@@ -91,6 +91,7 @@ class Desk:
             self.dispatcher.deliver(
                 Delivery(self.settler, self.tag, properties, body, "", "mine", redelivered)
             )
+        self.clock.advance(0)
 
     def work(self) -> None:
         """Do what the threads have to do, before the reactor hears of it."""

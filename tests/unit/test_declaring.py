@@ -10,13 +10,13 @@ import pytest
 
 from carrot_twisted import conf, declaring, topology
 from carrot_twisted.declaring import Refusal, declare
+from carrot_twisted.testing.memory_broker import MemoryBroker, MemoryConnection
 from carrot_twisted.topology import Step
-from tests.unit.fake_pika import FakeBroker, FakeConnection
 
 
 @pytest.fixture
-def connection() -> FakeConnection:
-    return FakeConnection()
+def connection() -> MemoryConnection:
+    return MemoryConnection()
 
 
 class Outcome:
@@ -47,21 +47,22 @@ def work_queue(**changes: Any) -> tuple[Step, ...]:
     return topology.work_queue(settings(**changes))
 
 
-def test_exchange_queue_and_binding_are_made(connection: FakeConnection, outcome: Outcome) -> None:
+def test_exchange_queue_and_binding_are_made(
+    connection: MemoryConnection, outcome: Outcome
+) -> None:
     declare(connection, work_queue(), outcome)
     assert outcome.calls == []
     connection.run()
     assert outcome.refusals == []
-    assert connection.broker.exchanges == {
-        "default": {"type": "direct", "durable": True, "arguments": {}}
-    }
+    made = {"type": "direct", "durable": True, "arguments": {}}
+    assert connection.broker.exchanges["default"] == made
     assert connection.broker.queues == {
         "default": {"durable": True, "arguments": {"x-queue-type": "classic"}}
     }
     assert connection.broker.bindings == {("default", "default", "default")}
 
 
-def test_arguments_of_the_settings_are_used(connection: FakeConnection, outcome: Outcome) -> None:
+def test_arguments_of_the_settings_are_used(connection: MemoryConnection, outcome: Outcome) -> None:
     steps = work_queue(
         durable=False,
         queue_arguments={"x-queue-type": "classic", "x-max-length": 5},
@@ -80,7 +81,7 @@ QUORUM = {"x-queue-type": "quorum"}
 
 
 def test_a_quorum_queue_drops_no_message_in_silence(
-    connection: FakeConnection, outcome: Outcome
+    connection: MemoryConnection, outcome: Outcome
 ) -> None:
     declare(connection, work_queue(queue_arguments=QUORUM), outcome)
     connection.run()
@@ -93,7 +94,7 @@ def test_a_quorum_queue_drops_no_message_in_silence(
 
 
 def test_what_the_settings_say_of_a_quorum_queue_goes_before(
-    connection: FakeConnection, outcome: Outcome
+    connection: MemoryConnection, outcome: Outcome
 ) -> None:
     arguments = {**QUORUM, "x-delivery-limit": 3, "x-dead-letter-exchange": "theirs"}
     declare(connection, work_queue(queue_arguments=arguments), outcome)
@@ -107,7 +108,7 @@ def test_what_the_settings_say_of_a_quorum_queue_goes_before(
     ids=["classic", "quorum"],
 )
 def test_the_dead_letter_queue_is_durable_and_of_the_type_of_its_queue(
-    connection: FakeConnection,
+    connection: MemoryConnection,
     outcome: Outcome,
     arguments: dict[str, Any],
     wanted: dict[str, Any],
@@ -122,10 +123,10 @@ def test_a_broker_without_transient_queues_gets_a_durable_one_at_the_second_atte
 ) -> None:
     """It closes the connection over the first, and would do so for ever."""
     monkeypatch.setattr(declaring, "_durable_only", set())
-    broker = FakeBroker()
+    broker = MemoryBroker()
     broker.permits_transient_queues = False
     steps = [*work_queue(durable=False), *work_queue(name="other")]
-    first, second = FakeConnection(broker), FakeConnection(broker)
+    first, second = MemoryConnection(broker), MemoryConnection(broker)
     declare(first, steps, outcome)
     first.run()
     assert {refusal.code for refusal in outcome.refusals} == {0}
@@ -139,14 +140,14 @@ def test_a_broker_without_transient_queues_gets_a_durable_one_at_the_second_atte
     assert "declared durable. Set 'durable': True for it" in caplog.text
 
 
-def test_no_channel_is_left_open(connection: FakeConnection, outcome: Outcome) -> None:
+def test_no_channel_is_left_open(connection: MemoryConnection, outcome: Outcome) -> None:
     connection.broker.queues["default"] = {"durable": False}
     declare(connection, work_queue(), outcome)
     connection.run()
     assert connection.open_channels == []
 
 
-def test_other_channels_are_not_put_at_risk(connection: FakeConnection, outcome: Outcome) -> None:
+def test_other_channels_are_not_put_at_risk(connection: MemoryConnection, outcome: Outcome) -> None:
     other = connection.channel(lambda channel: None)
     connection.broker.queues["default"] = {"durable": False}
     declare(connection, work_queue(), outcome)
@@ -155,7 +156,7 @@ def test_other_channels_are_not_put_at_risk(connection: FakeConnection, outcome:
 
 
 def test_what_exists_differently_is_told_and_the_rest_is_declared(
-    connection: FakeConnection, outcome: Outcome
+    connection: MemoryConnection, outcome: Outcome
 ) -> None:
     connection.broker.queues["default"] = {"durable": False}
     steps = work_queue()
@@ -168,7 +169,7 @@ def test_what_exists_differently_is_told_and_the_rest_is_declared(
     assert connection.broker.bindings == {("default", "default", "default")}
 
 
-def test_every_refusal_is_told(connection: FakeConnection, outcome: Outcome) -> None:
+def test_every_refusal_is_told(connection: MemoryConnection, outcome: Outcome) -> None:
     connection.broker.queues["default"] = connection.broker.exchanges["default"] = {}
     steps = work_queue()
     declare(connection, steps, outcome)
@@ -176,7 +177,7 @@ def test_every_refusal_is_told(connection: FakeConnection, outcome: Outcome) -> 
     assert [refusal.step for refusal in outcome.refusals] == list(steps[:2])
 
 
-def test_what_is_missing_is_no_difference(connection: FakeConnection, outcome: Outcome) -> None:
+def test_what_is_missing_is_no_difference(connection: MemoryConnection, outcome: Outcome) -> None:
     step = Step(
         method="exchange_declare",
         name="exchange 'x'",
@@ -189,7 +190,7 @@ def test_what_is_missing_is_no_difference(connection: FakeConnection, outcome: O
 
 
 def test_without_steps_there_is_nothing_to_refuse(
-    connection: FakeConnection, outcome: Outcome
+    connection: MemoryConnection, outcome: Outcome
 ) -> None:
     declare(connection, [], outcome)
     connection.run()
@@ -197,7 +198,7 @@ def test_without_steps_there_is_nothing_to_refuse(
 
 
 def test_a_connection_lost_meanwhile_refuses_what_is_left(
-    connection: FakeConnection, outcome: Outcome
+    connection: MemoryConnection, outcome: Outcome
 ) -> None:
     steps = work_queue()
     declare(connection, steps, outcome)
@@ -208,7 +209,7 @@ def test_a_connection_lost_meanwhile_refuses_what_is_left(
 
 
 def test_a_connection_that_is_closed_already_refuses_everything(
-    connection: FakeConnection, outcome: Outcome
+    connection: MemoryConnection, outcome: Outcome
 ) -> None:
     connection.lose()
     declare(connection, work_queue(), outcome)
@@ -217,7 +218,7 @@ def test_a_connection_that_is_closed_already_refuses_everything(
 
 
 def test_the_callers_list_of_steps_is_not_used_up(
-    connection: FakeConnection, outcome: Outcome
+    connection: MemoryConnection, outcome: Outcome
 ) -> None:
     steps = list(work_queue())
     declare(connection, steps, outcome)
@@ -227,7 +228,7 @@ def test_the_callers_list_of_steps_is_not_used_up(
 
 class TestToldOfEach:
     def test_each_declaration_is_told_in_order_with_the_brokers_answer(
-        self, connection: FakeConnection, outcome: Outcome
+        self, connection: MemoryConnection, outcome: Outcome
     ) -> None:
         told: list[tuple[Step, Any]] = []
         steps = work_queue()
@@ -238,7 +239,7 @@ class TestToldOfEach:
         assert told == [(step, None) for step in steps]
 
     def test_what_is_refused_is_not_told(
-        self, connection: FakeConnection, outcome: Outcome
+        self, connection: MemoryConnection, outcome: Outcome
     ) -> None:
         told: list[str] = []
         connection.broker.queues["default"] = {"durable": False}
@@ -249,7 +250,7 @@ class TestToldOfEach:
         assert [refusal.step for refusal in outcome.refusals] == [steps[1]]
 
     def test_it_is_told_before_the_next_one_is_asked_for(
-        self, connection: FakeConnection, outcome: Outcome
+        self, connection: MemoryConnection, outcome: Outcome
     ) -> None:
         declared: list[list[str]] = []
         known = connection.broker.declared
@@ -259,7 +260,7 @@ class TestToldOfEach:
         assert len(declared) == 3
 
     def test_after_a_lost_connection_nothing_more_is_told(
-        self, connection: FakeConnection, outcome: Outcome
+        self, connection: MemoryConnection, outcome: Outcome
     ) -> None:
         declare(connection, work_queue(), outcome, lambda *_: pytest.fail("told"))
         connection.lose()

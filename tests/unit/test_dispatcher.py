@@ -286,7 +286,12 @@ class TestTheWay:
         desk.write()
         assert desk.tally._fresh == {
             ("default", TASK): Totals(
-                completed=1, failed=1, wait={40: 1, 44: 1}, run={40: 1, 44: 1}
+                completed=1,
+                failed=1,
+                wait={40: 1, 44: 1},
+                run={40: 1, 44: 1},
+                wait_seconds=3.0,
+                run_seconds=3.0,
             )
         }
 

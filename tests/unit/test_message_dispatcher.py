@@ -111,6 +111,13 @@ class Desk:
         self.open_channel()
 
     def deliver(self, body: bytes = b"body", redelivered: bool = False, **properties: Any) -> int:
+        """A message that comes by itself; returns its tag."""
+        self.arrive(body, redelivered, **properties)
+        self.turn()
+        return self.tag
+
+    def arrive(self, body: bytes, redelivered: bool = False, **properties: Any) -> None:
+        """A message that others follow in the same turn of the reactor."""
         self.tag += 1
         self.channel.unacked.add(self.tag)
         self.settler.delivered(self.tag)
@@ -118,7 +125,6 @@ class Desk:
         self.dispatcher.deliver(
             Delivery(self.settler, self.tag, given, body, "", "mail", redelivered)
         )
-        return self.tag
 
     def work(self) -> int:
         """Do what the threads have to do; how much that was."""
@@ -551,7 +557,7 @@ class TestLostProcesses:
         bodies = [b"one", b"two", b"three"]
         desk.counter.lost = {self.key(b"two"): 1}
         for body in bodies:
-            desk.deliver(body, redelivered=True)
+            desk.arrive(body, redelivered=True)
         assert desk.work() == 3
         assert desk.counter.asked == [([self.key(body) for body in bodies], False)]
         assert (desk.handled, desk.counter.noted) == (bodies, [])

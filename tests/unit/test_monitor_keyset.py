@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import random
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture(autouse=True)
+def _shows_all(settings: Any) -> None:
+    settings.CARROT = {"queues": [{"name": "default"}], "redact": []}
+
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 TASKS = ("shop.pay", "shop.mail.send", "Shop.Pay")
@@ -189,3 +195,71 @@ def test_a_range_of_time_has_the_rows_of_that_time(listing: str) -> None:
             )
             found = {row.pk for row in walk(query, 200)}
             assert found == expected(query, there), (since, until)
+
+
+@pytest.mark.parametrize("budget", [-1, 10])
+def test_what_is_hidden_is_not_found(settings: Any, budget: float) -> None:
+    settings.CARROT = {"queues": [{"name": "default"}]}
+    hidden = (
+        {"content": '{"password": "Hunter2", "user": "ada"}'},
+        {"task_args": '["ada", "Hunter2"]'},
+        {"content": '{"password": "Hunter2'},
+    )
+    shown = (
+        {"content": '{"password":"Hunter2"}', "exception": "no such user: hunter2"},
+        {"content": '{"note":"a hunter2 plane"}'},
+        {"task_args": '{"token": "Hunter2"}', "content": "hunter2"},
+    )
+    stored(
+        [
+            MessageLog.new(uuid=key_at(START, n), task="shop.pay", status="FAILED", **given)
+            for n, given in enumerate((*hidden, *shown))
+        ]
+    )
+    found = {
+        text: [row.content for row in walk(Query(listing="failed", text=text), 2, budget)]
+        for text in ("hunter2", "HUNTER2", '"password": "hunter2"', '"note":"a')
+    }
+    there = [one["content"] for one in shown[::-1]]
+    assert found["hunter2"] == found["HUNTER2"] == there
+    assert found['"password": "hunter2"'] == []
+    assert found['"note":"a'] == there[1:2]
+    assert keyset.count(Query(text="hunter2"), 10, budget=10).count == 3
+    # What is beside a hidden value is found.
+    assert keyset.count(Query(text="ADA"), 10, budget=10).count == 1
+    settings.CARROT = {"queues": [{"name": "default"}], "redact": []}
+    assert keyset.count(Query(text="hunter2"), 10, budget=10).count == 6
+
+
+def test_a_search_tells_nothing_of_what_is_hidden_by_where_it_goes_on(
+    monkeypatch: pytest.MonkeyPatch, settings: Any
+) -> None:
+    settings.CARROT = {"queues": [{"name": "default"}]}
+    monkeypatch.setattr(keyset, "FIRST_WINDOW", 4)
+    monkeypatch.setattr(keyset, "TEXT_BATCH", 1)
+    secret = {"task": "shop.pay", "queue": "default", "content": '{"password": "hunter2"}'}
+    stored([MessageLog.new(uuid=key_at(START, n), **secret) for n in range(20)])
+    hidden = keyset.find(Query(text="hunter2"), 2, budget=-1)
+    nothing = keyset.find(Query(text="no such text"), 2, budget=-1)
+    assert hidden == nothing
+    assert hidden.position is not None
+
+
+def test_the_key_of_a_row_in_a_range_may_be_of_a_time_beside_it() -> None:
+    apart = keyset.SKEW - timedelta(seconds=1)
+    until = START + timedelta(hours=1)
+    early = MessageLog.new(uuid=key_at(START - apart, 1), publish_time=START)
+    late = MessageLog.new(
+        uuid=key_at(until + apart, 2), publish_time=until - timedelta(microseconds=1)
+    )
+    stored([early, late])
+    found = keyset.find(Query(since=START, until=until), 5, budget=10).rows
+    assert [row.pk for row in found] == [late.pk, early.pk]
+
+
+@pytest.mark.parametrize("query", [Query(listing="failed"), Query(listing="failed", text="pay")])
+def test_a_count_that_just_reaches_its_cap_is_exact(query: Query) -> None:
+    stored([MessageLog.new(task="shop.pay", status="FAILED") for _ in range(3)])
+    for cap, is_exact in ((2, False), (3, True), (4, True)):
+        counted = keyset.count(query, cap, budget=10)
+        assert counted == keyset.Counted(count=min(3, cap), is_exact=is_exact)

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import html
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import pytest
 from django.contrib.auth.models import Permission, User
-from django.db import connection
+from django.db import OperationalError, connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
@@ -345,3 +346,29 @@ def test_a_record_grows_with_what_is_done() -> None:
     OperatorAction.add(record.pk, 3)
     record.refresh_from_db()
     assert record.count == 5
+
+
+@pytest.mark.parametrize("where", ["filter", "selection"])
+def test_what_was_done_until_something_failed_is_recorded(
+    monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    rows = [make(age=age) for age in range(5)][::-1]
+    deed = many_tasks.DEEDS["delete"]
+
+    def fails_in_the_end(chunk: Any) -> int:
+        last = chunk.filter(pk=rows[-1].pk).exists()
+        count = deed.do(chunk)
+        if last:
+            raise OperationalError("the database is away")
+        return count
+
+    monkeypatch.setitem(many_tasks.DEEDS, "delete", replace(deed, chunk=2, do=fails_in_the_end))
+    do: Any = many_tasks.those_selected if where == "selection" else many_tasks.all_found
+    which = [row.pk for row in rows] if where == "selection" else keyset.Query(listing="failed")
+    with pytest.raises(OperationalError):
+        do("delete", which, "failed tasks", "ann")
+    assert [row.pk for row in MessageLog.objects.all()] == [rows[-1].pk]
+    (action,) = OperatorAction.objects.all()
+    assert (action.user, action.action, action.target, action.count) == (
+        *("ann", "delete", "failed tasks", 4),
+    )

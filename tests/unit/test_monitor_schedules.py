@@ -17,7 +17,8 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
-from carrot_twisted.models import MessageLog, OperatorAction, ScheduledTask
+from carrot_twisted import helper_tasks, schedules
+from carrot_twisted.models import MessageLog, OperatorAction, ScheduledTask, ScheduleRun
 from carrot_twisted.monitor import access, registered_tasks, schedule_times
 from carrot_twisted.monitor.schedule_form import ScheduleForm, version_of
 from tests.clients import client_of
@@ -92,6 +93,31 @@ def noted() -> list[tuple[str, str, str]]:
     return [*rows.values_list("user", "action", "target")]
 
 
+def test_a_schedule_remembers_its_runs() -> None:
+    one, other = schedule(next_run_time=None), schedule("other", active=False)
+    slot = timezone.now() - timedelta(minutes=1)
+    assert schedules.look("default") == 0.0, "it is planned"
+    ScheduledTask.objects.filter(pk=one.pk).update(next_run_time=slot)
+    assert schedules.look("default") == 0.0
+    done = MessageLog.objects.get()
+    MessageLog.objects.filter(pk=done.pk).update(
+        status="FAILED", exception="no <b>stock</b>", start_time=slot, failure_time=slot
+    )
+    by_hand = read(one).publish()
+    other.publish()
+    answer = client_of(access.VIEW).get(reverse("carrot-schedule", args=[one.pk]))
+    (first, its_row), (second, row) = answer.context["runs"]
+    assert (first.message, first.slot, its_row) == (by_hand.pk, None, by_hand)
+    assert (second.message, row) == (done.pk, done)
+    assert abs(second.slot - slot) < timedelta(milliseconds=2)
+    page = text_of(answer)
+    assert "run by hand" in page
+    assert "no &lt;b&gt;stock" in page
+    by_hand.delete()
+    assert helper_tasks.delete_old_statistics()["runs"] == 1
+    assert ScheduleRun.objects.filter(schedule=one.pk).count() == 1
+
+
 class TestList:
     def test_it_says_when_each_runs_and_how_the_last_run_went(self) -> None:
         done = MessageLog.objects.create(task=EFFECT, queue="default", status="FAILED")
@@ -147,7 +173,7 @@ class TestList:
                 answer = client.get(f"{reverse(LIST)}?{address}")
             counts.add(len(queries))
             # The session, the user, two for permissions, the schedules, their last runs.
-            assert len(queries) <= 6
+            assert len(queries) <= 8
             assert all(
                 "LIMIT" in q["sql"]
                 for q in queries
@@ -205,7 +231,7 @@ class TestPage:
         client.get(address)
         with CaptureQueriesContext(connection) as queries:
             answer = client.get(address)
-        assert len(queries) <= 6
+        assert len(queries) <= 8
         seen = text_of(answer)
         assert [run.text for run in answer.context["plan"].runs] == [
             f"{day} 02:30 CET"

@@ -7,13 +7,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from twisted.python import usage
+from twisted.python.reflect import namedAny
 from twisted.python.usage import UsageError
 
 from carrot_twisted import tap
-from carrot_twisted.service import following
+from carrot_twisted.service import following, json_log
 from carrot_twisted.tap import CarrotService, Options, WorkersService, makeService
 
 REPOSITORY = Path(tap.__file__).parents[1]
@@ -44,11 +46,13 @@ def test_the_settings_module_is_all_that_is_needed() -> None:
         "no-scheduler": 0,
         "shutdown-timeout": None,
         "loglevel": "info",
+        "log-format": "text",
         "consumer-class": None,
         "max-tasks": None,
         "max-memory": None,
         "web": None,
         "workers": 1,
+        "http": None,
         "callback": None,
         "callback_queues": None,
         "queue-name": None,
@@ -103,6 +107,22 @@ def test_each_level_is_one_that_txaio_knows(level: str) -> None:
     from txaio.interfaces import log_levels
 
     assert parse("-s", "x", "-l", level)["loglevel"] in log_levels
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "third"),
+    [
+        ("tcp:9090:interface=127.0.0.1", "tcp:9092:interface=127.0.0.1"),
+        ("tcp:port=9090", "tcp:port=9092"),
+        ("tcp:0", "tcp:0"),
+        ("unix:/run/carrot", "unix:/run/carrot"),
+    ],
+)
+def test_several_processes_serve_their_health_at_ports_of_their_own(
+    endpoint: str, third: str
+) -> None:
+    assert tap.port_of(endpoint, 1) == endpoint
+    assert tap.port_of(endpoint, 3) == third
 
 
 @pytest.mark.parametrize(
@@ -306,6 +326,42 @@ def test_make_service_touches_neither_django_nor_the_reactor() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "[] 1\n"
+
+
+def test_the_log_as_json_goes_where_twistds_would(tmp_path: Path) -> None:
+    twistd = twistd_with(tmp_path / "pid")
+    twistd["logfile"] = str(tmp_path / "log")
+    options = parse("-s", "x", "--log-format=json", twistd=twistd)
+    # twistd does so when it has read all of its options.
+    twistd["logger"] = namedAny(twistd["logger"])
+    service = makeService(options)
+    assert twistd["logger"] is json_log.observer
+    assert isinstance(service, CarrotService)
+    assert (service._log_file, json_log.path) == (twistd["logfile"], twistd["logfile"])
+    assert service._pid_file is not None
+    service._pid_file.release()
+
+
+@pytest.mark.parametrize(
+    ("twistds", "refused"),
+    [
+        ({"logger": following.PLAIN_LOG}, False),
+        ({"logger": "a.b"}, True),
+        ({"syslog": True}, True),
+    ],
+)
+def test_a_log_of_somebody_elses_is_not_made_json(
+    tmp_path: Path, twistds: dict[str, Any], refused: bool
+) -> None:
+    """That of a worker is: whoever started it reads its lines."""
+    twistd = twistd_with(tmp_path / "pid")
+    twistd.update(twistds)
+    if refused:
+        with pytest.raises(usage.UsageError, match="--log-format=json goes to a file"):
+            parse("-s", "x", "--log-format=json", twistd=twistd)
+    else:
+        parse("-s", "x", "--log-format=json", twistd=twistd)
+        assert namedAny(twistd["logger"]) is json_log.observer
 
 
 class TestCallback:

@@ -67,6 +67,16 @@ class Jobs:
         return {slot.name: slot.job for slot in self.pool.slots}
 
 
+def test_what_its_threads_have_begun_is_counted_also_when_they_are_gone() -> None:
+    jobs = Jobs(2)
+    jobs.pool.start()
+    for _ in range(3):
+        jobs.run()
+    assert jobs.pool.begun == 3
+    jobs.stop()
+    assert jobs.pool.begun == 3
+
+
 def test_each_thread_tells_what_it_does_and_since_when() -> None:
     jobs = Jobs(2)
     jobs.pool.start()

@@ -17,8 +17,8 @@ from carrot_twisted.models import MessageLog
 from carrot_twisted.service import posting
 from carrot_twisted.service.delivery import Delivery, Settler
 from carrot_twisted.service.posting import ReactorPublisher
+from carrot_twisted.testing.memory_broker import MemoryConnection
 from carrot_twisted.virtual_host import VirtualHost
-from tests.unit.fake_pika import FakeConnection
 from tests.unit.test_delivery import Channel
 from tests.unit.test_dispatcher import Reactor
 
@@ -51,7 +51,7 @@ class Writer:
         self._results.pop(0).callback(self.calls.pop(0)())
 
 
-class Line(FakeConnection):
+class Line(MemoryConnection):
     """A connection whose close is told, and the protocol around it in one."""
 
     def __init__(self, *queues: str) -> None:
@@ -123,6 +123,8 @@ class TestRows:
         line.run()
         desk.clock.advance(0)
         assert line.broker.ids == desk.writer.confirmed == ids(logs)
+        counts = desk.publisher
+        assert (counts.sent, counts.confirmed, counts.failed, counts.unconfirmed) == (3, 3, 0, 0)
 
     def test_without_a_connection_they_stay_in_the_outbox(self, desk: Desk) -> None:
         assert not desk.publisher.can_publish(HOST)
@@ -138,6 +140,8 @@ class TestRows:
         line.lose()
         desk.clock.advance(0)
         assert not desk.publisher.can_publish(HOST)
+        counts = desk.publisher
+        assert (counts.sent, counts.confirmed, counts.failed, counts.unconfirmed) == (2, 0, 2, 0)
         assert desk.writer.confirmed == []
         assert len(desk.writer.calls) == 1
 

@@ -15,6 +15,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
+from carrot_twisted.properties_reader import read_properties
 from carrot_twisted.service import protocol as module
 from carrot_twisted.service.protocol import CarrotChannel, CarrotProtocol
 
@@ -97,6 +98,11 @@ def field(name: bytes, kind: bytes, value: bytes) -> bytes:
     return bytes([len(name)]) + name + kind + value
 
 
+def read(properties: Any) -> pika.BasicProperties:
+    """Of a delivery that came in pieces they are read already."""
+    return read_properties(properties) if isinstance(properties, bytes) else properties
+
+
 def plain(**properties: Any) -> bytes:
     return b"".join(pika.BasicProperties(**properties).encode())
 
@@ -153,7 +159,7 @@ def test_deliveries_come_to_the_callback(broker: Broker) -> None:
     got: list[tuple[int, str, bytes]] = []
 
     def on_message(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
-        got.append((method.delivery_tag, properties.message_id, body))
+        got.append((method.delivery_tag, read(properties).message_id, body))
 
     broker.consume(broker.open_channel(), on_message)
     broker.deliver(1, plain(message_id="a"), b"body")
@@ -167,7 +173,8 @@ def test_however_they_are_cut_deliveries_are_the_same(broker: Broker) -> None:
     got: list[tuple[int, str | None, Any, bytes]] = []
 
     def on_message(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
-        got.append((method.delivery_tag, properties.message_id, properties.headers, body))
+        found = read(properties)
+        got.append((method.delivery_tag, found.message_id, found.headers, body))
 
     broker.consume(broker.open_channel(), on_message)
     heartbeat = heartbeat_frame()
@@ -236,6 +243,25 @@ def test_a_callback_that_fails_does_not_end_the_connection(broker: Broker) -> No
     assert broker.protocol.is_open
 
 
+def test_what_is_on_its_way_when_a_consumer_is_cancelled_is_not_returned(broker: Broker) -> None:
+    """With another prefetch a consumer is started anew: all of it would come again at once."""
+    broker.shake_hands()
+    channel = broker.open_channel()
+    tags: list[int] = []
+    broker.consume(channel, lambda _, method, *__: tags.append(method.delivery_tag))
+    cancelled: list[Any] = []
+    channel.cancel(broker.tag).addCallback(cancelled.append)
+    broker.transport.clear()
+    broker.deliver(1, plain())
+    broker.protocol.dataReceived(b"".join(broker.frames(2, plain(), b"two ", b"frames")))
+    assert (tags, broker.transport.value(), cancelled) == ([1, 2], b"", [])
+    broker.send(spec.Basic.CancelOk(broker.tag), 1)
+    assert len(cancelled) == 1
+    assert channel.raw.consumer_tags == []
+    broker.deliver(3, plain())
+    assert tags == [1, 2]
+
+
 HOSTILE_HEADERS = {
     "a float that is no number": field(b"x", b"d", struct.pack(">d", float("nan"))),
     "an infinite float": field(b"x", b"f", struct.pack(">f", float("inf"))),
@@ -252,7 +278,7 @@ def test_headers_that_pika_cannot_read_do_not_end_the_connection(broker: Broker,
     got: list[tuple[int, Any]] = []
 
     def on_message(_channel: Any, method: Any, properties: Any, _body: bytes) -> None:
-        got.append((method.delivery_tag, properties.message_id))
+        got.append((method.delivery_tag, read(properties).message_id))
 
     broker.consume(broker.open_channel(), on_message)
     broker.deliver(1, with_headers(HOSTILE_HEADERS[what]))

@@ -3,14 +3,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from carrot_twisted import publisher, signals
+from carrot_twisted import conf, publisher, signals
 from carrot_twisted.models import MessageLog
+from carrot_twisted.publisher import _Link
+from carrot_twisted.publishing import WINDOW
+from carrot_twisted.testing.memory_broker import MemoryBroker, MemoryConnection
+from tests.unit.test_publishing import post
 
 if TYPE_CHECKING:
+    from carrot_twisted.outbox import Post
     from tests.unit.conftest import RecordingPublisher
 
 
@@ -90,3 +95,39 @@ def test_committed_rows_go_to_the_publisher_that_has_the_place(
     rows = [MessageLog(task="app.work")]
     signals.rows_committed.send_robust(sender=MessageLog, rows=rows, using="default")
     assert handed_over.rows == rows
+
+
+class Thread:
+    """What a link tells, instead of the publisher's thread."""
+
+    def __init__(self) -> None:
+        self.told: list[str | None] = []
+
+    def settled(self, _post: Post, error: str | None) -> None:
+        self.told.append(error)
+
+    def settle_waiters(self) -> None: ...
+
+
+def test_a_broker_is_silent_only_where_it_does_not_answer_at_all() -> None:
+    """An answer that settles no message yet, such as a return, is one: there is much to do."""
+    thread: Any = Thread()
+    broker = MemoryBroker()
+    connection: Any = MemoryConnection(broker)
+    link = _Link(thread, conf.current().queue("default").host)
+    link._opened(connection)
+    connection.run()
+    broker.confirms_at_once = False
+    link.publish([post(f"m{number}") for number in range(WINDOW + 5)])
+    connection.run()
+    (channel,) = (one for one in connection.channels if one.confirming)
+    for tag in (1, 2, 3):
+        link.check_progress()
+        # There is no queue yet: the message is kept, and the queue declared.
+        channel.confirm(tag)
+        link.check_progress()
+    link.check_progress()
+    assert thread.told == []
+    link.check_progress()
+    # What was sent may still be confirmed.
+    assert thread.told == ["the broker did not answer in time"] * 2

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from carrot_twisted import conf, publishing, topology
 from carrot_twisted.outbox import Post
 from carrot_twisted.publishing import PublishingSession
-from tests.unit.fake_pika import FakeBroker, FakeChannel, FakeConnection
+from carrot_twisted.testing.memory_broker import MemoryBroker, MemoryChannel, MemoryConnection
 
 if TYPE_CHECKING:
     import random
@@ -53,10 +53,10 @@ class Desk:
     """A session on a fake connection, with what it told."""
 
     def __init__(self, queues: Sequence[str] = ("default",), ready: bool = True) -> None:
-        self.broker = FakeBroker()
+        self.broker = MemoryBroker()
         for name in queues:
             self.broker.queues[name] = {}
-        self.connection = FakeConnection(self.broker)
+        self.connection = MemoryConnection(self.broker)
         self.settled: list[tuple[Post, str | None]] = []
         self.idle = 0
         self.session = PublishingSession(self.connection, self._settled, self._idle)
@@ -71,7 +71,7 @@ class Desk:
         self.idle += 1
 
     @property
-    def channel(self) -> FakeChannel:
+    def channel(self) -> MemoryChannel:
         """The publishing channel: the last that confirms."""
         return [channel for channel in self.connection.channels if channel.confirming][-1]
 
@@ -110,7 +110,7 @@ def test_a_post_is_sent_and_settled_when_it_is_confirmed(slow: Desk) -> None:
 
 
 def test_nothing_is_sent_before_confirms_are_selected() -> None:
-    """FakeChannel refuses it; so would a real one leave that message unconfirmed for ever."""
+    """MemoryChannel refuses it; so would a real one leave that message unconfirmed for ever."""
     desk = Desk(ready=False)
     desk.session.publish(posts(3))
     assert desk.broker.messages == []
@@ -553,7 +553,7 @@ class TestSilence:
 
     def test_it_is_told_once_to_who_can_connect_anew(self) -> None:
         calls: list[str] = []
-        connection = FakeConnection()
+        connection = MemoryConnection()
         connection.broker.queues["deaf"] = {}
         connection.broker.confirms_at_once = False
         session = PublishingSession(
@@ -568,7 +568,7 @@ class TestSilence:
 
     def test_the_next_connection_knows_it_and_tries_one(self) -> None:
         settled: list[str | None] = []
-        connection = FakeConnection()
+        connection = MemoryConnection()
         connection.broker.queues["deaf"] = {}
         session = PublishingSession(
             connection, lambda _, error: settled.append(error), lambda: None, [("", "deaf")]
@@ -649,14 +649,14 @@ class TestSilence:
         self, silent: Desk, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         unfit = post("unfit", key="deaf")
-        sent = FakeChannel.basic_publish
+        sent = MemoryChannel.basic_publish
 
-        def basic_publish(channel: FakeChannel, *args: Any, **kwargs: Any) -> None:
+        def basic_publish(channel: MemoryChannel, *args: Any, **kwargs: Any) -> None:
             if args[3] is unfit.properties:
                 raise ValueError("a priority of 1000")
             sent(channel, *args, **kwargs)
 
-        monkeypatch.setattr(FakeChannel, "basic_publish", basic_publish)
+        monkeypatch.setattr(MemoryChannel, "basic_publish", basic_publish)
         silent.session.publish([unfit, post("other")])
         silent.connection.run()
         silent.channel.confirm(3)

@@ -326,6 +326,17 @@ class TestFinish:
         assert got.failure_time is not None
         assert got.failure_time.timestamp() == 1001.0
 
+    @pytest.mark.parametrize(
+        "text", ["", "NULL", '"', "\\", '\\"', "{a,b}", " , ", "a\n\tb'", "\u00e9\u20ac", "%s"]
+    )
+    def test_texts_are_kept_as_they_are(self, text: str) -> None:
+        """PostgreSQL gets them in arrays, which have a syntax of their own."""
+        pks = [running("me", token=1), running("me", token=1)]
+        result = replace(DONE, output=text, log=None)
+        runs = [Finished(uuid=pk, token=1, result=result) for pk in pks]
+        assert records.finish(runs, 0.0, "default") == 2
+        assert [(state(pk)["output"], state(pk)["log"]) for pk in pks] == [(text, None)] * 2
+
     def test_times_are_shifted_to_the_databases_clock(self) -> None:
         pk = running("me", token=1)
         finish_one(pk, 1, DONE, offset=-100.0)

@@ -139,3 +139,12 @@ def test_nothing_is_asked_while_the_database_is_away() -> None:
     start(writer, clock)
     clock.pump([0.5] * 2 * TEN_MINUTES)
     assert writer.calls == 0
+
+
+def test_tasks_of_dead_workers_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Publisher, "takes", lambda *_: False)
+    clock, writer = Clock(), Writer(2)
+    relay = start(writer, clock)
+    clock.pump([0.5] * 20)
+    assert writer.calls > 1
+    assert relay.recovered == 2 * writer.calls

@@ -77,6 +77,18 @@ class TestPublishing:
         assert log.status == "PUBLISHED"
         assert read().last_log == log.pk
 
+    def test_how_late_each_one_is_published_is_told(self) -> None:
+        schedule("a", late=30.0)
+        schedule("b", late=None)
+        late: list[float] = []
+        assert look("default", None, late.append) == 0
+        assert late == [], "one that is new was planned"
+        assert look("default", None, late.append) == 0
+        (seconds,) = late
+        assert 30 <= seconds < 60
+        look("default", None, late.append)
+        assert len(late) == 1
+
     def test_each_slot_is_published_once(self) -> None:
         one = schedule()
         publish_due("default")
@@ -794,8 +806,9 @@ def test_many_schedules_cost_as_many_queries_as_two() -> None:
         costs.append(len(queries))
         ScheduledTask.objects.all().delete()
         MessageLog.objects.all().delete()
-    # The look, those that are new and due, their last runs, the move, the insert in a savepoint.
-    assert costs == [8, 8]
+    # The look, those that are new and due, their last runs, the move, the insert in a savepoint,
+    # their history.
+    assert costs == [9, 9]
 
 
 # The loop around it, on a clock of its own.

@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from carrot_twisted import helper_tasks, rollups, statistics
 from carrot_twisted.models import MessageLog, QueueStatistics, TaskStatistics
-from carrot_twisted.rollups import Totals, start_of
+from carrot_twisted.rollups import Key, Totals, start_of
 from carrot_twisted.statistics import Span
 
 pytestmark = pytest.mark.django_db
@@ -27,6 +27,15 @@ def _now(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timezone, "now", lambda: NOW)
 
 
+@pytest.fixture(autouse=True)
+def _nothing_counted() -> None:
+    COUNTED.clear()
+
+
+#: By worker and bucket, what was counted of each task.
+COUNTED: dict[tuple[str, Key], dict[tuple[str, str], Totals]] = {}
+
+
 def write(
     worker: str = "one",
     *,
@@ -36,9 +45,18 @@ def write(
     task: str = "t",
     **totals: Any,
 ) -> None:
+    """As a service does, with the totals of queues."""
     start = start_of(NOW.timestamp() - ago, resolution)
     values = {"completed": 1, "failed": 0, "wait": {0: 1}, "run": {40: 1}, **totals}
-    rollups.write([((resolution, start, queue, task), Totals(**values))], worker, "default")
+    rows = []
+    for key in rollups.counted_in((resolution, start, queue, task)):
+        counted = COUNTED.setdefault((worker, key), {})
+        counted[queue, task] = Totals(**values)
+        summed = Totals()
+        for one in counted.values():
+            summed.add(one)
+        rows.append((key, summed))
+    rollups.write(rows, worker, "default")
 
 
 def counts(span: Span, **filters: Any) -> dict[int, tuple[int, int]]:
@@ -53,7 +71,7 @@ def counts(span: Span, **filters: Any) -> dict[int, tuple[int, int]]:
 def test_totals_written_twice_replace_each_other() -> None:
     write(completed=1)
     write(completed=5, failed=2, run={40: 7})
-    row = TaskStatistics.objects.get()
+    row = TaskStatistics.objects.get(task="t")
     assert (row.completed, row.failed, row.run) == (5, 2, {"40": 7})
 
 
@@ -112,10 +130,16 @@ def test_they_can_be_of_one_queue_or_task() -> None:
 def test_tasks_are_summed_over_the_span_the_busiest_first(
     monkeypatch: pytest.MonkeyPatch, django_assert_num_queries: Any
 ) -> None:
-    write("one", task="few", failed=1, completed=0, run={80: 1})
-    write("one", task="many", completed=5)
-    write("two", task="many", ago=120, completed=5)
-    write("one", task="many", queue="other", completed=2)
+    runs: tuple[dict[str, Any], ...] = (
+        {"task": "few", "failed": 1, "completed": 0, "run": {80: 1}},
+        {"task": "many", "completed": 5},
+        {"task": "many", "completed": 5, "worker": "two", "ago": 1200},
+        {"task": "many", "completed": 9, "ago": 4400},
+        {"task": "many", "completed": 9, "resolution": 60},
+        {"task": "many", "queue": "other", "completed": 2},
+    )
+    for given in runs:
+        write(**{"resolution": 600, **given})
     with django_assert_num_queries(2):
         found = statistics.tasks(Span.HOUR, "default")
     assert [(one.queue, one.task, one.completed, one.failed) for one in found] == [
@@ -128,6 +152,16 @@ def test_tasks_are_summed_over_the_span_the_busiest_first(
     assert [one.task for one in statistics.tasks(Span.HOUR, "default", "other")] == ["many"]
     monkeypatch.setattr(statistics, "MAX_TASKS", 1)
     assert len(statistics.tasks(Span.HOUR, "default")) == 1
+
+
+def test_tasks_are_counted_since_the_start_of_a_coarser_bucket() -> None:
+    first = {span: span.start_of_tasks(NOW) for span in Span}
+    assert first == {
+        Span.HOUR: datetime(2026, 3, 1, 11, 30, tzinfo=UTC),
+        Span.DAY: datetime(2026, 2, 28, 12, tzinfo=UTC),
+        Span.WEEK: datetime(2026, 2, 22, tzinfo=UTC),
+    }
+    assert all(start <= span.starts(NOW)[0] for span, start in first.items())
 
 
 def test_without_any_counts_there_are_no_tasks() -> None:
@@ -147,7 +181,7 @@ def test_a_sample_tells_of_each_queue(django_assert_num_queries: Any) -> None:
     row("gone", confirmed_at=Now())
     with django_assert_num_queries(4):
         assert rollups.sample(["default", "mail"], NOW.timestamp(), "default")
-    assert QueueStatistics.objects.count() == 9
+    assert QueueStatistics.objects.count() == 12
     with django_assert_num_queries(1):
         found = statistics.depths(Span.HOUR, "default")
     assert set(found) == {"default", "mail", "gone"}
@@ -177,6 +211,7 @@ def test_one_sample_a_minute_is_enough_and_the_first_one_counts(
         (60, 0),
         (600, 0),
         (3600, 0),
+        (86_400, 0),
     }
     assert rollups.sample(["default"], NOW.timestamp() + 60, "default")
     assert QueueStatistics.objects.filter(waiting=1).count() == 1, "of the finest resolution"
@@ -193,7 +228,7 @@ def test_what_is_older_than_any_chart_is_deleted(monkeypatch: pytest.MonkeyPatch
             TaskStatistics.objects.create(
                 task="t", worker="w", completed=1, failed=0, wait={}, run={}, **key
             )
-    assert helper_tasks.delete_old_statistics()["buckets"] == 6
+    assert helper_tasks.delete_old_statistics()["buckets"] == 8
     for model in (QueueStatistics, TaskStatistics):
         ages = {one.resolution: present - one.start for one in model._default_manager.all()}
         assert ages.keys() == rollups.KEPT.keys()

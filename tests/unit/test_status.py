@@ -188,3 +188,24 @@ class TestCommand:
         with pytest.raises(CommandError, match=r"nothing is known:\n.*CARROT\['lease'\]") as caught:
             call_command("carrot_status")
         assert caught.value.returncode == 4
+
+
+def test_many_rows_are_not_counted_to_their_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "MANY", 3)
+    worker()
+    for ago in (30, 20, 10):
+        row(ago=ago)
+    row(status="IN_PROGRESS", ago=40)
+    row("mail", confirmed_at=None, relay_at=Now() - timedelta(seconds=100))
+    (default, mail, _far) = status.read("default").queues
+    assert (default.waiting, default.waiting_is_exact, default.running) == (3, True, 1)
+    assert default.oldest == pytest.approx(30, abs=5)
+    assert (mail.unsent, mail.unsent_is_exact) == (1, True)
+    row()
+    for _ in range(4):
+        row("mail", confirmed_at=None, relay_at=Now() - timedelta(seconds=90))
+    (default, mail, _far) = status.read("default").queues
+    assert (default.waiting, default.waiting_is_exact) == (3, False)
+    assert (mail.unsent, mail.unsent_is_exact) == (3, False)
+    text, _code = printed()
+    assert [line.split()[1] for line in text.splitlines() if line[:7] == "default"] == ["3+"]

@@ -13,8 +13,8 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from carrot_twisted import rollups
-from carrot_twisted.rollups import OTHERS
-from carrot_twisted.service import chore, tally
+from carrot_twisted.rollups import ALL, OTHERS
+from carrot_twisted.service import chore, counted, tally
 from carrot_twisted.service.tally import INTERVAL, Tally
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from carrot_twisted.rollups import Key, Totals
 
-#: The start of an hour.
-HOUR = 3600 * 480_000
+#: The start of a day.
+HOUR = 86_400 * 20_000
 
 
 class Desk:
@@ -76,13 +76,15 @@ def test_what_ends_is_counted_in_each_resolution_and_written_at_once(desk: Desk)
     desk.count(completed=False, run=2.0)
     desk.count("u", queue="other")
     found = desk.write()
-    assert {key[:2] for key in found} == {(60, HOUR), (600, HOUR), (3600, HOUR)}
-    assert len(found) == 6
-    for resolution in (60, 600, 3600):
+    assert {key[:2] for key in found} == {(60, HOUR), (600, HOUR), (3600, HOUR), (86_400, HOUR)}
+    assert len(found) == 4 * (2 + 2 + 1)
+    for resolution in (60, 600, 3600, 86_400):
         totals = found[resolution, HOUR, "default", "t"]
         assert (totals.completed, totals.failed) == (1, 1)
         assert totals.wait == {0: 2}
         assert totals.run == {40: 1, 44: 1}
+        assert found[resolution, HOUR, "default", ALL] == totals
+        assert found[resolution, HOUR, ALL, ALL].completed == 2
 
 
 def test_totals_grow_and_are_written_when_they_have(desk: Desk) -> None:
@@ -110,10 +112,10 @@ def test_an_end_belongs_to_its_minute_whenever_it_is_written(desk: Desk) -> None
 def test_a_bucket_that_is_over_is_forgotten_when_it_is_written(desk: Desk) -> None:
     desk.count()
     desk.write()
-    assert len(desk.tally._buckets) == 3
+    assert len(desk.tally._buckets) == 4 * 3
     desk.clock.advance(60)
-    assert {key[0] for key in desk.tally._buckets} == {600, 3600}
-    desk.clock.advance(3600)
+    assert {key[0] for key in desk.tally._buckets} == {600, 3600, 86_400}
+    desk.clock.advance(86_400)
     assert desk.tally._buckets == {}
 
 
@@ -138,7 +140,7 @@ def test_what_could_not_be_written_is_written_the_next_time(
     assert desk.write() == {}
     desk.count("u")
     desk.answer = lambda: succeed(None)
-    assert {key[3] for key in desk.write()} == {"t", "u"}
+    assert {key[3] for key in desk.write()} == {"t", "u", ALL}
     assert lines == ["The worker writes its statistics"]
 
 
@@ -169,25 +171,45 @@ def test_a_stop_writes_what_was_counted_last(desk: Desk) -> None:
 def test_tasks_beyond_the_bound_are_counted_together(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tally, "MAX_TASKS", 2)
+    monkeypatch.setattr(counted, "MAX_TASKS", 2)
     for name in ("a", "b", "c", "d", "a"):
         desk.count(name)
     found = {key[3]: one.completed for key, one in desk.write().items() if key[0] == 60}
-    assert found == {"a": 2, "b": 1, OTHERS: 2}
+    assert found == {"a": 2, "b": 1, OTHERS: 2, ALL: 5}
+    desk.count("e")
+    totals = {key[1]: one.completed for key, one in desk.tally.totals().items()}
+    assert totals == {"a": 2, "b": 1, OTHERS: 2, "e": 1}
+    desk.write()
+    totals = {key[1]: one.completed for key, one in desk.tally.totals().items()}
+    assert totals == {"a": 2, "b": 1, OTHERS: 3}
 
 
 def test_buckets_beyond_the_bound_as_well(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tally, "MAX_BUCKETS", 3)
+    monkeypatch.setattr(tally, "MAX_BUCKETS", 12)
     for name in ("a", "b", "c"):
         desk.count(name)
         desk.write()
     assert {(key[0], key[3]) for key in desk.tally._buckets} == {
-        (resolution, name) for resolution in (60, 600, 3600) for name in ("a", OTHERS)
+        (resolution, name) for resolution in rollups.KEPT for name in ("a", OTHERS, ALL)
     }
     desk.count("a")
     desk.count("d")
     found = {key[3]: one.completed for key, one in desk.write().items() if key[0] == 60}
-    assert found == {"a": 2, OTHERS: 3}
+    assert found == {"a": 2, OTHERS: 3, ALL: 5}
+
+
+def test_totals_since_the_start_hold_what_is_written_and_what_is_not(desk: Desk) -> None:
+    desk.count(wait=0.5, run=2.0)
+    desk.write()
+    desk.clock.advance(7200)
+    desk.count(completed=False, wait=0.25, run=1.0)
+    (totals,) = desk.tally.totals().values()
+    assert (totals.completed, totals.failed) == (1, 1)
+    assert (totals.wait_seconds, totals.run_seconds) == (0.75, 3.0)
+    assert (totals.wait, totals.run) == ({36: 1, 32: 1}, {44: 1, 40: 1})
+    totals.add(totals)
+    (again,) = desk.tally.totals().values()
+    assert again.completed == 1, "it was a copy"
 
 
 def test_the_queues_are_sampled_once_a_minute(desk: Desk) -> None:

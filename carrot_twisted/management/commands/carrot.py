@@ -23,6 +23,7 @@ EXIT_USAGE = 2
 #: Options that the service has by the same name.
 PASSED_ON = (
     "loglevel",
+    "log_format",
     "consumer_class",
     "concurrency",
     "shutdown_timeout",
@@ -30,6 +31,7 @@ PASSED_ON = (
     "max_memory",
     "web",
     "workers",
+    "http",
 )
 
 
@@ -54,6 +56,12 @@ class Command(BaseCommand):
             type=read_by(tap.level),
             default="info",
             help="debug, info, warning, error or critical; default: info.",
+        )
+        parser.add_argument(
+            "--log-format",
+            type=read_by(tap.log_format),
+            default="text",
+            help="text, or json: each event a line of JSON; default: text.",
         )
         parser.add_argument(
             "--no-scheduler",
@@ -103,7 +111,12 @@ class Command(BaseCommand):
             help="Serve pages, too, at this endpoint of Twisted's, such as "
             "tcp:8080:interface=127.0.0.1.",
         )
-
+        parser.add_argument(
+            "--http",
+            metavar="ENDPOINT",
+            help="Serve /live, /ready and /metrics at this endpoint of Twisted's, such as "
+            "tcp:9090:interface=127.0.0.1.",
+        )
         parser.add_argument(
             "--workers",
             type=read_by(tap.number),

@@ -77,10 +77,10 @@ def _lines(found: Status) -> Iterable[str]:
         [
             (
                 one.name,
-                one.waiting,
+                _number(one.waiting, one.waiting_is_exact),
                 _duration(one.oldest),
                 one.running,
-                one.unsent,
+                _number(one.unsent, one.unsent_is_exact),
                 _duration(one.unsent_age),
                 one.workers,
             )
@@ -126,6 +126,10 @@ def _seen(one: WorkerStatus) -> str:
     if not one.alive:
         return "died"
     return f"{one.heartbeat_age:.0f} s ago{', quiet' if one.quiet else ''}"
+
+
+def _number(count: int, is_exact: bool) -> str:
+    return str(count) if is_exact else f"{count}+"
 
 
 def _duration(seconds: float | None) -> str:

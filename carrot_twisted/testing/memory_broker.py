@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """A broker in memory, seen through the part of pika's asynchronous interface that we use.
 
-Nothing is called back before ``FakeConnection.run``: as with a real broker, an answer comes in a
+It passes the tests that a real RabbitMQ passes (``tests/contract``), as far as publishing goes:
+declarations, bindings, routing, confirms, returns and refusals, messages that expire.
+
+Nothing is called back before ``MemoryConnection.run``: as with a real broker, an answer comes in a
 later turn. Calls are checked against the signatures of pika itself.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
+import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import pika
@@ -34,7 +39,7 @@ def as_in_pika(function: Function) -> Function:
     signature = inspect.signature(getattr(Channel, function.__name__))
 
     @functools.wraps(function)
-    def checked(self: FakeChannel, *args: Any, **kwargs: Any) -> Any:
+    def checked(self: MemoryChannel, *args: Any, **kwargs: Any) -> Any:
         if not self.is_open:
             raise ChannelWrongStateError("Channel is closed.")
         bound = signature.bind(self, *args, **kwargs)
@@ -44,15 +49,28 @@ def as_in_pika(function: Function) -> Function:
     return checked  # type: ignore[return-value]
 
 
-class FakeBroker:
+#: Exchanges that each virtual host has.
+PREDECLARED = {f"amq.{kind}": kind for kind in ("direct", "fanout", "topic")}
+
+
+class MemoryBroker:
     """Exchanges, queues, bindings and messages."""
 
     def __init__(self) -> None:
-        self.exchanges: dict[str, dict[str, Any]] = {}
+        self.exchanges: dict[str, dict[str, Any]] = {
+            name: {"type": kind, "durable": True, "arguments": {}}
+            for name, kind in PREDECLARED.items()
+        }
         self.queues: dict[str, dict[str, Any]] = {}
         self.bindings: set[tuple[str, str, str]] = set()
+        """(exchange, routing key, queue)."""
         self.messages: list[tuple[str, Any, bytes]] = []
         """(queue, properties, body) in order of arrival."""
+        self.origins: dict[int, tuple[str, str, float]] = {}
+        """Of a message, by the ``id()`` of its properties: exchange and routing key that it was
+        published with, and when it came, in seconds of ``seconds``."""
+        self.seconds = 0.0
+        """The time, as far as messages expire by it."""
         self.declared: list[str] = []
         """Names that were declared or looked up, each time."""
         self.confirms_at_once = True
@@ -60,9 +78,41 @@ class FakeBroker:
         self.permits_transient_queues = True
 
     def route(self, exchange: str, key: str) -> list[str]:
+        """Names of the queues that get a message."""
         if not exchange:
             return [key] if key in self.queues else []
-        return [q for e, k, q in sorted(self.bindings) if (e, k) == (exchange, key)]
+        kind = self.exchanges[exchange].get("type", "direct")
+        bound = {q for e, k, q in self.bindings if e == exchange and _matches(kind, k, key)}
+        return sorted(bound)
+
+    def put(self, exchange: str, key: str, properties: Any, body: bytes) -> list[str]:
+        """Put a message into the queues that get it; returns their names."""
+        queues = self.route(exchange, key)
+        for queue in queues:
+            # Each queue has a message of its own.
+            own = copy.copy(properties)
+            self.origins[id(own)] = (exchange, key, self.seconds)
+            self.messages.append((queue, own, body))
+        return queues
+
+    def take(self, message: tuple[str, Any, bytes]) -> None:
+        """A message is acknowledged."""
+        self.messages.remove(message)
+        self.origins.pop(id(message[1]), None)
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass: messages of queues with ``x-message-ttl`` go where their queue says."""
+        self.seconds += seconds
+        for message in list(self.messages):
+            queue, properties, body = message
+            arguments = self.queues[queue]["arguments"]
+            *_, came = self.origins[id(properties)]
+            if self.seconds - came < arguments.get("x-message-ttl", math.inf) / 1000:
+                continue
+            self.take(message)
+            if "x-dead-letter-exchange" in arguments:
+                key = arguments.get("x-dead-letter-routing-key", queue)
+                self.put(arguments["x-dead-letter-exchange"], key, properties, body)
 
     @property
     def ids(self) -> list[str]:
@@ -70,14 +120,30 @@ class FakeBroker:
         return [properties.message_id for _, properties, _ in self.messages]
 
 
-class FakeConnection:
+def _matches(kind: str, pattern: str, key: str) -> bool:
+    """Whether an exchange of this type sends a message with this key to a binding."""
+    if kind == "topic":
+        return _fits(pattern.split("."), key.split("."))
+    return kind == "fanout" or pattern == key
+
+
+def _fits(pattern: Sequence[str], words: Sequence[str]) -> bool:
+    if not pattern:
+        return not words
+    first, *rest = pattern
+    if first == "#":
+        return any(_fits(rest, words[count:]) for count in range(len(words) + 1))
+    return bool(words) and first in ("*", words[0]) and _fits(rest, words[1:])
+
+
+class MemoryConnection:
     """An open connection to a broker in memory."""
 
-    def __init__(self, broker: FakeBroker | None = None) -> None:
-        self.broker = broker or FakeBroker()
+    def __init__(self, broker: MemoryBroker | None = None) -> None:
+        self.broker = broker or MemoryBroker()
         self.params = pika.ConnectionParameters("broker.example", 5672)
         self.is_open = True
-        self.channels: list[FakeChannel] = []
+        self.channels: list[MemoryChannel] = []
         self.clock = Clock()
         self._events: deque[Callable[[], None]] = deque()
         self._on_blocked: list[Callable[..., None]] = []
@@ -89,10 +155,10 @@ class FakeConnection:
     def add_on_connection_unblocked_callback(self, callback: Callable[..., None]) -> None:
         self._on_unblocked.append(callback)
 
-    def channel(self, on_open_callback: Callable[[FakeChannel], None]) -> FakeChannel:
+    def channel(self, on_open_callback: Callable[[MemoryChannel], None]) -> MemoryChannel:
         if not self.is_open:
             raise ConnectionWrongStateError("Channel allocation requires an open connection")
-        channel = FakeChannel(self, len(self.channels) + 1)
+        channel = MemoryChannel(self, len(self.channels) + 1)
         self.channels.append(channel)
         self.soon(lambda: on_open_callback(channel), channel)
         return channel
@@ -103,7 +169,7 @@ class FakeConnection:
     def _adapter_remove_timeout(self, timeout_id: Any) -> None:
         timeout_id.cancel()
 
-    def soon(self, event: Callable[[], None], channel: FakeChannel) -> None:
+    def soon(self, event: Callable[[], None], channel: MemoryChannel) -> None:
         """Something that the broker does later, unless the channel is closed by then."""
         self._events.append(lambda: event() if channel.is_open else None)
 
@@ -128,14 +194,14 @@ class FakeConnection:
             callback(self, Method(0, spec.Connection.Unblocked()))
 
     @property
-    def open_channels(self) -> list[FakeChannel]:
+    def open_channels(self) -> list[MemoryChannel]:
         return [channel for channel in self.channels if channel.is_open]
 
 
-class FakeChannel:
+class MemoryChannel:
     """A channel; publishes are numbered from 1 once confirms are selected."""
 
-    def __init__(self, connection: FakeConnection, number: int) -> None:
+    def __init__(self, connection: MemoryConnection, number: int) -> None:
         self.is_open = True
         self.number = number
         self.published: list[Any] = []
@@ -206,9 +272,7 @@ class FakeChannel:
             if exchange and exchange not in self._broker.exchanges:
                 self.refuse(404, f"NOT_FOUND - no exchange '{exchange}'")
                 return
-            queues = self._broker.route(exchange, routing_key)
-            self._broker.messages += [(queue, properties, body) for queue in queues]
-            if not queues:
+            if not self._broker.put(exchange, routing_key, properties, body):
                 self.give_back(tag, exchange, routing_key, body)
             if self._broker.confirms_at_once:
                 self.confirm(tag)

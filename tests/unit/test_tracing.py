@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One trace from whoever publishes a task to what the task does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, StatusCode
+
+from carrot_twisted import execution, outbox, signals, tracing
+from carrot_twisted.execution import Limits, Run
+from carrot_twisted.models import MessageLog
+from carrot_twisted.outcomes import Kind
+from carrot_twisted.utilities import create_message, publish_many, publish_message
+from tests.project import tasks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from opentelemetry.sdk.trace import ReadableSpan
+
+pytestmark = pytest.mark.django_db(transaction=True)
+TASK = "tests.project.tasks.trace"
+FAIL = "tests.project.tasks.fail"
+
+
+class Spans:
+    """What is told to OpenTelemetry."""
+
+    def __init__(self) -> None:
+        self._kept = InMemorySpanExporter()
+        provider = TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(self._kept))
+        self.tracer = provider.get_tracer(__name__)
+
+    def take(self) -> list[ReadableSpan]:
+        found = list(self._kept.get_finished_spans())
+        self._kept.clear()
+        return found
+
+
+@pytest.fixture
+def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[Spans]:
+    spans = Spans()
+    monkeypatch.setattr(tracing, "_tracer", spans.tracer)
+    tracing.listen()
+    yield spans
+    for signal in (signals.task_started, signals.task_finished):
+        signal.disconnect(dispatch_uid=tracing.__name__)
+    assert tracing._running == {}
+
+
+def headers_of(row: MessageLog) -> dict[str, Any]:
+    ((post,),) = outbox.posts([row]).values()
+    return dict(post.properties.headers)
+
+
+def run(headers: Any, task: str = TASK, args: str = "[]") -> Any:
+    return execution.execute(
+        Run(
+            uuid=uuid4(),
+            token=1,
+            task=task,
+            task_args=args,
+            content="{}",
+            queue="default",
+            attempt=2,
+            published=0.0,
+            header=task,
+            headers=headers,
+            body=b"{}" if args == "[]" else b'{"args": ' + args.encode() + b"}",
+        ),
+        Limits(result=1000, log=1000),
+    )
+
+
+def test_the_task_is_a_child_of_the_publishing_and_that_of_what_published(spans: Spans) -> None:
+    with spans.tracer.start_as_current_span("request") as request:
+        row = publish_message(tasks.trace)
+    result = run(headers_of(row))
+    assert result.output == f"{request.get_span_context().trace_id:x}"
+    publish, outer, process = spans.take()
+    assert (publish.name, publish.kind) == (f"publish {TASK}", SpanKind.PRODUCER)
+    assert publish.parent is not None
+    assert publish.parent.span_id == request.get_span_context().span_id
+    assert outer.name == "request"
+    assert (process.name, process.kind) == (f"process {TASK}", SpanKind.CONSUMER)
+    assert process.parent is not None
+    assert format(process.parent.span_id, "016x") in headers_of(row)["traceparent"]
+    assert process.parent.is_remote
+    assert publish.attributes is not None
+    assert publish.attributes["messaging.message.id"] == str(row.pk)
+    assert process.attributes is not None
+    assert process.attributes["carrot.outcome"] == "completed"
+    assert process.attributes["carrot.attempt"] == 2
+    assert process.status.status_code is StatusCode.UNSET
+    assert not trace.get_current_span().get_span_context().is_valid, "nothing is left behind"
+
+
+def test_a_task_that_fails_says_so_with_its_traceback(spans: Spans) -> None:
+    assert run({}, FAIL, '["on purpose"]').kind is Kind.FAILED
+    (span,) = spans.take()
+    assert span.parent is None
+    assert (span.status.status_code, span.status.description) == (StatusCode.ERROR, "on purpose")
+    (event,) = span.events
+    assert event.attributes is not None
+    assert "in fail" in str(event.attributes["exception.stacktrace"])
+
+
+def test_so_does_one_that_there_is_not(spans: Spans) -> None:
+    assert run({}, "no.such.task").kind is Kind.FAILED
+    (span,) = spans.take()
+    assert span.status.status_code is StatusCode.ERROR
+
+
+def test_many_tasks_are_published_in_one_span(spans: Spans) -> None:
+    rows = publish_many([create_message(tasks.trace) for _ in range(3)])
+    (span,) = spans.take()
+    assert span.name == "publish default"
+    assert span.attributes is not None
+    assert span.attributes["messaging.batch.message_count"] == 3
+    assert len({headers_of(row)["traceparent"] for row in rows}) == 1
+
+
+def test_a_relay_knows_no_trace(spans: Spans) -> None:
+    row = MessageLog.objects.get(pk=publish_message(tasks.trace).pk)
+    assert set(headers_of(row)) == {"type"}
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [None, {"traceparent": 7}, {"traceparent": "nonsense"}, {"traceparent": "00-" + "a" * 5000}],
+)
+def test_whatever_a_message_carries_the_task_runs(spans: Spans, headers: Any) -> None:
+    assert run(headers).kind is Kind.COMPLETED
+    (span,) = spans.take()
+    assert span.parent is None
+
+
+def test_what_goes_wrong_keeps_no_task_from_being_published(
+    spans: Spans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracing, "_tracer", None)
+    row = publish_message(tasks.trace)
+    assert headers_of(row) == {"type": TASK}
+    assert run({}).kind is Kind.COMPLETED
+
+
+def test_without_the_package_nothing_is_done(spans: Spans, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracing, "installed", False)
+    assert publish_message(tasks.trace).carrier is None
+    assert spans.take() == []
+
+
+def test_signed_messages_carry_it_under_their_signature(spans: Spans, settings: Any) -> None:
+    settings.CARROT = {"signing": True}
+    headers = headers_of(publish_message(tasks.trace))
+    assert {"type", "traceparent", "x-carrot-signature"} <= set(headers)
