@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import inspect
 import logging
 import threading
@@ -21,7 +20,7 @@ from contextvars import Context
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from asgiref.sync import async_to_sync
+from asgiref.sync import async_to_sync, sync_to_async
 from django.db import connections
 from django.db.backends.signals import connection_created
 
@@ -178,10 +177,10 @@ async def execute_coroutine(
     running.current.set(run)
     thread.enter()
     try:
-        ending = await _await(run, transcript, limits, thread, on_failure)
+        ending = await _await(run, transcript, limits, on_failure)
         result = _result(run, transcript, limits, started, ending)
         if signals.task_finished.has_listeners(run.task):
-            await _in_thread(thread, _tell, signals.task_finished, run, result=result)
+            await sync_to_async(_tell)(signals.task_finished, run, result=result)
     except Abandoned:
         return None
     finally:
@@ -197,7 +196,6 @@ async def _await(
     run: Run,
     transcript: task_logging.Transcript,
     limits: Limits,
-    thread: OwnThread,
     on_failure: FailureCallback | None,
 ) -> Ending:
     options: TaskOptions = NOTHING_SAID
@@ -206,7 +204,7 @@ async def _await(
         task, args, kwargs = from_message(run)
         options = run.options = getattr(task, ATTRIBUTE, NOTHING_SAID)
         if signals.task_started.has_listeners(run.task):
-            await _in_thread(thread, _tell, signals.task_started, run)
+            await sync_to_async(_tell)(signals.task_started, run)
         call = CoroutineCall(run, limit_of(task, limits.seconds), transcript, limits.keeper)
         run.call = call
         value = await call.call(task, args, kwargs)
@@ -216,18 +214,10 @@ async def _await(
         run.call = None
         ending = _failed(run, error, options)
         if ending[0] is Kind.FAILED and on_failure is not None:
-            await _in_thread(thread, _call_back, run, error, on_failure)
+            await sync_to_async(_call_back)(run, error, on_failure)
         return ending
     run.call = None
     return Kind.COMPLETED, None if _ignores_result(options) else value, None, 0.0
-
-
-async def _in_thread(
-    thread: OwnThread, function: Callable[..., None], *args: Any, **kw: Any
-) -> None:
-    """Call project code that is not asynchronous."""
-    context = contextvars.copy_context()
-    await asyncio.wrap_future(thread.submit(context.run, function, *args, **kw))
 
 
 def _result(

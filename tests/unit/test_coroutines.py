@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from contextvars import ContextVar
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -269,8 +270,12 @@ class TestThreads:
 
 
 async def logs_and_returns(value: str) -> str:
-    logging.getLogger("carrot").warning("from %s", value)
+    logging.getLogger("carrot").warning("from %s in %s", value, span.get())
     return value
+
+
+#: What a receiver of task_started may set for the task, as tracing does.
+span: ContextVar[str] = ContextVar("span", default="none")
 
 
 async def fails() -> None:
@@ -288,6 +293,7 @@ class TestExecution:
 
         def started(**_: Any) -> None:
             found.append(("started", threading.current_thread().name))
+            span.set("a span")
 
         def finished(result: Result, **_: Any) -> None:
             found.append((result.kind.value, threading.current_thread().name))
@@ -325,7 +331,7 @@ class TestExecution:
         task_logging.capture(set())
         result = self.result_of(logs_and_returns, "x")
         assert (result.kind, result.output) == (Kind.COMPLETED, "x")
-        assert (result.log or "").endswith(":: from x")
+        assert (result.log or "").endswith(":: from x in a span")
         assert told == [("started", "carrot-async-1"), ("COMPLETED", "carrot-async-1")]
 
     def test_so_are_the_failure_hooks(self) -> None:
