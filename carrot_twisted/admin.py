@@ -108,6 +108,7 @@ class MessageLogAdmin(_Watched):
         *("queue", "exchange", "routing_key", "priority", "retry_of"),
         *("publish_time", "start_time", "completion_time", "failure_time"),
         *("run_after", "expires_at", "attempts", "retries", "crashes", "worker", "publish_error"),
+        *("cancel_request", "progress"),
         *("unique_key", "unique_until", "retention"),
         *("result", "exception", "traceback", "log"),
     )

@@ -95,12 +95,17 @@ DEFAULTS: dict[str, Any] = {
     "handlers": {},
 }
 
+#: As many as a PostgreSQL that is left as installed has connections: each one may need one.
+ASYNC_CONCURRENCY = 100
+
 QUEUE_DEFAULTS: dict[str, Any] = {
     "name": None,
     # Broker of this queue, URL or dict; None: default_broker.
     "host": None,
     # Tasks of this queue that run at once in one service process.
     "concurrency": 1,
+    # Its async def tasks that run at once in one service process, beside those of threads.
+    "async_concurrency": ASYNC_CONCURRENCY,
     # False: tasks are published to it, the service does not consume from it.
     "consumable": True,
     "durable": True,
@@ -117,7 +122,7 @@ QUEUE_DEFAULTS: dict[str, Any] = {
 #: Keys of "task_defaults": those of carrot_twisted.task that make sense for all tasks.
 TASK_DEFAULTS = (
     *("priority", "max_retries", "retry_backoff", "retry_backoff_max", "retry_jitter"),
-    *("expires", "on_duplicate", "retention", "ignore_result"),
+    *("expires", "on_duplicate", "retention", "ignore_result", "cooperative_cancel"),
 )
 #: Keys of "exchange_arguments": those of pika's exchange_declare.
 EXCHANGE_KEYS = ("exchange_type", "durable", "auto_delete", "internal", "arguments")
@@ -172,6 +177,7 @@ class QueueSettings:
     """A fixed number, or None for "auto"."""
     signing: bool | str
     """False, "publish" or True."""
+    async_concurrency: int = ASYNC_CONCURRENCY
 
     @property
     def signs(self) -> bool:
@@ -324,6 +330,9 @@ class _Reader:
             ),
             concurrency=checked(
                 "concurrency", "a whole number, 1 or more", lambda v: is_int(v) and v >= 1
+            ),
+            async_concurrency=checked(
+                "async_concurrency", "a whole number, 1 or more", lambda v: is_int(v) and v >= 1
             ),
             consumable=checked("consumable", "True or False", is_bool),
             durable=checked("durable", "True or False", is_bool),

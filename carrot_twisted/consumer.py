@@ -33,7 +33,7 @@ from django.db import router, transaction
 from django.db.models.functions import Now
 from django.utils.module_loading import import_string
 
-from carrot_twisted import conf, execution, outcomes, task_logging
+from carrot_twisted import conf, execution, outcomes, running, task_logging
 from carrot_twisted.exceptions import CarrotConfigException
 from carrot_twisted.models import MessageLog
 from carrot_twisted.objects import BaseMessageSerializer, DefaultMessageSerializer
@@ -351,7 +351,7 @@ class Consumer:
     @property
     def active_message_log(self) -> MessageLog | None:
         """The row of the task that runs in this thread, as it is in the database now."""
-        run = execution.current.get()
+        run = running.current.get()
         return MessageLog.objects.filter(pk=run.uuid).first() if run else None
 
     @property

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What can go wrong, said to the one who raises or meets it.
 
-One root: ``CarrotError``; only ``TimeLimitExceeded`` stands beside it, and says why.
+One root: ``CarrotError``; only ``TimeLimitExceeded`` and ``TaskCancelled`` stand beside it, and say
+why.
 """
 
 from __future__ import annotations
@@ -72,10 +73,6 @@ class Retry(CarrotError):
 
 class WorkerLost(CarrotError):
     """Never raised: in a result it tells that a worker ended, or was killed, in the task."""
-
-
-class TaskCancelled(CarrotError):
-    """Never raised: in a result it tells that the task was cancelled before it has started."""
 
 
 class TaskExpired(CarrotError):
@@ -191,6 +188,16 @@ class PublishReturned(PublishException):
 
 class PublishTimeout(PublishException):
     """The broker did not confirm the message in time. It may have it all the same."""
+
+
+class TaskCancelled(BaseException):
+    """Raised in a task that somebody has cancelled while it ran; its row becomes CANCELLED.
+
+    A task may raise it itself, when ``is_cancelled()`` says so. Not an ``Exception``: an ``except
+    Exception`` in the task does not swallow it. A task may catch it to tidy up, and should raise it
+    again: one that returns instead is COMPLETED. ``async def`` tasks meet
+    ``asyncio.CancelledError`` where they await.
+    """
 
 
 class TimeLimitExceeded(BaseException):

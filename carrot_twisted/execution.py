@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs one task, inside a worker thread, and makes a ``Result`` of whatever happens.
+"""Runs one task, in a worker thread or as a coroutine, and makes a ``Result`` of what happens.
 
-Nothing that a task does gets out of ``execute``: ``SystemExit``, ``KeyboardInterrupt`` and
-``MemoryError`` are that task's failure, and a Django connection that it leaves in a transaction is
-dropped, so that the next task on this thread gets a clean one.
+Nothing that a task does gets out of ``execute`` and ``execute_coroutine``: ``SystemExit``,
+``KeyboardInterrupt`` and ``MemoryError`` are that task's failure, and a Django connection that it
+leaves in a transaction is dropped, so that the next task on this thread gets a clean one.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import inspect
 import logging
@@ -15,16 +16,26 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextvars import Context, ContextVar
+from contextvars import Context
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from asgiref.sync import async_to_sync
+from asgiref.sync import async_to_sync, sync_to_async
 from django.db import connections
 from django.db.backends.signals import connection_created
 
-from carrot_twisted import conf, failpoints, objects, outcomes, signals, task_logging, wire
-from carrot_twisted.exceptions import PoisonMessage, Retry, TimeLimitExceeded
+from carrot_twisted import (
+    conf,
+    failpoints,
+    objects,
+    outcomes,
+    running,
+    signals,
+    task_logging,
+    wire,
+)
+from carrot_twisted.coroutine_call import CoroutineCall
+from carrot_twisted.exceptions import PoisonMessage, Retry, TaskCancelled, TimeLimitExceeded
 from carrot_twisted.interruption import Abandoned, TimedCall
 from carrot_twisted.limits import limit_of
 from carrot_twisted.outcomes import Kind, Result
@@ -35,7 +46,10 @@ from carrot_twisted.task_paths import standard_task
 if TYPE_CHECKING:
     from django.dispatch import Signal
 
+    from carrot_twisted.interruption import Call as RunningCall
     from carrot_twisted.interruption import Keeper
+    from carrot_twisted.own_thread import OwnThread
+    from carrot_twisted.running import CancelRequest, Progress
     from carrot_twisted.task_attempt import TaskAttempt
     from carrot_twisted.task_options import TaskOptions
 
@@ -51,6 +65,16 @@ class Run(Claimed):
     """Of the message."""
     transcript: task_logging.Transcript | None = None
     """What it logs, once it has begun."""
+    call: RunningCall | None = None
+    """Of the task, while it runs."""
+    cancel: CancelRequest | None = None
+    """Somebody asks that it be cancelled."""
+    progress: Progress | None = None
+    """What it has told last."""
+    told: Progress | None = None
+    """Of that, what the row has."""
+    options: TaskOptions = NOTHING_SAID
+    """Those of its decorator, once it has begun."""
     standard: TaskAttempt | None = None
     """Of a task of django.tasks, once it has begun."""
 
@@ -101,8 +125,11 @@ FailureCallback = Callable[[Run, BaseException], None]
 Call = tuple[Callable[..., Any], Sequence[Any], Mapping[str, Any]]
 """A function, its positional and its keyword arguments."""
 
-#: The run of this thread, or of this coroutine.
-current: ContextVar[Run | None] = ContextVar("carrot_run", default=None)
+Ending = tuple[Kind, Any, BaseException | None, float]
+"""What came of a run: what it has returned or raised, and seconds until the next attempt."""
+
+#: Seconds that the synchronous code of a coroutine that was cancelled gets to end.
+LAST_CALL = 1.0
 
 
 def execute(
@@ -129,39 +156,117 @@ def execute(
     started = time.time()
     try:
         # A new context, not a copy: no language, time zone or variable leaks from task to task.
-        kind, value, error, delay = Context().run(
+        ending = Context().run(
             _call, run, transcript, limits, on_failure, prepare or from_message, own_connections
         )
     except Abandoned:
         return None
-    ended = time.time()
-    log = transcript.text(limits.log)
-    if error is None:
-        result = Result(
-            kind=kind,
-            output=outcomes.output_text(value, limits.result),
-            log=log,
-            started=started,
-            ended=ended,
-        )
-    else:
-        result = Result(
-            kind=kind,
-            exception=outcomes.exception_text(error, limits.result),
-            traceback=traceback_text(error, limits.result),
-            exception_class=outcomes.exception_class(error),
-            log=log,
-            started=started,
-            ended=ended,
-            delay=delay,
-        )
+    result = _result(run, transcript, limits, started, ending)
     _tell(signals.task_finished, run, result=result)
     failpoints.reached("after_run_before_finish")
     return result
 
 
+async def execute_coroutine(
+    run: Run, limits: Limits, thread: OwnThread, on_failure: FailureCallback | None = None
+) -> Result | None:
+    """``execute`` for an ``async def`` task, in an event loop and a context of its own.
+
+    Args:
+        run: the claimed row.
+        limits: how much text to keep.
+        thread: for the synchronous code of the task, of hooks and of receivers of signals.
+        on_failure: as in ``execute``.
+    """
+    run.transcript = transcript = task_logging.Transcript(limits.log)
+    started = time.time()
+    task_logging.current.set(transcript)
+    running.current.set(run)
+    thread.enter()
+    try:
+        ending = await _await(run, transcript, limits, on_failure)
+        result = _result(run, transcript, limits, started, ending)
+        if signals.task_finished.has_listeners(run.task):
+            await sync_to_async(_tell)(signals.task_finished, run, result=result)
+    except Abandoned:
+        return None
+    finally:
+        clean = thread.end()
+    if clean is not None:
+        # Or else what it has locked there might be in the way of its own end.
+        await asyncio.wait([asyncio.wrap_future(clean)], timeout=LAST_CALL)
+    failpoints.reached("after_run_before_finish")
+    return result
+
+
+async def _await(
+    run: Run,
+    transcript: task_logging.Transcript,
+    limits: Limits,
+    on_failure: FailureCallback | None,
+) -> Ending:
+    options: TaskOptions = NOTHING_SAID
+    try:
+        _check_cancelled(run)
+        task, args, kwargs = from_message(run)
+        options = run.options = getattr(task, ATTRIBUTE, NOTHING_SAID)
+        if signals.task_started.has_listeners(run.task):
+            await sync_to_async(_tell)(signals.task_started, run)
+        if standard_task(run.task) is not None:
+            args = await sync_to_async(_begin_standard)(task, run, limits, args, kwargs)
+        call = CoroutineCall(run, limit_of(task, limits.seconds), transcript, limits.keeper)
+        run.call = call
+        value = _kept(run, options, await call.call(task, args, kwargs))
+    except Abandoned:
+        raise
+    except BaseException as error:
+        run.call = None
+        ending = _failed(run, error, options)
+        listens = on_failure is not None or run.standard is not None
+        if ending[0] is Kind.FAILED and listens:
+            await sync_to_async(_call_back)(run, error, on_failure)
+        return ending
+    run.call = None
+    if run.standard is not None:
+        await sync_to_async(run.standard.succeeded)()
+    return Kind.COMPLETED, value, None, 0.0
+
+
+def _result(
+    run: Run,
+    transcript: task_logging.Transcript,
+    limits: Limits,
+    started: float,
+    ending: Ending,
+) -> Result:
+    kind, value, error, delay = ending
+    ended = time.time()
+    log = transcript.text(limits.log)
+    progress = progress_of(run)
+    if error is None:
+        return Result(
+            kind=kind,
+            progress=progress,
+            output=outcomes.output_text(value, limits.result),
+            log=log,
+            started=started,
+            ended=ended,
+        )
+    return Result(
+        kind=kind,
+        progress=progress,
+        exception=outcomes.exception_text(error, limits.result),
+        traceback=traceback_text(error, limits.result),
+        exception_class=outcomes.exception_class(error),
+        log=log,
+        started=started,
+        ended=ended,
+        delay=delay,
+    )
+
+
 def give_up(
-    call: TimedCall, run: Run, limits: Limits, on_failure: FailureCallback | None
+    call: RunningCall, run: Run, limits: Limits, on_failure: FailureCallback | None
 ) -> Result:
     """Tell the end of a run whose own thread is stuck in its task.
 
@@ -174,11 +279,13 @@ def give_up(
     stack = call.stack()
     place = stack[-1] if stack else None
     where = f"{place.name} ({place.filename}, line {place.lineno}): {place.line}" if place else "?"
-    error = TimeLimitExceeded(f"{call.text}; the thread is stuck in {where}")
+    what = call.what.lower()
+    error = TimeLimitExceeded(f"{call.text}; the {what} is stuck in {where}")
     Context().run(_tell_failure, run, call.transcript, error, on_failure)
-    text = "".join(["Where the thread is stuck (most recent call last):\n", *stack.format()])
+    text = "".join([f"Where the {what} is stuck (most recent call last):\n", *stack.format()])
     result = Result(
         kind=Kind.FAILED,
+        progress=progress_of(run),
         exception=outcomes.exception_text(error, limits.result),
         traceback=outcomes.stored(text[-limits.result :], limits.result),
         exception_class=outcomes.exception_class(error),
@@ -207,49 +314,63 @@ def _call(
     on_failure: FailureCallback | None,
     prepare: Callable[[Run], Call],
     own_connections: bool,
-) -> tuple[Kind, Any, BaseException | None, float]:
-    """What came of it: the kind, what it has returned or raised, and the delay of the next try."""
+) -> Ending:
     task_logging.current.set(transcript)
-    current.set(run)
+    running.current.set(run)
     if own_connections:
         clean_connections()
     options: TaskOptions = NOTHING_SAID
     try:
+        _check_cancelled(run)
         task, args, kwargs = prepare(run)
-        options = getattr(task, ATTRIBUTE, NOTHING_SAID)
+        options = run.options = getattr(task, ATTRIBUTE, NOTHING_SAID)
         _tell(signals.task_started, run)
-        run.standard = standard = _standard(task, run, limits, args, kwargs)
-        if standard is not None:
-            args = standard.begin(args)
-        seconds = limit_of(task, limits.seconds)
-        if seconds is None or limits.keeper is None:
-            value = awaited(task(*args, **kwargs))
-        else:
-            timed = TimedCall(run, seconds, transcript, limits.keeper)
-            value = timed.call(task, args, kwargs)
-        if _ignores_result(options):
-            value = None
-        if standard is not None:
-            value = standard.returned(value)
+        if standard_task(run.task) is not None:
+            args = _begin_standard(task, run, limits, args, kwargs)
+        call = TimedCall(run, limit_of(task, limits.seconds), transcript, limits.keeper)
+        run.call = call
+        value = _kept(run, options, call.call(task, args, kwargs))
     except Abandoned:
         raise
     except BaseException as error:
-        # What asks for another attempt itself knows how long it is to wait.
-        asks = isinstance(error, TimeLimitExceeded | Retry)
-        if not asks and blames_database(error):
-            return Kind.RELEASED, None, error, outcomes.release_delay(run.attempt)
-        delay = _with_defaults(options).retry_delay(error, run.retries)
-        if delay is not None:
-            return Kind.RETRY, None, error, delay
-        _call_back(run, error, on_failure)
-        return Kind.FAILED, None, error, 0.0
+        ending = _failed(run, error, options)
+        if ending[0] is Kind.FAILED:
+            _call_back(run, error, on_failure)
+        return ending
     else:
-        if standard is not None:
-            standard.succeeded()
+        if run.standard is not None:
+            run.standard.succeeded()
         return Kind.COMPLETED, value, None, 0.0
     finally:
+        run.call = None
         if own_connections:
             clean_connections()
+
+
+def _failed(run: Run, error: BaseException, options: TaskOptions) -> Ending:
+    """What comes of a task that has raised."""
+    if isinstance(error, TaskCancelled):
+        return Kind.CANCELLED, None, error, 0.0
+    # What asks for another attempt itself knows how long it is to wait.
+    asks = isinstance(error, TimeLimitExceeded | Retry)
+    if not asks and blames_database(error):
+        return Kind.RELEASED, None, error, outcomes.release_delay(run.attempt)
+    delay = _with_defaults(options).retry_delay(error, run.retries)
+    if delay is not None:
+        # Who cancels a task does not want it again.
+        return (Kind.RETRY if run.cancel is None else Kind.CANCELLED), None, error, delay
+    return Kind.FAILED, None, error, 0.0
+
+
+def progress_of(run: Run) -> str | None:
+    """What the task has told last, for its row."""
+    return None if run.progress is None else run.progress.column
+
+
+def _check_cancelled(run: Run) -> None:
+    """It may have been cancelled while it waited here for its turn."""
+    if run.cancel is not None:
+        raise TaskCancelled(run.cancel.text)
 
 
 def _with_defaults(options: TaskOptions) -> TaskOptions:
@@ -265,21 +386,34 @@ def _ignores_result(options: TaskOptions) -> bool | None:
     return options.ignore_result
 
 
-def _standard(
+def _begin_standard(
     task: Callable[..., Any],
     run: Run,
     limits: Limits,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
-) -> TaskAttempt | None:
-    """What more there is to do for a task of django.tasks; None: it is none."""
+) -> Sequence[Any]:
+    """A task of django.tasks begins: how it is told, and what its function is called with."""
     found = standard_task(run.task)
-    if found is None or found.func is not task:
-        return None
+    if found.func is not task:
+        return args
     # Not at the top: in other projects there may be no django.tasks.
     from carrot_twisted.task_attempt import TaskAttempt
 
-    return TaskAttempt(found, run, limits, args, kwargs)
+    run.standard = TaskAttempt(found, run, limits, args, kwargs)
+    return run.standard.begin(args)
+
+
+def _kept(run: Run, options: TaskOptions, value: Any) -> Any:
+    """What is kept of a value that a task has returned."""
+    if _ignores_result(options):
+        value = None
+    return value if run.standard is None else run.standard.returned(value)
+
+
+def is_cooperative(run: Run) -> bool:
+    """Whether the task of a run says that who cancels it does not interrupt it."""
+    return bool(_with_defaults(run.options).cooperative_cancel)
 
 
 def _tell_failure(
@@ -289,7 +423,7 @@ def _tell_failure(
     on_failure: FailureCallback | None,
 ) -> None:
     task_logging.current.set(transcript)
-    current.set(run)
+    running.current.set(run)
     clean_connections()
     try:
         _call_back(run, error, on_failure)

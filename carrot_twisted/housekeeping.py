@@ -160,23 +160,36 @@ class Requeued:
     """Why others were not, and how many for that reason. These are as they were."""
 
 
-def cancel_tasks(rows: MessageLogQuerySet, progress: Progress | None = None) -> int:
-    """Keep those of the rows from running that wait; see ``MessageLog.cancel``.
+def cancel_tasks(
+    rows: MessageLogQuerySet,
+    progress: Progress | None = None,
+    *,
+    by: str = "",
+    reason: str = "",
+    cooperative: bool = False,
+) -> int:
+    """Keep those of the rows from running that wait, ask those that run to end.
 
     Args:
         rows: a query, neither sliced nor distinct. What it finds later is left alone.
-        progress: called after each chunk, with how many were cancelled until then.
+        progress: called after each chunk, with how many were cancelled, or asked, until then.
+        by: as of ``MessageLog.cancel``, with the others.
+        reason: for people.
+        cooperative: those that run are only told.
 
     Returns:
-        How many were cancelled.
+        How many were cancelled, or asked.
     """
-    waiting = rows.filter(status=MessageLog.PUBLISHED)
 
     def cancel(chosen: MessageLogQuerySet) -> int:
-        return chosen.cancel_waiting()
+        return chosen.cancel(by, reason, cooperative=cooperative)
 
     # First what nobody is about to change, so that workers and this never wait for each other.
-    chunks = (_in_chunks(waiting, CHUNK, cancel, skip_locked=first) for first in (True, False))
+    waiting = rows.filter(status=MessageLog.PUBLISHED)
+    chunks = [_in_chunks(waiting, CHUNK, cancel, skip_locked=first) for first in (True, False)]
+    # A task may have locked its own row for as long as it runs: that is not waited for.
+    running = rows.filter(status=MessageLog.IN_PROGRESS)
+    chunks.append(_in_chunks(running, CHUNK, cancel, skip_locked=True))
     return _added_up(chain.from_iterable(chunks), progress)
 
 

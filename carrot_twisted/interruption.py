@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from asgiref.sync import async_to_sync
 
-from carrot_twisted.exceptions import TimeLimitExceeded
+from carrot_twisted.exceptions import TaskCancelled, TimeLimitExceeded
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -47,10 +47,10 @@ _clear_async_exc = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_ulong, ctypes.c_void
 class Keeper(Protocol):
     """Knows the calls that are under way, and interrupts those that take too long."""
 
-    def begin(self, call: TimedCall) -> None:
+    def begin(self, call: Call) -> None:
         """A call begins. In its thread."""
 
-    def end(self, call: TimedCall) -> None:
+    def end(self, call: Call) -> None:
         """It has ended. In its thread."""
 
 
@@ -61,13 +61,14 @@ class Abandoned(BaseException):
 class Interruptible:
     """Code that runs in the thread that makes this object: ``with`` it three times, then open."""
 
-    __slots__ = ("_raising", "ident", "is_open")
+    __slots__ = ("_hit", "_raising", "ident", "is_open")
 
     def __init__(self) -> None:
         self.ident = threading.get_ident()
         self.is_open = False
         """Whether an exception may be raised there now."""
         self._raising = False
+        self._hit = False
 
     def throw(self, kind: type[BaseException]) -> None:
         """Raise in that thread, if it is open. From another thread; only one ever does."""
@@ -75,6 +76,7 @@ class Interruptible:
         # finds it closed, or the closing waits for the raise.
         self._raising = True
         if self.is_open:
+            self._hit = True
             _set_async_exc(self.ident, kind)
         self._raising = False
 
@@ -83,7 +85,8 @@ class Interruptible:
         self.is_open = False
         while self._raising:
             time.sleep(0)
-        _clear_async_exc(self.ident, None)
+        if self._hit:
+            _clear_async_exc(self.ident, None)
 
     def __enter__(self) -> None:
         """Nothing yet: opened inside of three ``with``, it cannot be hit outside of them."""
@@ -117,38 +120,102 @@ class _Coroutine:
             self._task.cancel()
 
 
-class TimedCall:
-    """The call of one task, or message handler, that has a time limit.
+class Call:
+    """The call of one task, or message handler, that somebody else may end.
 
     Args:
         run: of which row, or message; not used here.
-        seconds: the limit.
+        seconds: the time limit; None: it has none.
         transcript: takes what a task logs.
-        keeper: told of begin and end; it calls ``interrupt`` and ``abandon``.
+        keeper: told of begin and end where there is a limit; it calls ``interrupt``, ``abandon``.
     """
 
-    def __init__(self, run: Any, seconds: float, transcript: Transcript, keeper: Keeper) -> None:
+    what = "Thread"
+    """What is stuck if it does not end, for people."""
+
+    # Defaults of the class, for nearly no call ever changes them.
+    interrupted_at: float | None = None
+    """The keeper's."""
+    _over = False
+    #: Why it was ended.
+    _why: BaseException | None = None
+    #: The exception object that was raised last, while it lives.
+    _thrown: Callable[[], BaseException | None] | None = None
+
+    def __init__(
+        self, run: Any, seconds: float | None, transcript: Transcript, keeper: Keeper | None
+    ) -> None:
         self.run = run
-        self.seconds = seconds
+        self.seconds = None if keeper is None else seconds
         self.transcript = transcript
-        self.started = time.time()
-        self.began = time.monotonic()
-        self.due = self.began + seconds
-        """When to look at it next; the keeper's."""
-        self.interrupted_at: float | None = None
-        """The keeper's."""
         self._keeper = keeper
-        self._thread = Interruptible()
-        self._coroutine: _Coroutine | None = None
-        self._over = False
-        self._thrown: Callable[[], BaseException | None] | None = None
-        #: Taken by whoever decides about the end: the thread that has ended, or the keeper.
-        self._end = threading.Lock()
+        if self.seconds is not None:
+            self.started = time.time()
+            self.began = time.monotonic()
+            self.due = self.began + self.seconds
+            """When to look at it next; the keeper's."""
+            #: Taken by whoever decides about the end: the call that has ended, or the keeper.
+            self._end = threading.Lock()
 
     @property
     def text(self) -> str:
-        """What the row says."""
+        """What the row says where it took too long."""
         return f"time limit of {self.seconds:g} s exceeded"
+
+    def interrupt(self) -> None:
+        """Its time is over: raise, or cancel the coroutine; again where that was swallowed."""
+        self._raise(TimeLimitExceeded, self.text)
+
+    def cancel(self, text: str) -> None:
+        """Somebody wants it to end: as ``interrupt``, and as often as this is called."""
+        self._raise(TaskCancelled, text)
+
+    def abandon(self) -> bool:
+        """Give it up: what the call returns or raises counts no more.
+
+        Returns:
+            False if the call has just ended.
+        """
+        return self._end.acquire(blocking=False)
+
+    def stack(self) -> traceback.StackSummary:
+        """Where the task is now, the innermost frame last."""
+        raise NotImplementedError
+
+    def _raise(self, kind: type[BaseException], text: str) -> None:
+        raise NotImplementedError
+
+    def _begin(self) -> None:
+        if self.seconds is not None and self._keeper is not None:
+            self._keeper.begin(self)
+
+    def _finish(self) -> bool:
+        """It has ended; False if it was given up before."""
+        if self.seconds is None or self._keeper is None:
+            return True
+        self._keeper.end(self)
+        return self._end.acquire(blocking=False)
+
+    def _exception(self, kind: type[BaseException], text: str) -> type[BaseException]:
+        """CPython takes a class only, and calls it without arguments, there and then."""
+
+        def init(error: BaseException, *_: object) -> None:
+            BaseException.__init__(error, text)
+            self._thrown = weakref.ref(error)
+
+        return type(kind.__name__, (kind,), {"__init__": init, "__module__": kind.__module__})
+
+
+class TimedCall(Call):
+    """A call in a worker thread. Arguments are ``Call``'s."""
+
+    _coroutine: _Coroutine | None = None
+
+    def __init__(
+        self, run: Any, seconds: float | None, transcript: Transcript, keeper: Keeper | None
+    ) -> None:
+        super().__init__(run, seconds, transcript, keeper)
+        self._thread = Interruptible()
 
     @property
     def ident(self) -> int:
@@ -165,7 +232,7 @@ class TimedCall:
             Abandoned: it took so much too long that somebody else has told its end.
         """
         thread = self._thread
-        self._keeper.begin(self)
+        self._begin()
         try:
             with thread, thread, thread:
                 thread.is_open = True
@@ -174,12 +241,12 @@ class TimedCall:
                     value = async_to_sync(self._awaited)(value)
                 return value
         finally:
-            self._keeper.end(self)
             self._over = True
+            finished = self._finish()
             if self._coroutine is not None and self._coroutine.target.is_open:
                 # Interrupted while its loop was being started: nobody waits for it any more.
                 self._coroutine.cancel()
-            if not self._end.acquire(blocking=False):
+            if not finished:
                 raise Abandoned
 
     async def _awaited(self, value: Awaitable[Any]) -> Any:
@@ -194,34 +261,27 @@ class TimedCall:
                     raise asyncio.CancelledError
                 return await value
         except asyncio.CancelledError as error:
-            if not (coroutine.asked or self._over):
+            if self._why is None:
                 raise
-            raise TimeLimitExceeded(self.text).with_traceback(error.__traceback__) from None
+            raise self._why.with_traceback(error.__traceback__) from None
 
-    # for the keeper
+    # for those who end it
 
-    def interrupt(self) -> None:
-        """Raise, or cancel the coroutine; again where that was swallowed."""
+    def _raise(self, kind: type[BaseException], text: str) -> None:
+        """In the reactor: only one thread ever raises."""
         thrown = self._thrown and self._thrown()
         if thrown is not None:
             return
+        self._why = kind(text)
         coroutine = self._coroutine
         if coroutine is None or not coroutine.target.is_open:
             # Also for the thread that runs synchronous code for a coroutine that was cancelled.
-            self._thread.throw(self._exception())
+            self._thread.throw(self._exception(kind, text))
         elif not coroutine.asked:
             coroutine.cancel()
         elif not coroutine.heard:
             # It never awaits: its loop has no say.
-            coroutine.target.throw(self._exception())
-
-    def abandon(self) -> bool:
-        """Give the thread up: what the call returns or raises counts no more.
-
-        Returns:
-            False if the call has just ended.
-        """
-        return self._end.acquire(blocking=False)
+            coroutine.target.throw(self._exception(kind, text))
 
     def stack(self) -> traceback.StackSummary:
         """Where the task is now, the innermost frame last."""
@@ -233,21 +293,11 @@ class TimedCall:
         stack = traceback.extract_stack(frame) if frame is not None else []
         ours = [number for number, one in enumerate(stack) if one.filename == __file__]
         if not ours and coroutine is not None:
-            return traceback.StackSummary.extract(_suspended(coroutine.value))
+            return traceback.StackSummary.extract(suspended(coroutine.value))
         return traceback.StackSummary.from_list(stack[ours[-1] + 1 :] if ours else stack)
 
-    def _exception(self) -> type[TimeLimitExceeded]:
-        """CPython takes a class only, and calls it without arguments, there and then."""
 
-        def init(error: TimeLimitExceeded, *_: object) -> None:
-            BaseException.__init__(error, self.text)
-            self._thrown = weakref.ref(error)
-
-        names = {"__init__": init, "__module__": TimeLimitExceeded.__module__}
-        return type(TimeLimitExceeded.__name__, (TimeLimitExceeded,), names)
-
-
-def _suspended(coroutine: Any) -> Iterator[tuple[FrameType, int]]:
+def suspended(coroutine: Any) -> Iterator[tuple[FrameType, int]]:
     """Frames of a coroutine that waits, the outermost first."""
     while (frame := getattr(coroutine, "cr_frame", None)) is not None:
         yield frame, frame.f_lineno

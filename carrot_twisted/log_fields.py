@@ -8,7 +8,7 @@ import sys
 
 #: The module that knows it. Only a process that runs tasks has loaded it; ``LOGGING`` is set up
 #: before any app is.
-_EXECUTION = "carrot_twisted.execution"
+_RUNNING = "carrot_twisted.running"
 
 
 class TaskFields(logging.Filter):
@@ -19,7 +19,7 @@ class TaskFields(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Called by logging, in the thread, or the coroutine, that logs."""
-        module = sys.modules.get(_EXECUTION)
+        module = sys.modules.get(_RUNNING)
         run = None if module is None else module.current.get()
         record.task = "" if run is None else run.task
         record.id = "" if run is None else str(run.uuid)

@@ -21,7 +21,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.db import models, router, transaction
-from django.db.models import Case, Count, Max, Min, Q, When
+from django.db.models import Case, Count, F, Max, Min, Q, Value, When
 from django.db.models.functions import Coalesce, Now
 from django.utils import timezone
 
@@ -37,6 +37,7 @@ from carrot_twisted import (
 )
 from carrot_twisted.exceptions import CarrotConfigException, DuplicateTask, InvalidMessage
 from carrot_twisted.kinds import MAX_NAME_BYTES
+from carrot_twisted.running import CancelRequest, Progress
 from carrot_twisted.task_options import PublishOptions, first_said, seconds_of
 
 if TYPE_CHECKING:
@@ -238,15 +239,25 @@ class MessageLogQuerySet(models.QuerySet["MessageLog"]):
         """The outbox: committed rows that the broker has not confirmed."""
         return self.filter(status=MessageLog.PUBLISHED, confirmed_at__isnull=True)
 
-    def cancel_waiting(self) -> int:
-        """CANCELLED for those that wait. For many rows there is ``housekeeping.cancel_tasks``.
+    def cancel(self, by: str = "", reason: str = "", *, cooperative: bool = False) -> int:
+        """CANCELLED for those that wait; of those that run it is asked. See ``MessageLog.cancel``.
+
+        For many rows there is ``housekeeping.cancel_tasks``.
 
         Returns:
-            How many rows that were.
+            How many rows that were. Those that have come to their end are left alone.
         """
-        waiting = self.filter(status=MessageLog.PUBLISHED)
-        # Without its token: whoever sends the message just now has no more to say of it.
-        return waiting.update(status=MessageLog.CANCELLED, token=None, completion_time=Now())
+        request = CancelRequest(
+            by=by, reason=reason, cooperative=cooperative, at=timezone.now().isoformat()
+        )
+        waits = Q(status=MessageLog.PUBLISHED)
+        # One statement: what waits now may run in the next moment, and the other way round.
+        return self.unfinished().update(
+            status=Case(When(waits, then=Value(MessageLog.CANCELLED)), default=F("status")),
+            token=Case(When(waits, then=None), default=F("token")),
+            completion_time=Case(When(waits, then=Now()), default=F("completion_time")),
+            cancel_request=request.column,
+        )
 
     def cancel_expired(self, limit: int) -> int:
         """CANCELLED for those that have not started in time. Call it in a transaction.
@@ -310,9 +321,10 @@ class MessageLogQuerySet(models.QuerySet["MessageLog"]):
 class MessageLog(models.Model):
     """One published task: what to run, where it stands, what came of it.
 
-    Lifecycle: PUBLISHED, IN_PROGRESS, then COMPLETED or FAILED; CANCELLED only from PUBLISHED.
-    A release, a lost worker or a retry leads from IN_PROGRESS back to PUBLISHED. A final row
-    never changes again. Field names are django-carrot's where it has them.
+    Lifecycle: PUBLISHED, IN_PROGRESS, then COMPLETED, FAILED or CANCELLED; this one from PUBLISHED,
+    too. A release, a lost worker or a retry leads from IN_PROGRESS back to PUBLISHED, but where
+    somebody has asked to cancel it to CANCELLED. A final row never changes again. Field names are
+    django-carrot's where it has them.
     """
 
     PUBLISHED = "PUBLISHED"
@@ -437,6 +449,18 @@ class MessageLog(models.Model):
         help_text="What was said of it to django.tasks, see standard_tasks.Said.",
     )
 
+    cancel_request = models.JSONField(
+        null=True,
+        editable=False,
+        help_text="Who has asked to cancel it, and why; empty: nobody has.",
+    )
+
+    progress = models.JSONField(
+        null=True,
+        editable=False,
+        help_text="How far its last attempt has come: done, total and text; empty: it did not say.",
+    )
+
     objects = MessageLogQuerySet.as_manager()
 
     class Meta:
@@ -455,6 +479,11 @@ class MessageLog(models.Model):
                 condition=Q(status="PUBLISHED", confirmed_at__isnull=True),
             ),
             models.Index("worker", name="carrot_running", condition=Q(status="IN_PROGRESS")),
+            models.Index(
+                "worker",
+                name="carrot_cancelling",
+                condition=Q(status="IN_PROGRESS", cancel_request__isnull=False),
+            ),
             models.Index("failure_time", name="carrot_failed", condition=Q(status="FAILED")),
             models.Index(
                 "completion_time", name="carrot_completed", condition=Q(status="COMPLETED")
@@ -746,20 +775,40 @@ class MessageLog(models.Model):
         )
         return bool(changed)
 
-    def cancel(self) -> bool:
-        """Keep this task from running, if it waits: its message, when it comes, starts nothing.
+    def cancel(self, by: str = "", reason: str = "", *, cooperative: bool = False) -> bool:
+        """Keep this task from running, or ask that it end; a task that waits never starts.
 
-        Also one that ran before and waits for its next attempt.
+        Who runs it learns of that within a second or two: ``is_cancelled()`` is true in the task
+        then, and ``TaskCancelled`` is raised in it, again each second while it goes on. It is
+        CANCELLED when it has ended by that, and not tried again; COMPLETED or FAILED if it comes to
+        another end. The wish stands in its row, and survives its worker.
+
+        Args:
+            by: who asks, for people.
+            reason: why, for people.
+            cooperative: nothing is raised in a task that runs, it is only told.
 
         Returns:
-            Whether that was in time. False: it runs, or has come to its end; nothing has changed.
+            Whether that was in time. False: it has come to its end; nothing has changed.
         """
         using = self._state.db or router.db_for_write(MessageLog)
-        cancelled = MessageLog.objects.using(using).filter(pk=self.pk).cancel_waiting()
-        if cancelled:
-            self.status = self.CANCELLED
-            self.token = None
-        return bool(cancelled)
+        rows = MessageLog.objects.using(using).filter(pk=self.pk)
+        if not rows.cancel(by, reason, cooperative=cooperative):
+            return False
+        for row in rows.values("status", "token", "completion_time", "cancel_request"):
+            for name, value in row.items():
+                setattr(self, name, value)
+        return True
+
+    @property
+    def how_far(self) -> Progress | None:
+        """How far its last attempt has come, as far as it was told and written."""
+        return Progress.of(self.progress)
+
+    @property
+    def cancel_asked(self) -> CancelRequest | None:
+        """What was asked of a task that somebody wants to end; None: nobody does."""
+        return CancelRequest.of(self.cancel_request)
 
     def _args_json(self) -> str:
         """The stored text, letter for letter; that of django-carrot's rows as JSON."""

@@ -24,6 +24,8 @@ class Kind(Enum):
 
     COMPLETED = "COMPLETED"
     FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    """It was asked to end, and did."""
     RELEASED = "PUBLISHED"
     """Not the task's fault: back into the outbox, to run again later."""
     RETRY = "RETRY"
@@ -32,7 +34,7 @@ class Kind(Enum):
     @property
     def is_final(self) -> bool:
         """Whether the row has come to its end."""
-        return self in (Kind.COMPLETED, Kind.FAILED)
+        return self in (Kind.COMPLETED, Kind.FAILED, Kind.CANCELLED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +54,8 @@ class Result:
     ended: float = 0.0
     delay: float = 0.0
     """For RELEASED and RETRY: seconds until it is tried again."""
+    progress: str | None = None
+    """What the task has told last of how far it is, as JSON; None: it did not say."""
 
 
 class Verdict(Enum):

@@ -19,6 +19,7 @@ from carrot_twisted.attempt import MAX_ATTEMPTS, MAX_EXCEPTION, MAX_LOG
 from carrot_twisted.message_log import GRACE, due_in, is_due, since_due
 from carrot_twisted.models import Attempt, MessageLog, PausedQueue, Worker
 from carrot_twisted.outcomes import WORKER_LOST, Kind, Result, Verdict
+from carrot_twisted.running import CancelRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -194,6 +195,8 @@ def _take_over(
     """Claim a row whose worker is gone; too many of those, and the task is to blame."""
     logs = MessageLog.objects.using(using)
     lost = logs.filter(pk=pk, status=MessageLog.IN_PROGRESS, token=lost_token)
+    if _cancel_asked(lost):
+        return Verdict.FINAL
     if _fail_after(lost, claimant.max_crashes):
         return Verdict.LOST
     attempts = _lost_attempts(lost)
@@ -208,6 +211,7 @@ def _take_over(
         crashes=F("crashes") + 1,
         start_time=Now(),
         log=None,
+        progress=None,
     )
     if changed:
         _note(attempts, using)
@@ -216,6 +220,38 @@ def _take_over(
         return Verdict.ELSEWHERE
     row = logs.annotate(since=since_due()).values_list(*statements.CLAIMED, "since").get(pk=pk)
     return _claimed((*row[:-1], row[-1].timestamp()), token)
+
+
+def _cancel_asked(lost: Any) -> int:
+    """CANCELLED for those of the lost rows of which that was asked; they do not run again."""
+    return int(
+        lost.filter(cancel_request__isnull=False).update(
+            status=MessageLog.CANCELLED,
+            token=None,
+            completion_time=Now(),
+            exception="cancelled; its worker was lost before it had ended",
+        )
+    )
+
+
+def cancel_requests(worker: str, using: str) -> list[tuple[UUID, int, CancelRequest]]:
+    """What a worker runs and somebody has asked to cancel.
+
+    One look at an index that has no other rows.
+
+    Args:
+        worker: its name.
+        using: database alias.
+
+    Returns:
+        Primary key and token of each, and what was asked.
+    """
+    rows = MessageLog.objects.using(using).filter(
+        worker=worker, status=MessageLog.IN_PROGRESS, cancel_request__isnull=False
+    )
+    found = rows.values_list("pk", "token", "cancel_request")
+    asked = ((pk, token, CancelRequest.of(value)) for pk, token, value in found)
+    return [(pk, token, request) for pk, token, request in asked if token and request]
 
 
 def _fail_after(lost: Any, max_crashes: int) -> int:
@@ -294,7 +330,8 @@ def reap(claimant: Claimant, using: str) -> int:
     # What others have locked they are taking over, or finishing after all.
     lost = in_progress.filter(worker__in=dead).select_for_update(skip_locked=True)
     lost = in_progress.filter(pk__in=list(lost.values_list("pk", flat=True)))
-    count = _fail_after(lost, claimant.max_crashes)
+    count = _cancel_asked(lost)
+    count += _fail_after(lost, claimant.max_crashes)
     attempts = _lost_attempts(lost)
     count += lost.update(
         status=MessageLog.PUBLISHED,
@@ -331,6 +368,10 @@ def finish(runs: Sequence[Finished], clock_offset: float, using: str) -> int:
         How many rows were changed. Fewer than ``runs``: others have taken those over, or they were
         deleted; nothing of them was touched, but those that wait to run again get a new message.
     """
+    told = [run for run in runs if run.result.progress is not None]
+    if told:
+        keys = [(run.uuid, run.token) for run in told]
+        statements.progress_rows(_TABLE, keys, [run.result.progress for run in told], using)
     final = [run for run in runs if run.result.kind.is_final]
     changed = 0
     if final:
@@ -356,7 +397,7 @@ def finish(runs: Sequence[Finished], clock_offset: float, using: str) -> int:
 
 def _values(result: Result, offset: float) -> statements.FinishValues:
     ended = _time(result.ended + offset)
-    completed = result.kind is Kind.COMPLETED
+    completed = result.kind is not Kind.FAILED
     return (
         result.kind.value,
         _time(result.started + offset),
@@ -375,7 +416,10 @@ def _time(seconds: float) -> datetime:
 
 
 def _release(runs: Sequence[Finished], using: str) -> int:
-    """Back into the outbox: due after the result's delay. Returns how many were changed."""
+    """Back into the outbox: due after the result's delay. Returns how many were changed.
+
+    One that somebody has asked to cancel meanwhile does not run again: it is CANCELLED.
+    """
     logs = MessageLog.objects.using(using)
     released: dict[UUID, Result] = {}
     for run in runs:
@@ -387,7 +431,13 @@ def _release(runs: Sequence[Finished], using: str) -> int:
         elif not result.started:
             more = {"attempts": _one_less()}
         changed = logs.filter(pk=run.uuid, token=run.token, status=MessageLog.IN_PROGRESS).update(
-            status=MessageLog.PUBLISHED,
+            status=Case(
+                When(cancel_request__isnull=False, then=Value(MessageLog.CANCELLED)),
+                default=Value(MessageLog.PUBLISHED),
+            ),
+            completion_time=Case(
+                When(cancel_request__isnull=False, then=Now()), default=F("completion_time")
+            ),
             token=None,
             confirmed_at=None,
             relay_at=due_in(result.delay),
@@ -456,11 +506,11 @@ def _note(attempts: Sequence[Attempt], using: str) -> None:
         Attempt.objects.using(using).bulk_create(kept)
 
 
-def log(logs: Sequence[tuple[UUID, int, str]], using: str) -> set[UUID]:
-    """Write what runs have logged so far. Call it inside a transaction.
+def log(logs: Sequence[tuple[UUID, int, str, str | None]], using: str) -> set[UUID]:
+    """Write what runs have told so far. Call it inside a transaction.
 
     Args:
-        logs: primary key, token and text of each.
+        logs: primary key, token, log and progress of each.
         using: database alias.
 
     Returns:

@@ -245,33 +245,71 @@ def finish_rows(
         return int(cursor.rowcount)
 
 
-def log_rows(table: str, logs: Sequence[tuple[UUID, int, str]], using: str) -> set[UUID]:
-    """Write the logs of runs that go on, each fenced by its token; returns whose that changed.
+def progress_rows(
+    table: str, keys: Sequence[tuple[UUID, int]], values: Sequence[str | None], using: str
+) -> None:
+    """Write how far runs have come, each fenced by its token.
+
+    Args:
+        table: of the MessageLogs.
+        keys: primary key and token of each run.
+        values: of each, as JSON.
+        using: database alias.
+    """
+    connection = connections[using]
+    if not _is_postgresql(connection):
+        sql = (
+            f"UPDATE {table} SET progress = %s "
+            "WHERE uuid = %s AND token = %s AND status = 'IN_PROGRESS'"
+        )
+        rows = [(value, *key) for key, value in zip(keys, values, strict=True)]
+        _execute_each(connection, sql, rows)
+        return
+    sql = (
+        f"UPDATE {table} AS m SET progress = v.progress::jsonb "
+        f"FROM {_arrays({**_KEY, 'progress': 'text'})} "
+        "WHERE m.uuid = v.uuid AND m.token = v.token AND m.status = 'IN_PROGRESS'"
+    )
+    with connection.cursor() as cursor:
+        cursor.execute(sql, [*_columns(keys), list(values)])
+
+
+def log_rows(
+    table: str, logs: Sequence[tuple[UUID, int, str, str | None]], using: str
+) -> set[UUID]:
+    """Write the logs, and the progress, of runs that go on, each fenced by its token.
 
     One statement on PostgreSQL. It waits for nobody: a task may have locked its own row.
 
     Args:
         table: of the MessageLogs.
-        logs: primary key, token and text of each run.
+        logs: primary key, token, log and progress (as JSON) of each run.
         using: database alias.
+
+    Returns:
+        Whose that changed.
     """
     connection = connections[using]
     if _is_postgresql(connection):
         sql = (
-            f"WITH free AS MATERIALIZED (SELECT m.uuid, v.log FROM {table} AS m "
-            f"JOIN {_arrays({**_KEY, 'log': 'text'})} ON m.uuid = v.uuid AND m.token = v.token "
+            f"WITH free AS MATERIALIZED (SELECT m.uuid, v.log, v.progress FROM {table} AS m "
+            f"JOIN {_arrays({**_KEY, 'log': 'text', 'progress': 'text'})} "
+            "ON m.uuid = v.uuid AND m.token = v.token "
             "WHERE m.status = 'IN_PROGRESS' FOR UPDATE OF m SKIP LOCKED) "
-            f"UPDATE {table} AS m SET log = free.log FROM free WHERE m.uuid = free.uuid "
-            "RETURNING m.uuid"
+            f"UPDATE {table} AS m SET log = free.log, progress = free.progress::jsonb "
+            "FROM free WHERE m.uuid = free.uuid RETURNING m.uuid"
         )
         with connection.cursor() as cursor:
             cursor.execute(sql, _columns(logs))
             return {row[0] for row in cursor.fetchall()}
-    sql = f"UPDATE {table} SET log = %s WHERE uuid = %s AND token = %s AND status = 'IN_PROGRESS'"
+    sql = (
+        f"UPDATE {table} SET log = %s, progress = %s "
+        "WHERE uuid = %s AND token = %s AND status = 'IN_PROGRESS'"
+    )
     changed = set()
     with connection.cursor() as cursor:
-        for uuid, token, text in logs:
-            cursor.execute(sql, [text, _adapted(connection, uuid), token])
+        for uuid, token, text, progress in logs:
+            cursor.execute(sql, [text, progress, _adapted(connection, uuid), token])
             if cursor.rowcount:
                 changed.add(uuid)
     return changed
@@ -326,7 +364,8 @@ def claim_rows(
         keys = [_adapted(connection, value) for value in ids]
     sql = (
         f"UPDATE {table} SET status = 'IN_PROGRESS', worker = %s, token = %s, publish_error = '', "
-        f"log = NULL, attempts = attempts + 1, start_time = {now} WHERE {matching} "
+        f"log = NULL, progress = NULL, attempts = attempts + 1, start_time = {now} "
+        f"WHERE {matching} "
         "AND status = 'PUBLISHED' AND crashes < %s "
         f"AND (run_after IS NULL OR run_after <= {now}) "
         f"AND (expires_at IS NULL OR expires_at > {now} OR attempts > 0) "

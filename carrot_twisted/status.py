@@ -50,13 +50,18 @@ class WorkerStatus:
     version: str
     queues: list[str]
     threads: int
-    """How many tasks it can run at once."""
+    """How many tasks it can run at once, beside coroutines."""
     started_at: datetime
     heartbeat_age: float
     """Seconds since its last heartbeat."""
     alive: bool
     running: list[dict[str, Any]]
-    """Of each busy thread: thread, task, uuid, seconds, stuck; as of the last heartbeat."""
+    """Of each busy thread, and of those coroutines that run for longest: thread, task, uuid,
+    seconds, stuck, coroutine; as of the last heartbeat."""
+    busy: int
+    """How many threads are."""
+    coroutines: int
+    """How many it runs."""
     problems: list[str]
     """What keeps it from working, in its own words."""
     quiet: bool
@@ -149,6 +154,8 @@ def _workers(lease: float, using: str) -> list[WorkerStatus]:
     known = records.workers(lease, using).annotate(age=_age_of(F("heartbeat_at")))
     return [
         WorkerStatus(
+            busy=sum(not busy.get("coroutine") for busy in one.state.get("running", [])),
+            coroutines=one.state.get("coroutines", 0),
             name=one.name,
             host=one.host,
             pid=one.pid,
@@ -271,9 +278,14 @@ def _problems_of_workers(workers: Sequence[WorkerStatus], lease: float) -> Itera
                 "does not reach the database."
             )
         yield from (f"{who}: {text}" for text in one.problems)
-        stuck = sum(bool(busy["stuck"]) for busy in one.running)
-        if stuck:
-            yield f"{who}: stuck in tasks over their time limit: {stuck} threads."
+        stuck = [bool(busy.get("coroutine")) for busy in one.running if busy["stuck"]]
+        if threads := stuck.count(False):
+            yield f"{who}: stuck in tasks over their time limit: {threads} threads."
+        if coroutines := stuck.count(True):
+            yield (
+                f"{who}: {coroutines} coroutines do not end at their time limit, or hold up their "
+                "event loop."
+            )
 
 
 def _problems_of_queues(queues: Sequence[QueueStatus]) -> Iterator[str]:

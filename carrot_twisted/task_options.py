@@ -135,6 +135,7 @@ _WANTED: Sequence[tuple[str, str, Callable[[Any], bool]]] = (
     _ON_DUPLICATE,
     _RETENTION,
     ("ignore_result", "True or False", is_bool),
+    ("cooperative_cancel", "True or False", is_bool),
 )
 _WANTED_AT_PUBLISH: Sequence[tuple[str, str, Callable[[Any], bool]]] = (
     _QUEUE,
@@ -167,6 +168,7 @@ class TaskOptions:
     on_duplicate: str | None = None
     retention: timedelta | float | None = None
     ignore_result: bool | None = None
+    cooperative_cancel: bool | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.expires, datetime):

@@ -37,6 +37,14 @@ def is_path(text: str) -> bool:
     return "." in text and all(part.isidentifier() for part in text.split("."))
 
 
+def loaded_task(path: str) -> Any:
+    """The function of a dotted path, if its module is imported already; else None."""
+    module_name, _, name = path.rpartition(".")
+    module = sys.modules.get(module_name)
+    # Not getattr: a module may import others for it.
+    return None if module is None else function_of(vars(module).get(name))
+
+
 def is_resolved(path: str) -> bool:
     """Whether this process has found a function under the path."""
     return path in _resolved

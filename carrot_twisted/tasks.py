@@ -114,6 +114,7 @@ def task(
     on_duplicate: str | None = None,
     retention: timedelta | float | None = None,
     ignore_result: bool | None = None,
+    cooperative_cancel: bool | None = None,
 ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
 
 
@@ -146,6 +147,8 @@ def task(function: Any = None, /, *, time_limit: float | None = None, **options:
             "raise", ``DuplicateTask``. "return".
         retention: seconds that its rows are kept after their end; as ``CARROT["retention"]`` says.
         ignore_result: what it returns is not kept; False.
+        cooperative_cancel: who cancels it while it runs does not interrupt it: ``is_cancelled()``
+            tells, and the task ends by itself; False.
 
     Raises:
         InvalidMessage: a value makes no sense, or no worker could find the function.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from carrot_twisted import conf, triggers
 from carrot_twisted.exceptions import InvalidMessage
-from carrot_twisted.housekeeping import purge_queue, requeue_all
+from carrot_twisted.housekeeping import cancel_tasks, purge_queue, requeue_all
 from carrot_twisted.models import ScheduledTask
 from carrot_twisted.objects import Message, publish_rows, resolve_task
 from carrot_twisted.task_paths import StandardTask, function_of
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from carrot_twisted.virtual_host import VirtualHost
 
 __all__ = [
+    "cancel_tasks",
     "create_class_view",
     "create_function_view",
     "create_message",

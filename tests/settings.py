@@ -98,6 +98,10 @@ CARROT = {
         },
         {"name": "other", "concurrency": 1, "queue_arguments": {"x-queue-type": QUEUE_TYPE}},
     ],
-    "task_modules": ["tests.project.tasks", "tests.project.misbehaving"],
+    "task_modules": [
+        "tests.project.tasks",
+        "tests.project.misbehaving",
+        "tests.project.coroutines",
+    ],
     **json.loads(os.environ.get("CARROT_TEST_SETTINGS", "{}")),
 }

@@ -56,6 +56,7 @@ class MessageLogSerializer(RowSerializer):
             # Beyond django-carrot:
             *("start_time", "attempts", "crashes", "worker", "retry_of", "publish_error"),
             *("run_after", "expires_at", "retries", "unique_key", "unique_until", "retention"),
+            *("cancel_request", "progress"),
         )
         read_only_fields: ClassVar = fields
 
@@ -341,7 +342,7 @@ class Detail(_One):
 
 
 class Cancel(_One):
-    """Keep a task that waits from running."""
+    """Keep a task that waits from running; ask one that runs to end."""
 
     gives: ClassVar = {"POST": (200, MessageLogSerializer())}
     errors: ClassVar = {"POST": (404, 409)}
@@ -350,8 +351,8 @@ class Cancel(_One):
         """Do it; the answer is the row."""
         row = self.row(pk)
         with transaction.atomic(using=_using()):
-            if not row.cancel():
-                raise Conflict(_("Too late: it runs already, or has come to its end."))
+            if not row.cancel(by=str(request.user)):
+                raise Conflict(_("Too late: it has come to its end."))
             OperatorAction.note(request.user, "cancel", f"{row.task} {row.pk}")
         return self.shown(self.row(pk))
 

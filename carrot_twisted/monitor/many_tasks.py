@@ -71,9 +71,10 @@ class Deed:
 
 def _cancel(rows: MessageLogQuerySet) -> int:
     # Who has one locked claims it, or sends it: to wait for that, holding others, makes deadlocks.
-    free = rows.filter(status=MessageLog.PUBLISHED).select_for_update(skip_locked=True)
+    free = rows.unfinished().select_for_update(skip_locked=True)
     keys = list(free.values_list("pk", flat=True))
-    return MessageLog.objects.using(rows.db).filter(pk__in=keys).cancel_waiting()
+    # Which of them it was is in the record of what operators do.
+    return MessageLog.objects.using(rows.db).filter(pk__in=keys).cancel(by="an operator")
 
 
 def _requeued(count: int) -> str:
@@ -82,7 +83,11 @@ def _requeued(count: int) -> str:
 
 
 def _cancelled(count: int) -> str:
-    text = ngettext("%(count)s task is cancelled.", "%(count)s tasks are cancelled.", count)
+    text = ngettext(
+        "%(count)s task is cancelled, or asked to end.",
+        "%(count)s tasks are cancelled, or asked to end.",
+        count,
+    )
     return text % {"count": whole(count)}
 
 
@@ -113,11 +118,11 @@ DEEDS = {
             button=_("Cancel"),
             question=_("Cancel these tasks?"),
             text=_(
-                "Tasks that wait will not run. Tasks that run already, or have come to their end, "
-                "are left alone."
+                "Tasks that wait will not run. Tasks that run are asked to end, and interrupted. "
+                "Tasks that have come to their end are left alone."
             ),
             done=_cancelled,
-            states=(MessageLog.PUBLISHED,),
+            states=MessageLog.UNFINISHED,
             chunk=housekeeping.CHUNK,
             do=_cancel,
         ),

@@ -92,16 +92,18 @@ class TaskRun(TaskAction):
 
 
 class TaskCancel(TaskAction):
-    """Keep a task that waits from running."""
+    """Keep a task that waits from running; ask one that runs to end."""
 
     def act(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         with transaction.atomic(using=_using()):
-            cancelled = self.row.cancel()
+            cancelled = self.row.cancel(by=str(request.user))
             if cancelled:
                 OperatorAction.note(request.user, "cancel", f"{self.row.task} {self.row.pk}")
         if not cancelled:
-            text = _("Too late to cancel it: it runs already, or has come to its end.")
+            text = _("Too late to cancel it: it has come to its end.")
             return back(request, self.url, text)
+        if self.row.status == MessageLog.IN_PROGRESS:
+            return back(request, self.url, _("It is asked to end, and interrupted in a moment."))
         return back(request, self.url, _("It is cancelled, and will not run."))
 
 

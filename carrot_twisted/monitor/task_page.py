@@ -14,7 +14,6 @@ from django.utils.html import format_html, format_html_join
 from django.utils.http import urlencode
 from django.utils.translation import gettext
 
-from carrot_twisted.message_log import EXPIRED
 from carrot_twisted.models import Attempt, MessageLog
 from carrot_twisted.monitor import log_lines, redaction, time_line, traceback_lines
 from carrot_twisted.monitor.page import CONTENT_SECURITY_POLICY, Page, rendered
@@ -83,7 +82,7 @@ class TaskPage(Page):
             "row": row,
             "live": row.status in MessageLog.UNFINISHED,
             "final": row.status in MessageLog.FINAL,
-            "expired": row.status == MessageLog.CANCELLED and row.exception == EXPIRED,
+            "went_wrong": row.exception and row.status != MessageLog.CANCELLED,
             "kept_for": None if row.retention is None else timedelta(seconds=row.retention),
             "steps": time_line.steps_of(row, attempts),
             "parts": [each for each in parts if each["text"]],

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
+    from carrot_twisted.running import CancelRequest
+
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
@@ -55,8 +57,11 @@ def steps_of(row: MessageLog, earlier: Sequence[Attempt] = ()) -> list[Step]:
     if row.status == MessageLog.PUBLISHED:
         _add_wait(steps, row)
     elif row.status == MessageLog.IN_PROGRESS:
+        _add_wish(steps, row)
         steps.found.append(Step(title=gettext("Running"), kind="running"))
     else:
+        if row.status != MessageLog.CANCELLED:
+            _add_wish(steps, row)
         _add_end(steps, row)
     return steps.found
 
@@ -125,10 +130,25 @@ def _add_end(steps: _Steps, row: MessageLog) -> None:
     elif row.status == MessageLog.FAILED:
         steps.add(gettext("Failed"), row.failure_time, kind="bad")
     else:
-        text = ""
+        # Where it has run: what it was interrupted with.
+        text = row.exception or ""
         if row.exception == EXPIRED:
             text = gettext("expired: it had not started in time")
+        elif row.cancel_asked is not None:
+            text = _who(row.cancel_asked)
         steps.add(gettext("Cancelled"), row.completion_time, kind="off", text=text)
+
+
+def _add_wish(steps: _Steps, row: MessageLog) -> None:
+    """Somebody has asked that it be cancelled while it ran."""
+    asked = row.cancel_asked
+    if asked is not None:
+        steps.add(gettext("Asked to end"), asked.moment, text=_who(asked))
+
+
+def _who(asked: CancelRequest) -> str:
+    who = gettext("by %(name)s") % {"name": asked.by} if asked.by else ""
+    return ": ".join(filter(None, [who, asked.reason]))
 
 
 def _worker(name: str) -> str:

@@ -6,8 +6,9 @@ Everything here happens in the reactor, but for the methods noted otherwise. A m
     deliver   waits until the pace allows another claim; a message whose task is running here
               already is adopted: its delivery is settled together with the first
     claim     the LogWriter asks the database, for all that wait, in one statement
-    run       what was claimed goes straight to the worker threads
-    record    the thread hands its result to the LogWriter
+    run       what was claimed goes straight to the worker threads, or, if it is an ``async def``
+              task, to the event loop
+    record    the thread, or the loop, hands its result to the LogWriter
     settle    after the commit: acknowledge, on the channel that delivered
 
 Where a project's consumer reads messages in its own way, ``hooked_dispatcher`` has another order.
@@ -24,14 +25,19 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from asgiref.sync import iscoroutinefunction
 from txaio.tx import make_logger
 
-from carrot_twisted import execution, failpoints, outcomes, wire
+from carrot_twisted import execution, failpoints, outcomes, task_paths, wire
+from carrot_twisted.coroutine_call import CoroutineCall
 from carrot_twisted.exceptions import TimeLimitExceeded
 from carrot_twisted.execution import Limits, Run
+from carrot_twisted.interruption import TimedCall
 from carrot_twisted.message_log import new_token
 from carrot_twisted.outcomes import Kind, Result, Verdict
+from carrot_twisted.own_thread import OwnThread
 from carrot_twisted.records import Claimed, Finished
+from carrot_twisted.service.coroutines import Coroutines
 from carrot_twisted.service.delivery import Delivery, take_overdue
 from carrot_twisted.service.log_writer import Claim, Finish, LogWriter
 from carrot_twisted.service.pool import WorkerPool
@@ -42,7 +48,9 @@ from carrot_twisted.signing import Seal
 if TYPE_CHECKING:
     from carrot_twisted.conf import QueueSettings
     from carrot_twisted.consumer import Consumer
-    from carrot_twisted.interruption import TimedCall
+    from carrot_twisted.interruption import Call
+    from carrot_twisted.running import CancelRequest
+    from carrot_twisted.service.event_loop import EventLoop
     from carrot_twisted.service.tally import Tally
 
 _log = make_logger()
@@ -63,13 +71,15 @@ BRAKE = 1.0
 #: Seconds for which spoiled runs are gathered to be told in one line, growing as long as it lasts.
 TELL_FIRST = 1.0
 TELL_LAST = 60.0
+#: Seconds that a coroutine is taken to run before any was measured.
+COROUTINE_SECONDS = 1.0
 
 DeadLetter = Callable[[Delivery, str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ThreadReport:
-    """What one worker thread is doing."""
+    """What one worker thread is doing, or one coroutine."""
 
     name: str
     task: str | None
@@ -79,7 +89,9 @@ class ThreadReport:
     seconds: float
     """For how long it has been at that; 0 while it is idle."""
     stuck: bool
-    """Its task has ended for everybody else: it went on after its time limit."""
+    """Its task has ended for everybody else: it went on after its time limit. Or it is a coroutine
+    that holds up its event loop."""
+    coroutine: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -96,10 +108,12 @@ class Job:
     result: Result | None = None
     custody: bool = field(default=False)
     """Acknowledged while running: the database alone has custody."""
+    is_coroutine: bool = False
+    """It needs no thread. As far as that is known."""
 
     @property
     def seconds(self) -> float:
-        """How long it has kept a worker thread."""
+        """How long it has kept a worker thread, or run as a coroutine."""
         assert self.result is not None
         return self.result.ended - self.result.started
 
@@ -114,6 +128,7 @@ class Dispatcher:
         writer: the way to the database.
         limits: of a run.
         dead_letter: takes over a delivery that no row stands for.
+        events: runs coroutines.
         tally: counts what comes to its end.
         reactor: Twisted's reactor.
     """
@@ -127,6 +142,7 @@ class Dispatcher:
         writer: LogWriter,
         limits: Limits,
         dead_letter: DeadLetter,
+        events: EventLoop,
         tally: Tally,
         reactor: Any,
     ) -> None:
@@ -141,6 +157,15 @@ class Dispatcher:
         self._reactor = reactor
         self._seal = Seal() if queue.verifies else None
         self._pool: WorkerPool[Job] = WorkerPool(queue.name, concurrency, self._work, reactor)
+        self._events = events
+        self._coroutines: Coroutines[Job] = Coroutines(
+            queue.name, queue.async_concurrency, self._work_coroutine, events
+        )
+        self._coroutine_pace = Pace(
+            concurrency=queue.async_concurrency, fixed=None, seconds=COROUTINE_SECONDS
+        )
+        #: Of tasks that have come here, by their path: whether they are coroutines.
+        self._kinds: dict[str, bool] = {}
         self._waiting: deque[Delivery] = deque()
         self._jobs: dict[UUID, Job] = {}
         #: Tokens of claims that are under way.
@@ -192,10 +217,11 @@ class Dispatcher:
         return len(self._suspects)
 
     def threads(self) -> list[ThreadReport]:
-        """What each of the worker threads does at this moment. From any thread."""
+        """What each worker thread, and each coroutine, does at this moment. From any thread."""
         now = time.monotonic()
         reports = []
-        for slot in self._pool.slots:
+        threads = self._pool.slots
+        for n, slot in enumerate([*threads, *self._coroutines.slots]):
             job = slot.job
             run = job.run if job is not None else None
             reports.append(
@@ -205,21 +231,41 @@ class Dispatcher:
                     uuid=run.uuid if run is not None else None,
                     seconds=max(0.0, now - slot.since) if job is not None else 0.0,
                     stuck=slot.stuck,
+                    coroutine=n >= len(threads),
                 )
             )
         return reports
 
     def long_runs(self, seconds: float) -> list[Run]:
-        """What has kept its thread for so long, and goes on. From any thread."""
+        """What has run for so long, and goes on. From any thread."""
         now = time.monotonic()
         found = []
-        for slot in self._pool.slots:
+        for slot in [*self._pool.slots, *self._coroutines.slots]:
             job = slot.job
             if job is None or now - slot.since < seconds:
                 continue
             if job.run is not None and job.result is None:
                 found.append(job.run)
         return found
+
+    def cancel(self, key: UUID, token: int, request: CancelRequest) -> bool:
+        """Somebody wants a task to end that runs here under this token: tell it, interrupt it.
+
+        May be called again and again: what the task has swallowed is raised anew.
+
+        Returns:
+            Whether that is new, and the task runs here.
+        """
+        job = self._jobs.get(key)
+        run = None if job is None else job.run
+        if job is None or run is None or run.token != token or job.result is not None:
+            return False
+        is_new = run.cancel is None
+        run.cancel = request
+        call = run.call
+        if call is not None and not (request.cooperative or execution.is_cooperative(run)):
+            call.cancel(request.text)
+        return is_new
 
     def runs(self, key: UUID, token: int | None) -> bool:
         """Whether a row is claimed here under this token. On the writer's thread."""
@@ -253,7 +299,7 @@ class Dispatcher:
 
     def recall(self) -> None:
         """Give back what is claimed and was not begun."""
-        for job in self._pool.recall():
+        for job in [*self._pool.recall(), *self._coroutines.recall()]:
             self._give_back(job)
 
     def resume(self) -> None:
@@ -282,22 +328,42 @@ class Dispatcher:
             return
         if self._waiting:
             failpoints.reached("after_delivery_before_claim")
-        room = self.pace.claimed - self.running
-        if self._is_spoiled:
-            room = min(room, self.pace.concurrency - self.running)
+        beside = self.pace.beside
+        apart = 0
+        if beside is not None:
+            apart = sum(job.is_coroutine for job in self._jobs.values())
+        room = self._room(self.pace, self.running - apart)
+        beside_room = 0 if beside is None else self._room(beside, apart)
         batch: dict[UUID, Job] = {}
-        while self._waiting and room > 0:
+        passed: list[Delivery] = []
+        while self._waiting and (room > 0 or beside_room > 0):
             delivery = self._waiting.popleft()
             if not delivery.settler.is_open:
                 continue
-            if self._seal is not None and (problem := problem_of(delivery, self._seal)):
+            is_coroutine = beside is not None and self._names_coroutine(delivery)
+            if (beside_room if is_coroutine else room) <= 0:
+                passed.append(delivery)
+            elif self._seal is not None and (problem := problem_of(delivery, self._seal)):
                 self._bury(delivery, problem)
-            elif self._admit(delivery, batch):
-                room -= 1
+            elif self._admit(delivery, batch, is_coroutine):
+                if is_coroutine:
+                    beside_room -= 1
+                else:
+                    room -= 1
+        self._waiting.extendleft(reversed(passed))
         if batch:
             self._claim(batch)
 
-    def _admit(self, delivery: Delivery, batch: dict[UUID, Job]) -> bool:
+    def _room(self, pace: Pace, running: int) -> int:
+        most = pace.concurrency if self._is_spoiled else pace.claimed
+        return most - running
+
+    def _names_coroutine(self, delivery: Delivery) -> bool:
+        """What the message says. Which task runs is the row's to say, but that is not read yet."""
+        header = (delivery.properties.headers or {}).get(wire.TYPE_HEADER)
+        return isinstance(header, str) and self._kinds.get(header, False)
+
+    def _admit(self, delivery: Delivery, batch: dict[UUID, Job], is_coroutine: bool) -> bool:
         """Make a job of a message, for the batch to claim; False if it takes no thread."""
         key = message_id_of(delivery)
         if key is None:
@@ -306,7 +372,7 @@ class Dispatcher:
         if key in self._jobs:
             self._adopt(self._jobs[key], delivery)
             return False
-        job = batch[key] = self._jobs[key] = Job(key, [delivery])
+        job = batch[key] = self._jobs[key] = Job(key, [delivery], is_coroutine=is_coroutine)
         job.since = self._reactor.seconds()
         return True
 
@@ -358,7 +424,7 @@ class Dispatcher:
         self._writer.submit(claim)
 
     def _claimed(self, batch: dict[UUID, Job], verdicts: dict[UUID, Claimed | Verdict]) -> None:
-        """On the writer's thread: what may run goes to the worker threads without a detour."""
+        """On the writer's thread: what may run goes on to where it runs without a detour."""
         others: list[tuple[Job, Verdict]] = []
         for key, verdict in verdicts.items():
             job = batch[key]
@@ -370,7 +436,7 @@ class Dispatcher:
                     # There may be no free thread any more to give it back.
                     self._give_back(job)
                 else:
-                    self._pool.put(job)
+                    self._place(job, job.run)
         if others:
             self._reactor.callFromThread(self._not_claimed, others)
 
@@ -422,6 +488,34 @@ class Dispatcher:
         """Look for a job's row again."""
         self._claim({job.uuid: job})
 
+    def _place(self, job: Job, run: Run) -> None:
+        """To the worker threads, or to the event loop. From any thread."""
+        is_coroutine = self._kinds.get(run.task)
+        if is_coroutine is None:
+            is_coroutine = self._learn(run.task, task_paths.loaded_task(run.task))
+        job.is_coroutine = is_coroutine
+        if is_coroutine:
+            self._coroutines.put(job)
+        else:
+            self._pool.put(job)
+
+    def _learn(self, path: str, task: object) -> bool:
+        """Whether a task is a coroutine. If its module is not imported yet, a thread sees to it."""
+        if task is None:
+            return False
+        call = getattr(task, "__call__", None)  # noqa: B004
+        is_coroutine = iscoroutinefunction(task) or iscoroutinefunction(call)
+        self._kinds[path] = is_coroutine
+        if is_coroutine and self.pace.beside is None:
+            self._reactor.callFromThread(self._go_beside)
+        return is_coroutine
+
+    def _go_beside(self) -> None:
+        """The queue has coroutines: claim, and have delivered, as many as may run."""
+        self.pace.beside = self._coroutine_pace
+        self._pump()
+        self.on_settled()
+
     # run
 
     def _work(self, job: Job) -> None:
@@ -446,28 +540,64 @@ class Dispatcher:
         """On a worker thread: run the task."""
         run = job.run
         assert run is not None
+        if run.task not in self._kinds and self._learn(run.task, _imported(run.task)):
+            self._place(job, run)
+            return
         result = execution.execute(run, self._limits, self._consumer.failure_hook())
         if result is not None:
             self._record(job, result)
 
-    def _give_up(self, call: TimedCall) -> None:
-        """A task does not end at its limit: another thread takes the place of its own."""
+    async def _work_coroutine(self, job: Job) -> None:
+        """In the event loop: run the task."""
+        if self._stopping:
+            self._give_back(job)
+            return
+        run = job.run
+        assert run is not None
+        try:
+            thread = OwnThread(self._events.threads)
+            hook = self._consumer.failure_hook()
+            result = await execution.execute_coroutine(run, self._limits, thread, hook)
+            if result is not None:
+                self._record(job, result)
+        except BaseException:
+            if job.result is not None:
+                # Released at the deadline of a shutdown, and cancelled at its end.
+                return
+            _log.failure("The event loop met an error outside of a task, which runs again later")
+            delay = outcomes.release_delay(run.attempt)
+            self._record(job, Result(kind=Kind.RELEASED, started=1.0, ended=1.0, delay=delay))
+
+    def _give_up(self, call: Call) -> None:
+        """A task does not end at its limit: another one takes the place of its own."""
         job = self._jobs.get(call.run.uuid)
-        name = self._pool.replace(call.ident, partial(self._end_stuck, job, call))
+        end = partial(self._end_stuck, job, call)
+        if isinstance(call, CoroutineCall):
+            name = self._coroutines.give_up(call.run)
+            self._events.threads.run(end)
+        else:
+            assert isinstance(call, TimedCall)
+            name = self._pool.replace(call.ident, end)
         _log.error(
-            "Thread {name} is stuck in task {task} ({uuid}), {seconds:g} s over its limit. The "
-            "task is FAILED, and another thread takes its place",
+            "{what} {name} is stuck in task {task} ({uuid}), {seconds:g} s over its limit. The "
+            "task is FAILED, and another {what} takes its place",
+            what=call.what,
             name=name,
             task=call.run.task,
             uuid=call.run.uuid,
-            seconds=time.monotonic() - call.began - call.seconds,
+            seconds=time.monotonic() - call.began - (call.seconds or 0.0),
             queue=self.name,
             attempt=call.run.attempt,
         )
         self.on_stuck()
 
-    def _end_stuck(self, job: Job | None, call: TimedCall) -> None:
-        """On the new thread: bring the stuck task to its end."""
+    def loop_blocked(self, run: Run) -> None:
+        """One of the coroutines holds up its event loop."""
+        if self._coroutines.give_up(run):
+            self.on_stuck()
+
+    def _end_stuck(self, job: Job | None, call: Call) -> None:
+        """On another thread: bring the stuck task to its end."""
         if job is None or job.run is not call.run or job.result is not None:
             # Released at the deadline of a shutdown.
             return
@@ -532,14 +662,33 @@ class Dispatcher:
         if not self._missing:
             self.pace.missing = 0
         if not self._stopping:
-            self.pace.measured(seconds / len(jobs), size / len(jobs))
+            self._measure(jobs, seconds, size)
             self._pump()
         self.on_settled()
         self.on_suspect()
 
+    def _measure(self, jobs: Sequence[Job], seconds: float, size: int) -> None:
+        beside = self.pace.beside
+        if beside is not None:
+            apart = [job for job in jobs if job.is_coroutine]
+            if apart:
+                mine = sum(job.seconds for job in apart)
+                beside.measured(mine / len(apart), size / len(jobs))
+                seconds -= mine
+                jobs = [job for job in jobs if not job.is_coroutine]
+        if jobs:
+            self.pace.measured(seconds / len(jobs), size / len(jobs))
+
     def _tell(self, job: Job, result: Result) -> None:
         """Say in the service's log what did not go well; the row has the details."""
-        if result.exception is not None and result.kind is not Kind.RELEASED:
+        if result.kind is Kind.CANCELLED and job.run is not None:
+            _log.info(
+                "Task {task} ({uuid}) has ended: {why}",
+                task=outcomes.one_line(job.run.task, 200),
+                uuid=job.uuid,
+                why=_first_line(result.exception or ""),
+            )
+        elif result.exception is not None and result.kind is not Kind.RELEASED:
             text = "Task {task} ({uuid}) failed: {error}"
             if result.kind is Kind.RETRY:
                 text = "Task {task} ({uuid}) is tried again in {delay:g} s: {error}"
@@ -556,6 +705,9 @@ class Dispatcher:
 
     def _count(self, job: Job, result: Result) -> None:
         assert job.run is not None
+        if result.kind is Kind.CANCELLED:
+            # Neither a success nor a failure, and its time says nothing of the task.
+            return
         self._tally.count(
             self.name,
             job.run.task,
@@ -642,24 +794,31 @@ class Dispatcher:
         from the first call that finds them.
         """
         now = self._reactor.seconds()
-        behind = self._pool.recall()
-        oldest = max((now - job.since for job in behind), default=0.0)
-        if oldest > STUCK:
-            # What was measured of earlier tasks does not hold for those that run now.
-            self.pace.seconds = max(self.pace.seconds, oldest)
-        for job in behind:
-            if oldest > STUCK:
-                self._give_back(job)
-            else:
-                self._pool.put(job)
+        freed = self._free_behind(self._pool, self.pace, now)
+        freed += self._free_behind(self._coroutines, self._coroutine_pace, now)
         overdue = take_overdue(self._waiting, now, deadline)
         for suspect in [job for job in self._suspects if now - job.since >= deadline]:
             self._suspects.remove(suspect)
             self._requeue(suspect)
         for delivery in overdue:
             delivery.requeue()
-        if oldest > STUCK:
+        if freed:
             self.on_settled()
+
+    def _free_behind(
+        self, workers: WorkerPool[Job] | Coroutines[Job], pace: Pace, now: float
+    ) -> int:
+        behind = workers.recall()
+        oldest = max((now - job.since for job in behind), default=0.0)
+        if oldest <= STUCK:
+            for job in behind:
+                workers.put(job)
+            return 0
+        # What was measured of earlier tasks does not hold for those that run now.
+        pace.seconds = max(pace.seconds, oldest)
+        for job in behind:
+            self._give_back(job)
+        return len(behind)
 
     # stop
 
@@ -690,13 +849,22 @@ class Dispatcher:
             assert job.run is not None
             transcript = job.run.transcript
             log = "" if transcript is None else transcript.text(self._limits.log)
-            self._record(job, Result(kind=Kind.RELEASED, started=1.0, log=log))
+            progress = execution.progress_of(job.run)
+            self._record(job, Result(kind=Kind.RELEASED, started=1.0, log=log, progress=progress))
         return len(running)
 
     def _return_waiting(self) -> None:
         waiting, self._waiting = self._waiting, deque()
         for delivery in waiting:
             delivery.requeue()
+
+
+def _imported(path: str) -> object:
+    """A task, whose module is imported for it; None if there is none: its run will say why."""
+    try:
+        return task_paths.resolve_task(path)
+    except Exception:
+        return None
 
 
 def _missing(barred: Sequence[str]) -> str:

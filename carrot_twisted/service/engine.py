@@ -35,15 +35,17 @@ from carrot_twisted import (
 from carrot_twisted.begun_message import Losses
 from carrot_twisted.consumer import make_consumer
 from carrot_twisted.exceptions import CarrotConfigException
-from carrot_twisted.execution import Limits
+from carrot_twisted.execution import Limits, clean_connections
 from carrot_twisted.handlers import HandlerQueue
 from carrot_twisted.models import MessageLog, Worker
 from carrot_twisted.outage import Outage
 from carrot_twisted.records import Claimant, Wishes
 from carrot_twisted.scheduler import ScheduledTaskManager
+from carrot_twisted.service.cancelling import Cancelling
 from carrot_twisted.service.chore import Chore
 from carrot_twisted.service.connection import BrokerConnection, close_all
 from carrot_twisted.service.dispatcher import Dispatcher
+from carrot_twisted.service.event_loop import EventLoop
 from carrot_twisted.service.hooked_dispatcher import HookedDispatcher
 from carrot_twisted.service.journal import Journal
 from carrot_twisted.service.live_logs import LiveLogs
@@ -85,6 +87,8 @@ CUSTODY_INTERVAL = 15.0
 CONFIRMS = 1.0
 #: Seconds that a further last write gets when the time for them is over.
 MOMENT = 0.1
+#: Coroutines that are told with a heartbeat, those that run for longest.
+MAX_COROUTINES = 50
 #: Characters that are told of an error's text.
 MAX_REASON = 500
 
@@ -228,6 +232,7 @@ class Engine:
             reactor=reactor,
             now=lambda: reactor.seconds() + self._database_zero,
         )
+        self._events = EventLoop(reactor, clean_connections)
         consumers = [self._make_consumer(queue, options) for queue in queues]
         tasks = [
             (HookedDispatcher if consumer.reads_messages else Dispatcher)(
@@ -237,14 +242,23 @@ class Engine:
                 writer=self._writer,
                 limits=limits,
                 dead_letter=self._dead_letter_of(queue),
+                events=self._events,
                 tally=self._tally,
                 reactor=reactor,
             )
             for queue, consumer in zip(queues, consumers, strict=True)
             if not isinstance(queue, HandlerQueue)
         ]
+        self._events.on_blocked += [dispatcher.loop_blocked for dispatcher in tasks]
+        cancelling = Cancelling(
+            dispatchers=tasks, writer=self._writer, worker=self.worker.name, reactor=reactor
+        )
         self._live_logs = LiveLogs(
-            dispatchers=tasks, writer=self._writer, limit=settings.max_log_size, reactor=reactor
+            dispatchers=tasks,
+            writer=self._writer,
+            limit=settings.max_log_size,
+            on_long=cancelling.look,
+            reactor=reactor,
         )
         self._journal = Journal(self._writer, self.worker.name, settings.max_result_size, reactor)
         self._losses = Losses(
@@ -455,6 +469,7 @@ class Engine:
             publisher.install(other)
         for dispatcher in self._dispatchers:
             dispatcher.stop_threads()
+        self._events.stop()
         written = await self._writer.end(max(end - self._reactor.seconds(), MOMENT))
         if not written:
             _log.error("The database did not answer; what is unwritten will run again")
@@ -573,19 +588,29 @@ class Engine:
 
     def _state(self) -> dict[str, Any]:
         """What ``manage.py carrot_status`` tells of this worker."""
+        busy = [
+            report
+            for dispatcher in self._dispatchers
+            for report in dispatcher.threads()
+            if report.task is not None
+        ]
+        coroutines = [report for report in busy if report.coroutine]
+        # Not thousands, with each heartbeat: those that somebody may look for.
+        told = sorted(coroutines, key=lambda one: (one.stuck, one.seconds))[-MAX_COROUTINES:]
+        threads = [report for report in busy if not report.coroutine]
         return {
             "running": [
                 {
-                    "thread": thread.name,
-                    "task": thread.task,
-                    "uuid": str(thread.uuid or ""),
-                    "seconds": round(thread.seconds, 1),
-                    "stuck": thread.stuck,
+                    "thread": one.name,
+                    "task": one.task,
+                    "uuid": str(one.uuid or ""),
+                    "seconds": round(one.seconds, 1),
+                    "stuck": one.stuck,
+                    "coroutine": one.coroutine,
                 }
-                for dispatcher in self._dispatchers
-                for thread in dispatcher.threads()
-                if thread.task is not None
+                for one in [*threads, *reversed(told)]
             ],
+            "coroutines": len(coroutines),
             # As the database takes it: for a text that it refuses the lease would be lost.
             "problems": [outcomes.stored(text, MAX_REASON) for text in self.problems],
             "quiet": self._wishes.command == Worker.QUIET,

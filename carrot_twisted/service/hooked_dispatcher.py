@@ -66,7 +66,7 @@ class HookedDispatcher(Dispatcher):
         """A hook may be at work without a claim."""
         return self.running
 
-    def _admit(self, delivery: Delivery, batch: dict[UUID, Job]) -> bool:
+    def _admit(self, delivery: Delivery, batch: dict[UUID, Job], is_coroutine: bool) -> bool:
         key = self._key(delivery)
         if key is not None and key in self._jobs:
             self._adopt(self._jobs[key], delivery)
@@ -79,6 +79,10 @@ class HookedDispatcher(Dispatcher):
 
     def _key(self, delivery: Delivery) -> UUID | None:
         return message_id_of(delivery) if self._by_id else None
+
+    def _place(self, job: Job, run: Run) -> None:
+        # The hooks are called in a thread, and the task between them.
+        self._pool.put(job)
 
     def _retry(self, job: Job) -> None:
         self._pool.put(job)

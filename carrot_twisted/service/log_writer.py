@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from carrot_twisted.models import MessageLog
     from carrot_twisted.outbox import Post
+    from carrot_twisted.running import CancelRequest
 
 _log = make_logger()
 
@@ -101,15 +102,26 @@ class Entry:
 
 @dataclass(slots=True, kw_only=True)
 class Lines:
-    """Write what a run has logged so far, while it goes on."""
+    """Write what a run has told so far, while it goes on."""
 
     uuid: UUID
     token: int
     text: Callable[[], str]
     """Its log, as it is when the batch is written. Called on the writer's thread."""
+    progress: str | None
+    """How far it has come, as JSON."""
     done: Callable[[bool], None]
     """Called on the writer's thread: whether it is written. If not, the run has ended, or somebody
     has locked its row."""
+
+
+@dataclass(slots=True, kw_only=True)
+class CancelLook:
+    """Ask which of a worker's tasks somebody wants to end."""
+
+    worker: str
+    answer: Callable[[Sequence[tuple[UUID, int, CancelRequest]]], None]
+    """Called on the writer's thread, after the commit."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -120,7 +132,7 @@ class Call:
     result: Deferred[Any]
 
 
-Operation = Claim | Finish | Confirmed | Entry | Lines | Call
+Operation = Claim | Finish | Confirmed | Entry | Lines | CancelLook | Call
 
 
 class LogWriter:
@@ -369,6 +381,7 @@ class LogWriter:
         confirmed = [post for op in batch if isinstance(op, Confirmed) for post in op.posts]
         entries = [op for op in batch if isinstance(op, Entry)]
         lines = [op for op in batch if isinstance(op, Lines)]
+        looks = [op for op in batch if isinstance(op, CancelLook)]
         logged: set[UUID] = set()
         answers = []
         with self._transaction():
@@ -392,8 +405,9 @@ class LogWriter:
             if entries:
                 records.add([op.row() for op in entries], self._using)
             if lines:
-                logs = [(op.uuid, op.token, op.text()) for op in lines]
+                logs = [(op.uuid, op.token, op.text(), op.progress) for op in lines]
                 logged = records.log(logs, self._using)
+            wishes = [records.cancel_requests(look.worker, self._using) for look in looks]
         if claims:
             failpoints.reached("after_claim_commit")
         if finishes:
@@ -411,6 +425,8 @@ class LogWriter:
                 entry.done(None)
             for one in lines:
                 one.done(one.uuid in logged)
+            for look, wish in zip(looks, wishes, strict=True):
+                look.answer(wish)
 
         return tell
 

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from carrot_twisted.handlers import HandlerQueue
+    from carrot_twisted.interruption import Call
     from carrot_twisted.outbox import Post
     from carrot_twisted.retry import Decision
     from carrot_twisted.service.delivery import Delivery
@@ -415,15 +416,16 @@ class MessageDispatcher:
             return None
         return TimedCall(job, seconds, task_logging.Transcript(0), self._keeper)
 
-    def _give_up(self, call: TimedCall) -> None:
+    def _give_up(self, call: Call) -> None:
         """A handler does not end at its limit: another thread takes the place of its own."""
+        assert isinstance(call, TimedCall)
         name = self._pool.replace(call.ident, partial(self._end_stuck, call))
         _log.error(
             "Thread {name} is stuck in handler {handler}, {seconds:g} s over its limit. The "
             "message has failed, and another thread takes its place",
             name=name,
             handler=self._queue.handler,
-            seconds=time.monotonic() - call.began - call.seconds,
+            seconds=time.monotonic() - call.began - (call.seconds or 0.0),
         )
         self.on_stuck()
 

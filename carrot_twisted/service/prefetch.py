@@ -28,6 +28,7 @@ class Pace:
     Args:
         concurrency: threads of the queue.
         fixed: prefetch from the settings; None follows the measurement.
+        beside: the pace of the queue's coroutines, once it has any. They wait for no thread.
     """
 
     concurrency: int
@@ -38,6 +39,7 @@ class Pace:
     """Bytes of a body."""
     missing: int = 0
     """Messages that wait for their rows, which may never come."""
+    beside: Pace | None = None
 
     def measured(self, seconds: float, size: float) -> None:
         """A batch of tasks took so long on average, with bodies of that size."""
@@ -55,7 +57,13 @@ class Pace:
         if self.fixed is not None:
             return self.fixed
         ahead = self._ahead(DELIVER_AHEAD, MAX_PREFETCH)
-        return self.concurrency + min(ahead, int(MAX_BYTES / max(1.0, self.size)))
+        ahead = min(ahead, int(MAX_BYTES / max(1.0, self.size)))
+        return self.concurrency + ahead + (0 if self.beside is None else self.beside.prefetch)
+
+    @property
+    def least(self) -> int:
+        """How many messages keep all threads and coroutines busy."""
+        return self.concurrency + (0 if self.beside is None else self.beside.concurrency)
 
     @property
     def headroom(self) -> int:
@@ -69,6 +77,11 @@ class Pace:
         return min(most, int(seconds * self.concurrency / max(self.seconds, 1e-6)))
 
 
-def worth_changing(present: int, wanted: int) -> bool:
-    """Whether a new prefetch is worth a new consumer: a factor of four, up or down."""
-    return wanted >= present * 4 or wanted * 4 <= present
+def worth_changing(present: int, pace: Pace) -> bool:
+    """Whether a new prefetch is worth a new consumer: a factor of four, up or down.
+
+    Or where the present one leaves some of those without work that could have it: the first
+    coroutine has come.
+    """
+    wanted = pace.prefetch
+    return wanted >= present * 4 or wanted * 4 <= present or present < pace.least <= wanted

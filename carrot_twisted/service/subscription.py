@@ -377,12 +377,12 @@ class Subscription:
         channel = self._channel
         if channel is None or not channel.is_open:
             return
-        prefetch = self._dispatcher.pace.prefetch
-        if not self._prefetch or worth_changing(self._prefetch, prefetch):
-            wanted_prefetch = prefetch
+        pace = self._dispatcher.pace
+        if not self._prefetch or worth_changing(self._prefetch, pace):
+            wanted_prefetch = pace.prefetch
         else:
             wanted_prefetch = self._prefetch
-        headroom = self._dispatcher.pace.headroom
+        headroom = pace.headroom
         wanted = self._wanted and self._asked and not self._resting
         # With another prefetch, a new consumer follows at once: the queue counts as consumed.
         changing = (wanted_prefetch, headroom) != (self._prefetch, self._headroom)
@@ -407,7 +407,7 @@ class Subscription:
                 _log.info(
                     "Consuming queue {queue} with {n} threads{after}",
                     queue=self._label,
-                    n=self._dispatcher.pace.concurrency,
+                    n=pace.concurrency,
                     after=after,
                 )
             self._prefetch, self._headroom = wanted_prefetch, headroom
@@ -443,7 +443,7 @@ class Subscription:
     def _follow_pace(self) -> None:
         pace = self._dispatcher.pace
         if self._tag is not None and (
-            worth_changing(self._prefetch, pace.prefetch) or pace.headroom != self._headroom
+            worth_changing(self._prefetch, pace) or pace.headroom != self._headroom
         ):
             self._adjust_soon()
 

@@ -16,7 +16,7 @@ from txaio.tx import make_logger
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from carrot_twisted.interruption import TimedCall
+    from carrot_twisted.interruption import Call
 
 _log = make_logger()
 
@@ -35,32 +35,32 @@ class TimeKeeper:
     Args:
         reactor: Twisted's reactor.
         on_stuck: called with a call whose thread was given up; its end is the caller's to tell.
-        now: the clock of ``TimedCall.due``.
+        now: the clock of ``Call.due``.
     """
 
     def __init__(
         self,
         reactor: Any,
-        on_stuck: Callable[[TimedCall], None],
+        on_stuck: Callable[[Call], None],
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._reactor = reactor
         self._on_stuck = on_stuck
         self._now = now
-        self._calls: set[TimedCall] = set()
+        self._calls: set[Call] = set()
         #: When the next look comes.
         self._next = math.inf
         self._timer: Any = None
         self._stopped = False
 
-    def begin(self, call: TimedCall) -> None:
+    def begin(self, call: Call) -> None:
         """A call begins. In its thread."""
         # In this order: a look that has not seen the call has said so before, by ``_next``.
         self._calls.add(call)
         if call.due < self._next:
             self._reactor.callFromThread(self._look)
 
-    def end(self, call: TimedCall) -> None:
+    def end(self, call: Call) -> None:
         """It has ended. In its thread."""
         self._calls.discard(call)
 
@@ -93,7 +93,7 @@ class TimeKeeper:
             self._next = now + delay
             self._timer = self._reactor.callLater(delay, self._look)
 
-    def _act(self, call: TimedCall, now: float) -> None:
+    def _act(self, call: Call, now: float) -> None:
         if call.interrupted_at is None:
             call.interrupted_at = now
         stuck_at = call.interrupted_at + STUCK_AFTER

@@ -141,3 +141,22 @@ def test_it_is_accessible_and_fits(visitor: Visitor, scheme: str, width: int) ->
         page: Page = visitor.open(path(row), scheme=scheme, width=width)
         check_accessibility(page)
         check_width(page)
+
+
+@pytest.mark.parametrize("width", [1280, 360])
+def test_progress_grows_and_a_running_task_can_be_asked_to_end(
+    visitor: Visitor, width: int
+) -> None:
+    told = {"done": 300, "total": 1000, "text": "the third hundred"}
+    row = make("IN_PROGRESS", progress=told, log=lines(3))
+    page = visitor.open(path(row), width=width)
+    bar = page.get_by_role("progressbar", name="Progress")
+    expect(bar).to_have_attribute("value", "30")
+    expect(page.get_by_text("the third hundred")).to_be_visible()
+    check_accessibility(page)
+    check_width(page)
+    MessageLog.objects.filter(pk=row.pk).update(progress={**told, "done": 600})
+    expect(bar).to_have_attribute("value", "60")
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_text("cancel asked")).to_be_visible()
+    expect(page.get_by_text("by ann", exact=True)).to_be_visible()

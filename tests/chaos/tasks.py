@@ -9,7 +9,7 @@ import uuid
 
 from django.db import connection, transaction
 
-from carrot_twisted import execution
+from carrot_twisted import running
 from carrot_twisted.utilities import publish_message
 from tests.chaos import ledger
 
@@ -20,7 +20,7 @@ class OnPurposeError(Exception):
 
 def effect(key: str) -> None:
     """Tell that this run of this task has done its work."""
-    run = execution.current.get()
+    run = running.current.get()
     assert run is not None
     ledger.record(
         os.environ["CHAOS_EFFECTS"],

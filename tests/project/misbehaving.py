@@ -16,7 +16,8 @@ from pathlib import Path
 from asgiref.sync import sync_to_async
 from django.db import connection, transaction
 
-from carrot_twisted.exceptions import TimeLimitExceeded
+from carrot_twisted import is_cancelled, progress, task
+from carrot_twisted.exceptions import TaskCancelled, TimeLimitExceeded
 from carrot_twisted.limits import time_limit
 from carrot_twisted.message_log import MessageLog
 from carrot_twisted.utilities import publish_message
@@ -185,3 +186,37 @@ def hold_gil(milliseconds: int, port: int) -> None:
                 copy.shutdown(socket.SHUT_RDWR)
     ctypes.PyDLL(None).usleep(milliseconds * 1000)
     ledger("held")
+
+
+@task(max_retries=3)
+def works_on(told: str) -> None:
+    """Goes on until it is interrupted, or told."""
+    for n in range(6000):
+        progress(n, 6000, told)
+        if told == "looks" and is_cancelled():
+            raise TaskCancelled("saw it")
+        if told == "fails" and is_cancelled():
+            raise ValueError("a reason to try again")
+        time.sleep(0.01)
+
+
+@task(cooperative_cancel=True)
+def returns_when_told() -> str:
+    """Is never interrupted."""
+    while not is_cancelled():
+        time.sleep(0.01)
+    time.sleep(1.5)
+    return "was told"
+
+
+def swallows_for(seconds: float) -> str:
+    """Goes on for a while, whatever is raised."""
+    swallowed = 0
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            while time.monotonic() < end:
+                time.sleep(0.01)
+        except TaskCancelled:
+            swallowed += 1
+    return f"swallowed {swallowed}"

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from carrot_twisted import execution, task
+from carrot_twisted import running, task
 from tests.project import tasks
 
 
@@ -30,7 +30,7 @@ def one_waiting(key: str) -> str:
 @task(max_retries=2, retry_on={ConnectionError: 0.4}, retry_jitter=0)
 def flaky(key: str, failures: int) -> str:
     """Fail so often, then leave a trace; each attempt leaves one, too."""
-    run = execution.current.get()
+    run = running.current.get()
     assert run is not None
     tasks.ledger(f"attempt {run.attempt} at {key}")
     if run.retries < failures:

@@ -14,7 +14,7 @@ from typing import Any
 
 from django.db import connection, transaction
 
-from carrot_twisted import conf, execution
+from carrot_twisted import conf, running
 from carrot_twisted.models import MessageLog
 from carrot_twisted.periodic import periodic_task
 from carrot_twisted.utilities import create_message, publish_many, publish_message
@@ -139,7 +139,7 @@ def session_killed() -> str:
 
 def talk(path: str, lock: bool = False) -> str:
     """Say something, and go on until a file appears; all the while the own row may be locked."""
-    run = execution.current.get()
+    run = running.current.get()
     assert run is not None
     with transaction.atomic() if lock else contextlib.nullcontext():
         if lock:
@@ -172,7 +172,7 @@ def when_told(path: str, key: str, touch: bool = False) -> str:
 
 def touch_database(key: str) -> None:
     """Write to the database, then leave a trace: of that, and of each attempt that failed."""
-    run = execution.current.get()
+    run = running.current.get()
     assert run is not None
     try:
         MessageLog.objects.filter(pk=run.uuid).update(priority=1)

@@ -378,7 +378,7 @@ def test_a_stuck_task_has_failed(signals: list[Any], monkeypatch: pytest.MonkeyP
     result = standard.add.enqueue(1)
     one = start(result.id)
     one.standard = TaskAttempt(standard.add, one, LIMITS, [1], {})
-    keeper: Any = None
+    keeper: Any = object()
     call = TimedCall(one, 1.0, Transcript(100), keeper)
     execution.give_up(call, one, LIMITS, None)
     assert signals[-1] == ("finished", CarrotBackend, result.id, FAILED)

@@ -266,6 +266,7 @@ for _value in (0, -1, "3", True, float("nan"), float("inf"), 36_501):
     )
 WRONG_IN_A_QUEUE: dict[str, list[Any]] = {
     "concurrency": [0, -1, 1.5, "4", None, True],
+    "async_concurrency": [0, 1.5, "4", None, True],
     "consumable": [1, "yes", None],
     "durable": [0, None],
     "queue_arguments": [[], "x", {5: 1}, {"x-a": {1, 2}}, {"x-a": 2**64}, {"x-a": object()}],

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import threading
 import time
+from importlib import import_module
 from queue import SimpleQueue
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID, uuid4
 
@@ -26,22 +29,26 @@ from carrot_twisted.interruption import TimedCall
 from carrot_twisted.outcomes import Kind, Result, Verdict
 from carrot_twisted.records import Claimed
 from carrot_twisted.rollups import Totals
+from carrot_twisted.running import CancelRequest
 from carrot_twisted.service import dispatcher as module
 from carrot_twisted.service import quarantine
 from carrot_twisted.service.delivery import Delivery, SafeChannel, Settler
 from carrot_twisted.service.dispatcher import Dispatcher, Job
+from carrot_twisted.service.event_loop import EventLoop
 from carrot_twisted.service.hooked_dispatcher import HookedDispatcher
 from carrot_twisted.service.log_writer import Claim, Finish
 from carrot_twisted.service.pool import Slot
 from carrot_twisted.service.quarantine import Quarantine
 from carrot_twisted.service.tally import Tally
 from carrot_twisted.task_logging import Transcript
+from carrot_twisted.task_options import TaskOptions
 from tests.unit.test_delivery import Channel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 TASK = "tests.project.tasks.noop"
+COROUTINE = "tests.project.coroutines.sleep"
 
 
 class Reactor(Clock):
@@ -108,6 +115,7 @@ class Desk:
             writer=self.writer,  # type: ignore[arg-type]
             limits=Limits(result=1000, log=1000),
             dead_letter=lambda delivery, reason: self.dead.append((delivery, reason)),
+            events=EventLoop(self.clock, execution.clean_connections),
             tally=self.tally,
             reactor=self.clock,
         )
@@ -327,6 +335,121 @@ class TestTheWay:
         desk.write()
         assert told == [desk.dispatcher.pace.prefetch]
         assert told[0] < before
+
+
+class TestCoroutines:
+    """Which of the tasks are coroutines is found out with the first one."""
+
+    @pytest.fixture(autouse=True)
+    def no_loop(self, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(desk.dispatcher._events, "call", lambda _function: None)
+        import_module(COROUTINE.rpartition(".")[0])
+
+    def arrive(self, desk: Desk, task: str, count: int) -> list[UUID]:
+        return [desk.deliver(headers={"type": task}) for _ in range(count)]
+
+    def test_they_take_no_thread_and_do_not_wait_for_one(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pace = desk.dispatcher.pace
+        pace.seconds = 10.0
+        before = pace.prefetch
+        (first,) = self.arrive(desk, COROUTINE, 1)
+        desk.turn()
+        monkeypatch.setattr(sys.modules[__name__], "TASK", COROUTINE)
+        desk.answer()
+        assert desk.jobs() == []
+        assert [job.uuid for job in desk.dispatcher._coroutines.recall()] == [first]
+        assert pace.prefetch >= before + 100
+
+        monkeypatch.undo()
+        threads = self.arrive(desk, TASK, 4)
+        beside = self.arrive(desk, COROUTINE, 3)
+        desk.turn()
+        # Two threads; the others of their kind keep nobody behind them waiting.
+        assert desk.claims() == [[*threads[:2], *beside]]
+        assert [delivery.properties.message_id for delivery in desk.dispatcher._waiting] == [
+            str(key) for key in threads[2:]
+        ]
+
+    def test_their_times_say_nothing_of_threads(self, desk: Desk) -> None:
+        desk.dispatcher._go_beside()
+        job, other = Job(uuid4(), [], is_coroutine=True), Job(uuid4(), [])
+        job.result = Result(kind=Kind.COMPLETED, started=0.0, ended=100.0)
+        other.result = Result(kind=Kind.COMPLETED, started=0.0, ended=0.05)
+        pace = desk.dispatcher.pace
+        desk.dispatcher._measure([job, other], 100.05, 10)
+        assert pace.beside is not None
+        assert pace.seconds == pytest.approx(0.05)
+        assert pace.beside.seconds > 20
+
+    def test_what_was_not_begun_is_given_back(self, desk: Desk) -> None:
+        desk.start(2)
+        (job, _) = desk.jobs()
+        desk.dispatcher._coroutines.put(job)
+        desk.dispatcher.stop_claiming()
+        (finish,) = desk.writer.take(Finish)
+        assert (finish.job, finish.finished.result.kind) == (job, Kind.RELEASED)
+
+    def test_one_whose_module_is_not_imported_is_found_out_in_a_thread(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sys.modules[__name__], "TASK", COROUTINE)
+        monkeypatch.delitem(sys.modules, COROUTINE.rpartition(".")[0])
+        desk.start()
+        (job,) = desk.jobs()
+        desk.dispatcher._work(job)
+        assert desk.dispatcher._coroutines.recall() == [job]
+        assert desk.writer.take(Finish) == []
+
+
+class TestCancel:
+    ANN = CancelRequest(by="ann")
+
+    def running(self, desk: Desk) -> tuple[Job, list[str]]:
+        """A task that runs, and what is raised in it."""
+        desk.start()
+        (job,) = desk.jobs()
+        raised: list[str] = []
+        assert job.run is not None
+        job.run.call = cast("Any", SimpleNamespace(cancel=raised.append))
+        return job, raised
+
+    def test_a_running_task_is_told_and_interrupted_again_and_again(self, desk: Desk) -> None:
+        job, raised = self.running(desk)
+        assert job.run is not None
+        cancel = desk.dispatcher.cancel
+        assert cancel(job.uuid, job.run.token, self.ANN)
+        assert not cancel(job.uuid, job.run.token, self.ANN), "that is not new"
+        assert job.run.cancel == self.ANN
+        assert raised == ["cancelled by ann"] * 2
+
+    def test_another_run_is_not_meant(self, desk: Desk) -> None:
+        job, raised = self.running(desk)
+        assert job.run is not None
+        assert not desk.dispatcher.cancel(job.uuid, job.run.token + 1, self.ANN)
+        assert not desk.dispatcher.cancel(uuid4(), job.run.token, self.ANN)
+        job.result = Result(kind=Kind.COMPLETED)
+        assert not desk.dispatcher.cancel(job.uuid, job.run.token, self.ANN)
+        assert (raised, job.run.cancel) == ([], None)
+
+    @pytest.mark.parametrize("by_task", [True, False])
+    def test_who_is_only_to_be_told_is_not_interrupted(self, desk: Desk, by_task: bool) -> None:
+        job, raised = self.running(desk)
+        assert job.run is not None
+        job.run.options = TaskOptions(cooperative_cancel=by_task)
+        request = CancelRequest(cooperative=not by_task)
+        assert desk.dispatcher.cancel(job.uuid, job.run.token, request)
+        assert (raised, job.run.cancel) == ([], request)
+
+    def test_its_end_is_no_failure_and_is_not_counted(self, desk: Desk) -> None:
+        job, _ = self.running(desk)
+        desk.dispatcher._record(
+            job, Result(kind=Kind.CANCELLED, exception="cancelled", started=1.0, ended=2.0)
+        )
+        desk.write()
+        assert desk.channel.acked == {1}
+        assert desk.tally._fresh == {}
 
 
 class TestVerdicts:

@@ -50,14 +50,23 @@ def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 class TestCancel:
     @pytest.mark.parametrize("status", ALL)
-    def test_only_what_waits_is_cancelled(self, status: str) -> None:
+    def test_what_waits_is_cancelled_and_what_runs_is_asked(self, status: str) -> None:
         (row,) = make(status, token=5)
-        waits = status == "PUBLISHED"
         # Loaded before it has changed: the row says what is true.
         row.status = "PUBLISHED"
-        assert row.cancel() is waits
+        assert row.cancel("ann", "no\0 more") is (status in MessageLog.UNFINISHED)
+        if status in MessageLog.UNFINISHED:
+            waits = status == "PUBLISHED"
+            assert (row.status, row.token) == (("CANCELLED", None) if waits else (status, 5))
+            assert row.completion_time is not None or not waits
         row.refresh_from_db()
-        assert (row.status, row.token) == (("CANCELLED", None) if waits else (status, 5))
+        asked = row.cancel_asked
+        if status in MessageLog.FINAL:
+            assert (row.status, row.token, asked) == (status, 5, None)
+        else:
+            assert asked is not None
+            assert asked.text == "cancelled by ann: no\\x00 more"
+            assert asked.moment is not None
 
     def test_its_message_starts_nothing(self) -> None:
         (row,) = make("PUBLISHED", token=5)
@@ -65,19 +74,27 @@ class TestCancel:
         assert records.claim([row.pk], 7, ME, "default") == {row.pk: Verdict.FINAL}
         assert outbox.take_unsent(["default"], 10, "default") == []
 
-    def test_what_has_been_claimed_is_not_cancelled(self) -> None:
+    def test_what_has_been_claimed_meanwhile_is_asked_to_end(self) -> None:
         (row,) = make("PUBLISHED")
         records.claim([row.pk], 7, ME, "default")
-        assert not row.cancel()
-        assert counted() == {"IN_PROGRESS": 1}
+        assert row.cancel(cooperative=True)
+        assert (row.status, row.token) == ("IN_PROGRESS", 7)
+        ((key, token, request),) = records.cancel_requests(ME.worker, "default")
+        assert (key, token, request.cooperative) == (row.pk, 7, True)
+        # A second wish replaces the first.
+        assert row.cancel("ann")
+        ((_, _, request),) = records.cancel_requests(ME.worker, "default")
+        assert (request.by, request.cooperative) == ("ann", False)
+        assert records.cancel_requests("another", "default") == []
 
     def test_many_in_chunks(self, steps: list[int]) -> None:
         make(*ALL, *["PUBLISHED"] * 4)
         other = make("PUBLISHED", priority=9)
         rows = MessageLog.objects.filter(priority=0)
-        assert housekeeping.cancel_tasks(rows, steps.append) == 5
-        assert steps == [2, 4, 5]
+        assert housekeeping.cancel_tasks(rows, steps.append, by="ann") == 6
+        assert steps == [2, 4, 5, 6]
         assert counted(priority=0)["CANCELLED"] == 6
+        assert counted(cancel_request__by="ann") == {"CANCELLED": 5, "IN_PROGRESS": 1}
         assert other[0].cancel()
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from carrot_twisted import interruption
 from carrot_twisted.exceptions import TimeLimitExceeded
-from carrot_twisted.interruption import Abandoned, Interruptible, TimedCall
+from carrot_twisted.interruption import Abandoned, Call, Interruptible, TimedCall
 from carrot_twisted.task_logging import Transcript
 
 if TYPE_CHECKING:
@@ -28,12 +28,12 @@ class Calls:
     """A keeper that only knows which calls are under way."""
 
     def __init__(self) -> None:
-        self.now: set[TimedCall] = set()
+        self.now: set[Call] = set()
 
-    def begin(self, call: TimedCall) -> None:
+    def begin(self, call: Call) -> None:
         self.now.add(call)
 
-    def end(self, call: TimedCall) -> None:
+    def end(self, call: Call) -> None:
         self.now.discard(call)
 
     def make(self, seconds: float = 0.001) -> TimedCall:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
@@ -10,6 +11,7 @@ from uuid import uuid4
 import pytest
 from twisted.internet.task import Clock
 
+from carrot_twisted.running import Progress
 from carrot_twisted.service.live_logs import INTERVAL, LONG, LiveLogs
 from carrot_twisted.task_logging import Transcript
 
@@ -25,13 +27,18 @@ class Desk:
         self.away = False
         self.submitted: list[Lines] = []
         self.asked: list[float] = []
+        self.long: list[float] = []
         self.runs = [
-            SimpleNamespace(uuid=uuid4(), token=n, transcript=Transcript(1000)) for n in (1, 2)
+            SimpleNamespace(
+                uuid=uuid4(), token=n, transcript=Transcript(1000), progress=None, told=None
+            )
+            for n in (1, 2)
         ]
         self.live = LiveLogs(
             dispatchers=cast("Any", [self]),
             writer=cast("Any", self),
             limit=1000,
+            on_long=lambda: self.long.append(self.clock.seconds()),
             reactor=self.clock,
         )
         self.live.start()
@@ -85,6 +92,30 @@ def test_what_was_not_written_is_tried_again(desk: Desk) -> None:
     (lines,) = desk.look()
     lines.done(False)
     assert len(desk.look()) == 1
+
+
+def test_progress_is_written_where_it_is_new(desk: Desk) -> None:
+    one, _ = desk.runs
+    one.progress = Progress(1, 3)
+    (lines,) = desk.look()
+    assert json.loads(lines.progress or "") == {"done": 1, "total": 3, "text": ""}
+    one.progress = Progress(2, 3)
+    assert desk.look() == [], "not twice at once"
+    lines.done(True)
+    (lines,) = desk.look()
+    assert json.loads(lines.progress or "")["done"] == 2
+    lines.done(True)
+    assert desk.look() == []
+    one.transcript.add("a")
+    (lines,) = desk.look()
+    assert json.loads(lines.progress or "")["done"] == 2, "it goes with what is written"
+
+
+def test_somebody_is_told_of_long_tasks_and_of_no_others(desk: Desk) -> None:
+    desk.look()
+    desk.runs.clear()
+    desk.look()
+    assert desk.long == [1.0]
 
 
 def test_a_run_that_has_not_begun_to_log_is_passed_over(desk: Desk) -> None:

@@ -63,7 +63,7 @@ def test_outside_of_tasks_there_is_nothing_to_tell(
 ) -> None:
     logging.getLogger(NAME).warning("one")
     # As in a web process.
-    monkeypatch.delitem(sys.modules, log_fields._EXECUTION)
+    monkeypatch.delitem(sys.modules, log_fields._RUNNING)
     logging.getLogger(NAME).warning("two")
     assert [line.rpartition("WARNING")[2] for line in out.getvalue().splitlines()] == [
         "    : one",

@@ -109,7 +109,9 @@ class Desk:
     def log(self, pk: UUID, text: str, token: int = 7) -> list[bool]:
         """Have a log written; returns what is told of that."""
         told: list[bool] = []
-        self.writer.submit(Lines(uuid=pk, token=token, text=lambda: text, done=told.append))
+        self.writer.submit(
+            Lines(uuid=pk, token=token, text=lambda: text, progress=None, done=told.append)
+        )
         return told
 
     def listen(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -760,8 +762,8 @@ class TestLogsOfRunningTasks:
     ) -> None:
         log = records.log
 
-        def checked(logs: list[tuple[UUID, int, str]], using: str) -> set[UUID]:
-            if any(text == "bad" for _, _, text in logs):
+        def checked(logs: list[tuple[UUID, int, str, str | None]], using: str) -> set[UUID]:
+            if any(text == "bad" for _, _, text, _ in logs):
                 raise REFUSED
             return log(logs, using)
 

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.django_db
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 DEEDS = {
     "requeue": MessageLog.FINAL,
-    "cancel": (MessageLog.PUBLISHED,),
+    "cancel": MessageLog.UNFINISHED,
     "delete": MessageLog.FINAL,
 }
 
@@ -120,6 +120,8 @@ def test_only_rows_in_a_state_for_it_are_touched(operator: Client, deed: str, wh
     assert {pk: now.get(pk) for pk in left} == left
     if deed == "cancel":
         assert now[rows["PUBLISHED"].pk] == "CANCELLED"
+        assert now[rows["IN_PROGRESS"].pk] == "IN_PROGRESS"
+        assert MessageLog.objects.get(pk=rows["IN_PROGRESS"].pk).cancel_asked is not None
     else:
         assert not any(rows[status].pk in now for status in touched)
     new = [row for row in MessageLog.objects.all() if row.retry_of is not None]

@@ -528,7 +528,7 @@ def test_a_form_of_another_site_does_nothing(name: str) -> None:
     ("status", "shown"),
     [
         ("PUBLISHED", {"carrot-task-cancel"}),
-        ("IN_PROGRESS", {"carrot-task-requeue"}),
+        ("IN_PROGRESS", {"carrot-task-requeue", "carrot-task-cancel"}),
         ("COMPLETED", {"carrot-task-requeue", "carrot-task-delete"}),
         ("FAILED", {"carrot-task-requeue", "carrot-task-delete"}),
         ("CANCELLED", {"carrot-task-requeue", "carrot-task-delete"}),
@@ -671,8 +671,36 @@ def test_a_duplicate_is_not_run_again(operator: Client) -> None:
     assert MessageLog.objects.count() == 2
 
 
-@pytest.mark.parametrize("status", ["IN_PROGRESS", "COMPLETED", "FAILED", "CANCELLED"])
-def test_what_does_not_wait_is_not_cancelled(operator: Client, status: str) -> None:
+def test_a_running_task_is_asked_to_end(operator: Client) -> None:
+    row = make("IN_PROGRESS", progress={"done": 3, "total": 8, "text": "<b>three</b>"})
+    html = page_of(operator, row)
+    assert f'formaction="{url("carrot-task-cancel", row)}"' in html
+    assert 'value="37"' in html
+    assert "37 % 3 / 8: &lt;b&gt;three&lt;/b&gt;" in " ".join(html.split()) or (
+        "&lt;b&gt;three&lt;/b&gt;" in html
+    )
+    response = operator.post(url("carrot-task-cancel", row))
+    assert "It is asked to end" in notice(operator, response)
+    asked = MessageLog.objects.get().cancel_asked
+    assert asked is not None
+    assert asked.by == OperatorAction.objects.get().user
+    text = text_of(page_of(operator, row))
+    assert "cancel asked" in text
+    assert f"Asked to end by {asked.by}" in text
+    listed = text_of(operator.get(reverse("carrot-tasks")).content.decode())
+    assert "37 % cancel asked" in listed
+
+
+def test_one_that_has_ended_for_it_tells_who_wanted_that(operator: Client) -> None:
+    request = {"by": "ann", "reason": "too slow", "cooperative": False, "at": "x"}
+    row = make("CANCELLED", exception="cancelled by ann: too slow", cancel_request=request)
+    html = page_of(operator, row)
+    assert "Cancelled by ann: too slow" in text_of(html)
+    assert "What went wrong" not in html
+
+
+@pytest.mark.parametrize("status", MessageLog.FINAL)
+def test_what_has_ended_is_not_cancelled(operator: Client, status: str) -> None:
     row = make(status)
     response = operator.post(url("carrot-task-cancel", row))
     assert "Too late to cancel it" in notice(operator, response)

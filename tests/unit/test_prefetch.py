@@ -94,4 +94,17 @@ def test_every_measurement_gives_numbers_that_the_broker_takes(
     ],
 )
 def test_a_new_consumer_is_worth_a_factor_of_four(present: int, wanted: int, worth: bool) -> None:
-    assert worth_changing(present, wanted) is worth
+    assert worth_changing(present, Pace(concurrency=1, fixed=wanted)) is worth
+
+
+def test_coroutines_have_messages_of_their_own() -> None:
+    pace = pace_of(0.01)
+    before = pace.prefetch
+    pace.beside = Pace(concurrency=250, fixed=None, seconds=1.0)
+    assert pace.prefetch == before + pace.beside.prefetch
+    # Less than a factor of four, and yet some would wait for nothing.
+    assert not worth_changing(before, pace_of(0.005))
+    assert worth_changing(before, pace)
+    assert not worth_changing(pace.prefetch, pace)
+    pace.fixed = 10
+    assert not worth_changing(10, pace)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import replace
 from datetime import timedelta
@@ -415,6 +416,77 @@ class TestRelease:
         assert state(pk)["attempts"] == 0
 
 
+REQUEST = {"by": "ann", "reason": "", "cooperative": False, "at": ""}
+
+
+class TestCancelled:
+    """Of whom that was asked, the end is the end: nobody runs it again."""
+
+    @pytest.mark.parametrize(
+        "result",
+        [SPOILED, replace(SPOILED, kind=Kind.RETRY), Result(kind=Kind.RELEASED)],
+        ids=["released", "retry", "not begun"],
+    )
+    def test_it_is_not_put_back_into_the_outbox(self, result: Result) -> None:
+        pk = running("me", token=1, cancel_request=REQUEST)
+        other = running("me", token=2)
+        assert finish_one(pk, 1, result) == 1
+        finish_one(other, 2, result)
+        got = state(pk)
+        assert (got["status"], got["token"]) == ("CANCELLED", None)
+        assert got["completion_time"] is not None
+        assert state(other)["status"] == "PUBLISHED"
+        assert state(other)["completion_time"] is None
+        assert claim_one(pk) is Verdict.FINAL
+
+    def test_a_dead_workers_is_not_taken_over(self) -> None:
+        pk = running("gone", cancel_request=REQUEST)
+        assert claim_one(pk) is Verdict.FINAL
+        got = state(pk)
+        assert (got["status"], got["crashes"]) == ("CANCELLED", 0)
+        assert got["exception"] == "cancelled; its worker was lost before it had ended"
+        assert finish_one(pk, 7, DONE) == 0
+
+    def test_nor_is_it_reaped_to_run_again(self) -> None:
+        worker("me")
+        pk, other = running("gone", cancel_request=REQUEST), running("gone")
+        assert records.reap(ME, "default") == 2
+        assert (state(pk)["status"], state(other)["status"]) == ("CANCELLED", "PUBLISHED")
+
+    @pytest.mark.parametrize("result", [DONE, BROKEN])
+    def test_another_end_stands(self, result: Result) -> None:
+        pk = running("me", token=1, cancel_request=REQUEST)
+        finish_one(pk, 1, result)
+        assert state(pk)["status"] == result.kind.value
+        assert state(pk)["cancel_request"] == REQUEST
+
+    def test_its_end_is_told(self) -> None:
+        pk = running("me", token=1, cancel_request=REQUEST)
+        finish_one(pk, 1, replace(BROKEN, kind=Kind.CANCELLED))
+        got = state(pk)
+        assert (got["status"], got["exception"], got["log"]) == ("CANCELLED", "no", "a line")
+        assert (got["completion_time"] is None, got["failure_time"]) == (False, None)
+
+
+class TestProgress:
+    def test_it_is_kept_at_the_end_and_forgotten_with_the_next_attempt(self) -> None:
+        pk, other = running("me", token=1), running("me", token=2)
+        told = {"done": 1, "total": 3, "text": "é"}
+        results = [replace(SPOILED, progress=json.dumps(told), delay=0.0), DONE]
+        ends = zip((pk, other), (1, 2), results, strict=True)
+        records.finish([Finished(uuid=u, token=t, result=r) for u, t, r in ends], 0.0, "default")
+        assert (state(pk)["progress"], state(other)["progress"]) == (told, None)
+        claim_one(pk)
+        assert state(pk)["progress"] is None
+
+    def test_it_is_written_while_the_run_goes_on(self) -> None:
+        pk, locked = running("me", token=1), running("me", token=2)
+        told = [(pk, 1, "a line", '{"done": 1}'), (locked, 9, "a line", '{"done": 1}')]
+        assert records.log(told, "default") == {pk}
+        assert (state(pk)["progress"], state(pk)["log"]) == ({"done": 1}, "a line")
+        assert state(locked)["progress"] is None
+
+
 class TestReap:
     def test_rows_of_dead_workers_return_to_the_outbox(self) -> None:
         worker("me")
@@ -599,7 +671,12 @@ class TestLog:
 
     def test_only_its_own_run_writes_it_and_only_while_it_goes_on(self) -> None:
         mine, other, ended = running("me"), running("me"), row(status="COMPLETED", token=7)
-        logs = [(mine, 7, "a"), (other, 8, "b"), (ended, 7, "c"), (uuid4(), 7, "d")]
+        logs = [
+            (mine, 7, "a", None),
+            (other, 8, "b", None),
+            (ended, 7, "c", None),
+            (uuid4(), 7, "d", None),
+        ]
         before = state(mine)
         assert records.log(logs, "default") == {mine}
         assert state(mine) == {**before, "log": "a"}
@@ -613,7 +690,7 @@ class TestLog:
 
     def test_the_end_writes_it_anew(self) -> None:
         pk = running("me")
-        records.log([(pk, 7, "so far")], "default")
+        records.log([(pk, 7, "so far", None)], "default")
         finish_one(pk, 7, DONE)
         assert state(pk)["log"] == "a line"
 

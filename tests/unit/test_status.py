@@ -158,7 +158,7 @@ class TestCommand:
         assert lines[0] == ["1", "problem"]
         assert lines[1] == ["Worker", "one:", "queue", "mail", "is", "closed"]
         assert ["default", "1", "4", "min", "0", "0", "-", "1"] in lines
-        assert ["one", "h", "7", "0", "s", "ago", "2", "1", "default,", "mail"] in lines
+        assert ["one", "h", "7", "0", "s", "ago", "2", "1", "0", "default,", "mail"] in lines
         assert ["default-1", "app.tasks.mail", "90.0", "s", "0198"] in lines
 
     def test_nothing_wrong_is_status_0(self) -> None:

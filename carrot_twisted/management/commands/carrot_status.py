@@ -89,7 +89,7 @@ def _lines(found: Status) -> Iterable[str]:
     )
     yield ""
     yield from _table(
-        ("worker", "host", "pid", "heartbeat", "threads", "busy", "queues"),
+        ("worker", "host", "pid", "heartbeat", "threads", "busy", "coroutines", "queues"),
         [
             (
                 one.name,
@@ -97,7 +97,8 @@ def _lines(found: Status) -> Iterable[str]:
                 one.pid,
                 _seen(one),
                 one.threads,
-                len(one.running),
+                one.busy,
+                one.coroutines,
                 ", ".join(one.queues),
             )
             for one in found.workers
