@@ -48,7 +48,8 @@ class Coroutines(Generic[Job]):
         self._inbox: deque[Job] = deque()
         #: Of each that runs its asyncio task: asyncio itself keeps no hold of them.
         self._running: dict[Slot[Job], asyncio.Task[None]] = {}
-        self._begun = 0
+        self.begun = 0
+        """Jobs that were begun."""
         self._due = False
 
     @property
@@ -101,8 +102,8 @@ class Coroutines(Generic[Job]):
                 job = self._inbox.popleft()
             except IndexError:
                 return
-            self._begun += 1
-            slot: Slot[Job] = Slot(f"{self._name}-async-{self._begun}")
+            self.begun += 1
+            slot: Slot[Job] = Slot(f"{self._name}-async-{self.begun}")
             slot.since = time.monotonic()
             slot.job = job
             self._running[slot] = start_task(self._run(slot, job))

@@ -198,8 +198,8 @@ class Dispatcher:
 
     @property
     def started(self) -> int:
-        """What the worker threads have begun."""
-        return self._pool.begun
+        """What the worker threads, and the event loop, have begun."""
+        return self._pool.begun + self._coroutines.begun
 
     @property
     def running(self) -> int:

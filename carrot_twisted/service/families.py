@@ -44,6 +44,7 @@ CATALOGUE: dict[str, tuple[_Kind, tuple[str, ...], str]] = {
         _QUEUE,
         "1 if the broker delivers from this queue to this process, or would if it was not paused.",
     ),
+    "carrot_coroutines": (GaugeMetricFamily, _QUEUE, "Coroutines that run, beside the threads."),
     "carrot_threads": (GaugeMetricFamily, _QUEUE, "Worker threads."),
     "carrot_threads_busy": (GaugeMetricFamily, _QUEUE, "Worker threads that are at work."),
     "carrot_threads_stuck": (
@@ -54,7 +55,7 @@ CATALOGUE: dict[str, tuple[_Kind, tuple[str, ...], str]] = {
     "carrot_started": (
         CounterMetricFamily,
         _QUEUE,
-        "Tasks, or messages, that a worker thread has begun, repetitions included.",
+        "Tasks, or messages, that were begun, repetitions included.",
     ),
     "carrot_tasks_finished": (
         CounterMetricFamily,

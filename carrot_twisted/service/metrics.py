@@ -165,7 +165,12 @@ class Metrics:
         yield family(
             "carrot_queue_consumed", [((one.name,), one.subscription.ready) for one in queues]
         )
-        threads = {one.name: one.dispatcher.threads() for one in queues}
+        reports = {one.name: one.dispatcher.threads() for one in queues}
+        coroutines = {name: sum(one.coroutine for one in found) for name, found in reports.items()}
+        yield family("carrot_coroutines", [((name,), n) for name, n in coroutines.items()])
+        threads = {
+            name: [one for one in found if not one.coroutine] for name, found in reports.items()
+        }
         yield family("carrot_threads", [((name,), len(found)) for name, found in threads.items()])
         busy = {
             name: sum(one.task is not None or one.seconds > 0 for one in found)
