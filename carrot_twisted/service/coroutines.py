@@ -63,7 +63,6 @@ class Coroutines(Generic[Job]):
         self._call()
 
     def _call(self) -> None:
-        """In the present loop: the one before it may have been blocked, and replaced."""
         if not self._due:
             self._due = True
             self._events.call(self._take)
@@ -89,9 +88,15 @@ class Coroutines(Generic[Job]):
         for slot in self.slots:
             if slot.job is not None and slot.job.run is run:
                 slot.stuck = True
-                self._call()
+                self.look_again()
                 return slot.name
         return ""
+
+    def look_again(self) -> None:
+        """Begin what waits, in the present loop: the one that was asked may be blocked."""
+        self._due = False
+        if self._inbox:
+            self._call()
 
     def _take(self) -> None:
         """In the loop."""

@@ -592,9 +592,11 @@ class Dispatcher:
         self.on_stuck()
 
     def loop_blocked(self, run: Run) -> None:
-        """One of the coroutines holds up its event loop."""
+        """A coroutine holds up its event loop, one of this queue's or another's."""
         if self._coroutines.give_up(run):
             self.on_stuck()
+        else:
+            self._coroutines.look_again()
 
     def _end_stuck(self, job: Job | None, call: Call) -> None:
         """On another thread: bring the stuck task to its end."""

@@ -236,6 +236,27 @@ class TestPlaces:
         await asyncio.sleep(0.01)
         assert (begun, coroutines.slots) == ([0, 1, 2, 3], [])
 
+    def test_what_a_blocked_loop_was_asked_for_begins_in_the_next_one(self) -> None:
+        asked: list[Callable[[], None]] = []
+        begun: list[int] = []
+
+        async def work(job: Any) -> None:
+            begun.append(job.run)
+
+        async def next_loop() -> None:
+            asked.pop()()
+
+        blocked = SimpleNamespace(call=asked.append)
+        coroutines = Coroutines[Any]("mail", 2, work, cast("Any", blocked))
+        coroutines.put(SimpleNamespace(run=1))
+        # Nobody answers. Another queue's coroutine is what blocks it.
+        asked.clear()
+        coroutines.look_again()
+        asyncio.run(next_loop())
+        assert begun == [1]
+        coroutines.look_again()
+        assert asked == [], "nothing waits, so no loop is asked"
+
 
 class TestThreads:
     def test_a_task_has_one_from_its_first_call_to_its_end(self) -> None:
