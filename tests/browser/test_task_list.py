@@ -104,7 +104,7 @@ def test_selected_rows_are_cancelled_from_the_page(visitor: Visitor, scripts: bo
         for number in range(3):
             boxes.nth(number).check()
     page.get_by_role("button", name="Cancel").click()
-    expect(page.get_by_text("3 tasks are cancelled.")).to_be_visible()
+    expect(page.get_by_text("3 tasks are cancelled, or asked to end.")).to_be_visible()
     assert MessageLog.objects.get(status="PUBLISHED").task_args == "[3]"
 
 
