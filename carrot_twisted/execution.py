@@ -184,8 +184,9 @@ async def execute_coroutine(
     running.current.set(run)
     thread.enter()
     try:
-        ending = await _await(run, transcript, limits, on_failure)
+        ending = await _await(run, transcript, limits, thread, on_failure)
         result = _result(run, transcript, limits, started, ending)
+        await _leave_stuck(thread)
         if signals.task_finished.has_listeners(run.task):
             await sync_to_async(_tell)(signals.task_finished, run, result=result)
     except Abandoned:
@@ -203,6 +204,7 @@ async def _await(
     run: Run,
     transcript: task_logging.Transcript,
     limits: Limits,
+    thread: OwnThread,
     on_failure: FailureCallback | None,
 ) -> Ending:
     options: TaskOptions = NOTHING_SAID
@@ -224,12 +226,26 @@ async def _await(
         ending = _failed(run, error, options)
         listens = on_failure is not None or run.standard is not None
         if ending[0] is Kind.FAILED and listens:
+            await _leave_stuck(thread)
             await sync_to_async(_call_back)(run, error, on_failure)
         return ending
     run.call = None
     if run.standard is not None:
         await sync_to_async(run.standard.succeeded)()
     return Kind.COMPLETED, value, None, 0.0
+
+
+async def _leave_stuck(thread: OwnThread) -> None:
+    """A coroutine that was cancelled may leave synchronous code behind that goes on in its thread.
+
+    What is told of its end must not wait for that.
+    """
+    last = thread.last
+    if last is None or last.done():
+        return
+    await asyncio.wait([asyncio.wrap_future(last)], timeout=LAST_CALL)
+    if not last.done():
+        thread.leave()
 
 
 def _result(

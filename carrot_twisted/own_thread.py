@@ -103,6 +103,8 @@ class OwnThread(Executor):
     def __init__(self, threads: TaskThreads) -> None:
         self._threads = threads
         self._thread: _Thread | None = None
+        self.last: Future[Any] | None = None
+        """Of the last call; None: there was none, or its thread was left."""
         self._ended = False
         self._lock = threading.Lock()
 
@@ -128,7 +130,15 @@ class OwnThread(Executor):
                 )
             if self._thread is None:
                 self._thread = self._threads.take()
-            return self._thread.submit(partial(fn, *args, **kwargs))
+            self.last = self._thread.submit(partial(fn, *args, **kwargs))
+            return self.last
+
+    def leave(self) -> None:
+        """Its thread does not come back from a call: the next one goes to another thread."""
+        with self._lock:
+            thread, self._thread, self.last = self._thread, None, None
+        if thread is not None:
+            thread.submit(partial(self._clean, thread))
 
     def end(self) -> Future[None] | None:
         """Call nothing any more; fires when the connections are clean. None: there was no call."""

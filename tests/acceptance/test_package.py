@@ -149,10 +149,12 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
 
 
 @pytest.mark.defect(42)
-def test_the_wheel_brings_the_command(wheel: Path) -> None:
+def test_the_wheel_brings_the_command_and_the_plugin_of_pytest(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         text = archive.read(f"carrot_twisted-{__version__}.dist-info/entry_points.txt").decode()
-    assert text.split() == ["[console_scripts]", "carrot", "=", "carrot_twisted.command_line:main"]
+    commands, plugins = text.strip().split("\n\n")
+    assert commands == "[console_scripts]\ncarrot = carrot_twisted.command_line:main"
+    assert plugins == "[pytest11]\ncarrot = carrot_twisted.pytest_plugin"
 
 
 def test_twistd_lists_carrot_from_the_wheel(wheel: Path, tmp_path: Path) -> None:

@@ -744,6 +744,7 @@ class Pace:
     concurrency = 2
     prefetch = 10
     claimed = 10
+    least = 2
     headroom = 0
 
 

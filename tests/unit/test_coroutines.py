@@ -304,6 +304,16 @@ async def fails() -> None:
     raise ValueError("on purpose")
 
 
+gate = threading.Event()
+
+
+async def leaves_a_call_behind() -> None:
+    call = asyncio.ensure_future(sync_to_async(gate.wait)(30))
+    await asyncio.sleep(0.01)
+    assert not call.done()
+    raise ValueError("on purpose")
+
+
 class TestExecution:
     """What hooks and receivers of signals do there may block: it is not done in the loop."""
 
@@ -366,6 +376,25 @@ class TestExecution:
         assert (result.kind, result.exception) == (Kind.FAILED, "on purpose")
         assert "in fails" in (result.traceback or "")
         assert called == [("on purpose", "carrot-async-1")]
+
+    def test_synchronous_code_that_goes_on_holds_up_nothing_that_is_told(
+        self, told: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(execution, "LAST_CALL", 0.05)
+        gate.clear()
+        hooks: list[str] = []
+
+        def hook(*_: Any) -> None:
+            assert not gate.is_set()
+            hooks.append(threading.current_thread().name)
+
+        try:
+            assert self.result_of(leaves_a_call_behind, on_failure=hook).kind is Kind.FAILED
+        finally:
+            gate.set()
+        (_, stuck), (kind, other) = told
+        assert (kind, hooks) == ("FAILED", [other])
+        assert other != stuck
 
     def test_a_message_of_another_task_is_its_failure(self) -> None:
         result = self.result_of(fails, header="os.getcwd")
