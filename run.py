@@ -129,11 +129,9 @@ def run_tests(arguments: Sequence[str], log: Path) -> int:
             **{name: (command, variables) for name, command in LINTERS.items()},
             "unit tests": ([*pytest, "tests/unit"], variables),
             "browser tests": ([*each, "tests/browser"], postgres),
-        },
-        {
-            "others on SQLite": ([*pytest, *OTHER_TESTS], sqlite),
             "others on PostgreSQL": ([*each, *OTHER_TESTS], postgres),
         },
+        {"others on SQLite": ([*pytest, *OTHER_TESTS], sqlite)},
         {"integration, either": ([*either, INTEGRATION_TESTS], sqlite)},
         {"integration, SQLite": ([*each, INTEGRATION_TESTS], sqlite)},
         {"integration, PostgreSQL": ([*each, INTEGRATION_TESTS], postgres)},
