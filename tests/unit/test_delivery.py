@@ -132,6 +132,26 @@ def test_a_delivery_is_settled_on_the_channel_that_brought_it() -> None:
     assert second.channel.unacked == {1}
 
 
+def test_properties_are_read_once_and_only_for_those_who_ask(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    properties = pika.BasicProperties(message_id="m", headers={"a": 1})
+    read: list[bytes] = []
+
+    def reading(encoded: bytes) -> pika.BasicProperties:
+        read.append(encoded)
+        return properties
+
+    monkeypatch.setattr(delivery, "read_properties", reading)
+    desk = Desk(1)
+    one = Delivery(desk.settler, 1, b"encoded", b"", "", "default")
+    one.ack()
+    assert read == []
+    assert one.properties is properties
+    assert one.properties is properties
+    assert read == [b"encoded"]
+
+
 @given(st.data())
 def test_every_tag_is_settled_as_it_was_asked_and_no_other(data: st.DataObject) -> None:
     last = data.draw(st.sampled_from(["ack", "requeue"]))

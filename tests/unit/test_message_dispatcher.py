@@ -162,6 +162,29 @@ def test_a_message_is_acknowledged_when_its_handler_has_returned(desk: Desk) -> 
     assert (desk.dispatcher.running, desk.dispatcher.finished) == (0, 3)
 
 
+def test_a_thousand_messages_cost_one_hand_over_and_one_frame(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a message costs beside its handler is shared by all that come together."""
+    hand_overs: list[object] = []
+    hand_over = desk.clock.callFromThread
+
+    def counted(*call: Any) -> None:
+        hand_overs.append(call)
+        hand_over(*call)
+
+    monkeypatch.setattr(desk.clock, "callFromThread", counted)
+    desk.dispatcher.pace.seconds = 0.0
+    timers = len(desk.clock.getDelayedCalls())
+    for number in range(1000):
+        desk.arrive(str(number).encode())
+    assert len(desk.clock.getDelayedCalls()) == timers + 1
+    assert desk.work() == 1000
+    assert len(hand_overs) == 1
+    assert desk.channel.frames == [("ack", 1000, True)]
+    assert desk.counter.asked == []
+
+
 @pytest.mark.parametrize("returned", [False, 0, ValueError("returned"), "requeue"])
 def test_what_a_handler_returns_is_not_used(desk: Desk, returned: object) -> None:
     desk.returned = returned
