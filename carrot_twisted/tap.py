@@ -423,6 +423,8 @@ class CarrotService(Service):
         if not self._ending:
             self._started = True
             await self._engine.start()
+        if self._http is not None and not self._ending:
+            self._http.started()
 
     def _tell_state(self) -> None:
         """Say when it is ready, and from then on what keeps it from working."""

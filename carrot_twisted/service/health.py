@@ -228,6 +228,9 @@ class HealthServer:
         """
         await self._listener.listen(Answers(self._health, self._metrics))
         _log.info("Health and metrics are served at {address}", address=self._listener.address)
+
+    def started(self) -> None:
+        """The database has answered, and has the tables that metrics are made of."""
         self._metrics.start()
 
     def stopping(self) -> None:
