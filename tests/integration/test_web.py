@@ -89,7 +89,10 @@ class Stream:
 
     def next(self) -> set[str] | None:
         """Names of what the next event says has changed; None: the stream has ended."""
+        end = time.monotonic() + 60
         while line := self.response.readline():
+            # Comments keep it alive, whether anything changes or not.
+            assert time.monotonic() < end, "nothing changes"
             if line == b"event: changed\n":
                 data = self.response.readline()
                 assert data.startswith(b"data: ")
@@ -191,7 +194,8 @@ def listen() -> Iterator[Callable[[Site], Stream]]:
 def test_who_listens_hears_what_others_change(
     start_service: StartService, cookie: str, listen: Callable[[Site], Stream]
 ) -> None:
-    service = start_service(WEB, **SITE, **RARE)
+    # What is published to the other queue waits until it is cancelled.
+    service = start_service(WEB, "--queue=default", **SITE, **RARE)
     site = Site(service, cookie)
     assert Site(service).get(EVENTS)[0] == 403
     assert site.get(EVENTS, "POST")[0] == 405
