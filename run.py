@@ -59,6 +59,8 @@ LINTERS = {
     "mypy": [str(PYTHON), "-m", "mypy"],
 }
 SECONDS_TO_DRAIN = 60
+#: pytest's exit status where tests were run, and some have failed.
+TESTS_FAILED = 1
 #: Option of the example: service and monitor stay up when its work is done.
 KEEP = "--keep"
 
@@ -124,6 +126,11 @@ def run_tests(arguments: Sequence[str], log: Path) -> int:
     postgres = {**variables, "CARROT_TEST_DATABASE": "postgres"}
     # What does not depend on the database is tested with SQLite only.
     each, either = [*pytest, "-m", "not once"], [*pytest, "-m", "once"]
+
+    def remembered(name: str, command: Sequence[str]) -> Sequence[str]:
+        # Each part knows its own failures.
+        return [*command, "-o", f"cache_dir=.pytest_cache/{name.replace(' ', '-')}"]
+
     lanes: list[Parts] = [
         {
             **{name: (command, variables) for name, command in LINTERS.items()},
@@ -135,6 +142,13 @@ def run_tests(arguments: Sequence[str], log: Path) -> int:
         {"integration, either": ([*either, INTEGRATION_TESTS], sqlite)},
         {"integration, SQLite": ([*each, INTEGRATION_TESTS], sqlite)},
         {"integration, PostgreSQL": ([*each, INTEGRATION_TESTS], postgres)},
+    ]
+    lanes = [
+        {
+            name: (remembered(name, command) if "pytest" in command else command, environment)
+            for name, (command, environment) in lane.items()
+        }
+        for lane in lanes
     ]
     if BROKER in os.environ:
         # They would use the same queues.
@@ -309,12 +323,19 @@ class Lane:
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self.summary: list[str] = []
+        #: Of parts that have failed, their exit statuses.
+        self.failed: dict[str, int] = {}
         self._passed = 0
 
     @property
     def passed(self) -> bool:
         """Whether every part was run and ended well."""
         return self._passed == len(self.parts)
+
+    @property
+    def cut(self) -> bool:
+        """Whether some of its parts were not run."""
+        return self._passed + len(self.failed) < len(self.parts)
 
     def run(self, go_on: Callable[[], bool], output: IO[bytes] | None = None) -> None:
         """Run them all, as long as `go_on` says."""
@@ -326,6 +347,8 @@ class Lane:
             begin = time.monotonic()
             status = run(command, variables, output=output, go_on=go_on)
             self._passed += status == 0
+            if status:
+                self.failed[name] = status
             outcome = f"FAILED with status {status}" if status else "passed"
             self.summary.append(f"    {name:24} {outcome} ({time.monotonic() - begin:.0f} s)")
 
@@ -354,11 +377,35 @@ def run_lanes(first: Parts, *others: Parts) -> int:
             output.seek(0)
             say(output.read().decode(errors="replace"))
     lanes = [front, *(lane for lane, _, _ in behind)]
+    last = Lane(_failed_tests(lanes))
+    last.run(lambda: True)
+    lanes.append(last)
     say("\n==> Summary")
     for lane in lanes:
         for line in lane.summary:
             say(line)
-    return 0 if all(lane.passed for lane in lanes) else 1
+    # What has failed must have passed by itself.
+    left = sum(len(lane.failed) for lane in lanes[:-1]) - len(last.parts)
+    return 0 if last.passed and not left and not any(lane.cut for lane in lanes) else 1
+
+
+def _failed_tests(lanes: Sequence[Lane]) -> Parts:
+    """Tests that have failed beside others, to be run once more by themselves.
+
+    Many have a limit of time, and the machine has less of it for each when several lanes run. What
+    fails by itself, too, has failed.
+    """
+    return {
+        f"{name}, alone": ([*lane.parts[name][0], "--last-failed"], lane.parts[name][1])
+        for lane in lanes
+        for name, status in lane.failed.items()
+        if status == TESTS_FAILED and any(map(_is_cache, lane.parts[name][0]))
+    }
+
+
+def _is_cache(word: str) -> bool:
+    """Of a part's command: it knows its own failures."""
+    return word.startswith("cache_dir=")
 
 
 def main(arguments: Sequence[str]) -> int:
