@@ -2,7 +2,7 @@
 # Short names for the commands of run.py, which does the work.
 
 .DEFAULT_GOAL := help
-.PHONY: help example test brokers lint format bench clean
+.PHONY: help example test brokers lint docs format bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s  %s\n", $$1, $$2}' Makefile
@@ -18,6 +18,9 @@ brokers: ## Run the tests on several RabbitMQ versions, with classic and quorum 
 
 lint: ## Run ruff and mypy
 	python3 run.py lint
+
+docs: ## Build the documentation as HTML
+	python3 run.py docs
 
 format: ## Let ruff format the code and repair what it can
 	.venv/bin/ruff format .

@@ -10,6 +10,7 @@
     python3 run.py brokers [--help]                      the tests on several RabbitMQ versions,
                                                          with classic and with quorum queues
     python3 run.py lint                                  ruff and mypy
+    python3 run.py docs                                  the documentation as HTML, in build/docs
     python3 run.py openapi                               writes the description of the JSON API
     python3 run.py screenshots                           takes the pictures of the monitor anew
     python3 run.py stops   [--times 50]                  stops services in every state, many times
@@ -58,6 +59,12 @@ LINTERS = {
     "ruff format": [str(VENV / "bin" / "ruff"), "format", "--check", "."],
     "mypy": [str(PYTHON), "-m", "mypy"],
 }
+#: What `docs` makes.
+HTML = TOP / "build" / "docs"
+DOCUMENTATION = [
+    *(str(PYTHON), "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "-c", str(TOP / "docs")),
+    *("-d", str(TOP / "build" / "doctrees"), str(TOP), str(HTML)),
+]
 SECONDS_TO_DRAIN = 60
 #: pytest's exit status where tests were run, and some have failed.
 TESTS_FAILED = 1
@@ -226,6 +233,18 @@ def run_linters(arguments: Sequence[str], log: Path) -> int:
     return run_lanes(parts)
 
 
+def build_documentation(_arguments: Sequence[str], log: Path) -> int:
+    """Write what is made from code into its pages, then HTML of all of them; warnings are errors."""
+    prepare_environment("docs,postgres,test", log=log)
+    variables = environment_variables(DJANGO_SETTINGS_MODULE="tests.settings")
+    status = run([str(PYTHON), "-m", "devtools.settings_page"], variables)
+    if not status:
+        status = run(DOCUMENTATION, variables)
+    if not status:
+        say(f"\nThe documentation: {HTML / 'docs' / 'index.html'}")
+    return status
+
+
 def write_openapi(_arguments: Sequence[str], log: Path) -> int:
     """Write the description of the JSON API from its code."""
     prepare_environment("postgres,test", log=log)
@@ -240,6 +259,7 @@ COMMANDS: dict[str, Callable[[Sequence[str], Path], int]] = {
     "chaos": run_chaos,
     "brokers": run_brokers,
     "lint": run_linters,
+    "docs": build_documentation,
     "screenshots": run_screenshots,
     "openapi": write_openapi,
     "stops": run_stops,

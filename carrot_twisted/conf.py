@@ -49,38 +49,45 @@ DEFAULT_QUEUE = "default"
 BROKER_VARIABLE = "CARROT_BROKER"
 
 DEFAULTS: dict[str, Any] = {
-    # URL or dict of the broker for queues that name no host of their own.
+    # The broker of queues that name no host of their own.
     "default_broker": DEFAULT_BROKER,
-    # List of dicts, see QUEUE_DEFAULTS. Empty: one queue called "default".
+    # The queues of tasks. Empty: one that is called "default".
     "queues": [],
-    # Modules whose functions may be run, and whose loggers are captured. Imported at start.
+    # Modules with tasks: their functions may be run, what their loggers say is kept with a task.
+    # Imported at start.
     "task_modules": [],
-    # Largest message body that publish_message accepts, in bytes. RabbitMQ 4 refuses 16 MiB.
+    # The largest arguments of a task, in bytes of JSON. RabbitMQ 4 refuses 16 MiB.
     "max_message_size": 1024 * 1024,
-    # Largest result and largest log kept per task, in characters; the rest is cut and said so.
+    # Characters kept of a result, of an exception, and of a traceback (its end); the rest is cut,
+    # and that is said.
     "max_result_size": 64 * 1024,
+    # Characters kept of a task's log: the first half of them and the last.
     "max_log_size": 256 * 1024,
-    # Seconds that running tasks get to finish after SIGTERM.
+    # Seconds for running tasks to end when the service stops.
     "shutdown_timeout": 25.0,
     # Seconds after which a running task's message is acknowledged, so that RabbitMQ's delivery
     # acknowledgement timeout (30 minutes) never closes the channel; the row keeps custody.
     "ack_deadline": 600.0,
     # Whole seconds between signs of life on a connection to a broker. A broker that went away
-    # without a word is noticed after one to two times so long, and 5 to 10 seconds more.
+    # without a word is noticed after one to two times so long, and 5 to 10 seconds more. Lower it,
+    # not below 5, where a broker's address moves to another machine on failure.
     "heartbeat": HEARTBEAT,
-    # Seconds without heartbeat after which a worker counts as dead.
+    # Seconds without heartbeat after which a worker on another machine counts as dead.
     "lease": 10.0,
-    # How many workers may die under one task before it becomes FAILED.
+    # How many workers may die under one task before it becomes FAILED, or under one message before
+    # it goes to its archive.
     "max_crashes": 5,
     # Seconds that one attempt at a task may run; None: no limit. A task may say otherwise for
-    # itself, see carrot_twisted.limits.time_limit.
+    # itself, see docs/misbehaving-tasks.md.
     "time_limit": None,
-    # What a @task leaves open, see TASK_DEFAULTS and docs/tasks.md.
+    # What a @task leaves open: retries, expiry, retention and so on, see docs/tasks.md.
     "task_defaults": {},
-    # Dotted paths of decorators for every view of the monitor, for example login_required's.
+    # Dotted paths of decorators for every view of the monitor, for example
+    # "django.contrib.auth.decorators.login_required"; the last one is asked first. See
+    # docs/monitor.md.
     "monitor_authentication": [],
     # The monitor does not show arguments, and values in dictionaries, whose name contains one of
-    # these words; "-", "_" and capitals make no difference.
+    # these words; "-", "_" and capitals make no difference. See docs/monitor.md.
     "redact": [
         *("password", "passwd", "secret", "token", "authorization", "credential", "cookie"),
         *("api_key", "access_key", "private_key", "card"),
@@ -89,9 +96,11 @@ DEFAULTS: dict[str, Any] = {
     # signed, others are taken, too.
     "signing": False,
     # Days that rows are kept after their end, by final state; None: for ever. A state that is not
-    # named keeps its default. None instead of the dictionary: nothing is ever deleted.
+    # named keeps its default. None instead of the dictionary: nothing is ever deleted. See
+    # docs/retention.md.
     "retention": {"COMPLETED": 3, "FAILED": None, "CANCELLED": 3},
-    # Of message handlers, see handler_settings.DEFAULTS and docs/handlers.md.
+    # Of functions that get messages which others publish: exchanges, retries, archive. See
+    # docs/handlers.md.
     "handlers": {},
 }
 
@@ -99,19 +108,25 @@ DEFAULTS: dict[str, Any] = {
 ASYNC_CONCURRENCY = 100
 
 QUEUE_DEFAULTS: dict[str, Any] = {
+    # The queue's name at the broker.
     "name": None,
-    # Broker of this queue, URL or dict; None: default_broker.
+    # Broker of this queue.
     "host": None,
-    # Tasks of this queue that run at once in one service process.
+    # Tasks of this queue that run at once in one service process, each in a thread.
     "concurrency": 1,
-    # Its async def tasks that run at once in one service process, beside those of threads.
+    # Its async def tasks that run at once in one service process, beside those of threads. See
+    # docs/async.md.
     "async_concurrency": ASYNC_CONCURRENCY,
     # False: tasks are published to it, the service does not consume from it.
     "consumable": True,
+    # Whether the queue survives a restart of the broker.
     "durable": True,
-    # Arguments of the queue's and the exchange's declaration, for example {"x-max-priority": 10}.
+    # Arguments of the queue's declaration, for example {"x-max-priority": 10}, without which
+    # priorities have no effect, or {"x-queue-type": "quorum"}. See docs/clusters.md.
     "queue_arguments": {},
+    # Of the declaration of the exchange that has the queue's name.
     "exchange_arguments": {},
+    # For failure callbacks and other serializers, see docs/consumers.md.
     "consumer_class": "carrot_twisted.consumer.Consumer",
     # Unacknowledged messages held by the service; "auto" follows the measured run time of tasks.
     "prefetch": "auto",

@@ -177,10 +177,19 @@ def test_the_examples_of_djangos_own_tasks_run(
     assert shop.invoice.enqueue(42, copies=2).return_value == {"order": 42, "pages": 4}
 
 
-def test_every_page_is_reached_from_the_readme() -> None:
-    text = PAGES[0].read_text(encoding="utf-8")
-    lost = [page.name for page in PAGES[1:] if f"docs/{page.name}" not in text]
-    assert not lost
+def test_every_page_is_reached_from_the_index_and_that_from_the_readme() -> None:
+    assert "(docs/index.md)" in PAGES[0].read_text(encoding="utf-8")
+    index = (TOP / "docs" / "index.md").read_text(encoding="utf-8")
+    lost = [page.name for page in PAGES[1:] if f"({page.name})" not in index]
+    assert lost == ["index.md"]
+
+
+@pytest.mark.parametrize("page", PAGES[1:], ids=name)
+def test_its_first_sentence_says_what_it_is_for(page: Path) -> None:
+    """A heading, and then a paragraph: neither a table nor a block, nor another heading."""
+    heading, blank, text = page.read_text(encoding="utf-8").split("\n", 2)
+    assert heading.startswith("# ")
+    assert (blank, text[0] in "|`#-!<") == ("", False)
 
 
 def test_the_lines_of_the_log_that_are_explained_are_those_of_the_code() -> None:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What celery-message-consumer 1.2.1 does, line by line, and the tests that show what ours does.
 
-Each line is shown by tests, or is told in docs/handlers.md to be otherwise. This file sees to it
+Each line is shown by tests, or is told in docs/handlers.md, or the guide
+for those who move, to be otherwise. This file sees to it
 that none is forgotten, and that the tests it names are there.
 """
 
@@ -14,7 +15,10 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).resolve().parents[1]
-PAGE = (TESTS.parent / "docs" / "handlers.md").read_text(encoding="utf-8")
+PAGE = "\n".join(
+    (TESTS.parent / "docs" / page).read_text(encoding="utf-8")
+    for page in ("handlers.md", "migrating-from-celery-message-consumer.md")
+)
 
 _REGISTERED = "unit/test_handlers.py::"
 _SETTINGS = "unit/test_handler_settings.py::"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What fedora-messaging 3.9 has and lacks, line by line, and what shows how it is here.
 
-Each line names tests, or words of docs/callbacks.md that tell what is otherwise. This file sees to
-it that they are there: a test that is renamed, or a note that is taken out, is missed.
+Each line names tests, or words of docs/callbacks.md or of the guide for those who move that tell
+what is otherwise. This file sees to it that they are there: a test that is renamed, or a note that is taken out, is missed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ from typing import NamedTuple
 import pytest
 
 TESTS = Path(__file__).resolve().parents[1]
-PAGE = " ".join((TESTS.parent / "docs" / "callbacks.md").read_text(encoding="utf-8").split())
+DOCS = TESTS.parent / "docs"
+PAGE = " ".join(
+    word
+    for page in ("callbacks.md", "migrating-from-fedora-messaging.md")
+    for word in (DOCS / page).read_text(encoding="utf-8").split()
+)
 
 CALLBACKS = "integration/test_callbacks.py"
 FAULTS = "integration/test_callback_faults.py"
