@@ -123,7 +123,7 @@ def run_tests(arguments: Sequence[str], log: Path) -> int:
         tools=True,
         log=log,
     )
-    prepare_environment("postgres,test", log=log)
+    prepare_environment("docs,postgres,test", log=log)
     # With CI set, a server that cannot be reached fails a test instead of skipping it.
     variables = environment_variables(CI=os.environ.get("CI", "true"))
     pytest = [str(PYTHON), "-m", "pytest"]
@@ -141,6 +141,7 @@ def run_tests(arguments: Sequence[str], log: Path) -> int:
     lanes: list[Parts] = [
         {
             **{name: (command, variables) for name, command in LINTERS.items()},
+            "documentation": (DOCUMENTATION, variables),
             "unit tests": ([*pytest, "tests/unit"], variables),
             "browser tests": ([*each, "tests/browser"], postgres),
             "others on PostgreSQL": ([*each, *OTHER_TESTS], postgres),

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.once
 
 def blocks(page: str) -> dict[str, str]:
     """Python blocks, by the file that their first line names."""
-    found = re.findall(r"```python\n(# (.+)\n.*?)```", (DOCS / page).read_text(), flags=re.DOTALL)
+    found = re.findall(r"```python\n(# ([^\n]+)\n.*?)```", (DOCS / page).read_text(), flags=re.DOTALL)
     return {str(name): str(text) for text, name in found}
 
 
@@ -70,7 +70,8 @@ def test_a_consumer_and_a_publisher_of_fedora_messaging(
     try:
         wait_until(lambda: broker.depth("shop.paid", -1) >= 0)
         publisher = start([sys.executable, "new_publisher.py"])
-        assert publisher.wait(20) == 0, publisher.communicate()
+        told, _ = publisher.communicate(timeout=20)
+        assert publisher.returncode == 0, told
         assert "paid: 9 shop.order.paid\n" in iter(consumer.stdout.readline, "")
         consumer.terminate()
         assert consumer.wait(20) == 0
