@@ -62,8 +62,8 @@ LINTERS = {
 #: What `docs` makes.
 HTML = TOP / "build" / "docs"
 DOCUMENTATION = [
-    *(str(PYTHON), "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "-c", str(TOP / "docs")),
-    *("-d", str(TOP / "build" / "doctrees"), str(TOP), str(HTML)),
+    *(str(PYTHON), "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"),
+    *("-c", str(TOP / "docs"), "-d", str(TOP / "build" / "doctrees"), str(TOP), str(HTML)),
 ]
 SECONDS_TO_DRAIN = 60
 #: pytest's exit status where tests were run, and some have failed.
@@ -235,7 +235,7 @@ def run_linters(arguments: Sequence[str], log: Path) -> int:
 
 
 def build_documentation(_arguments: Sequence[str], log: Path) -> int:
-    """Write what is made from code into its pages, then HTML of all of them; warnings are errors."""
+    """Write what is made from code into its page, and all pages as HTML; a warning is an error."""
     prepare_environment("docs,postgres,test", log=log)
     variables = environment_variables(DJANGO_SETTINGS_MODULE="tests.settings")
     status = run([str(PYTHON), "-m", "devtools.settings_page"], variables)

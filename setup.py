@@ -100,8 +100,8 @@ setup(
             "ruff",
             "schemathesis>=4",  # asks the JSON API what its description allows
         ],
-        # HTML of the documentation. Sphinx rather than MkDocs, whose first series nobody maintains any
-        # more and whose second one has no plugins: Sphinx has several releases a year, reads
+        # HTML of the documentation. Sphinx rather than MkDocs, whose first series nobody maintains
+        # any more and whose second one has no plugins: Sphinx has several releases a year, reads
         # docstrings itself, and tells each link that leads nowhere. Pages stay Markdown, by
         # myst-parser; furo is a theme that needs no scripts of others.
         "docs": ["furo>=2024.8", "myst-parser>=4", "sphinx>=8"],

@@ -34,29 +34,28 @@ _UNITS = ((1024 * 1024, "MiB"), (1024, "Ki"))
 
 def written() -> str:
     """The page with the tables of the code as it is. Django is set up."""
-    from carrot_twisted import conf
-
-    tables = {
-        "settings": (conf.DEFAULTS, lambda key: {key: object()}),
-        "queues": (
-            conf.QUEUE_DEFAULTS,
-            lambda key: {"queues": [{"name": "default", key: object()}]},
-        ),
-    }
     text = PAGE.read_text(encoding="utf-8")
-    for name, (defaults, wrong) in tables.items():
-        table = _table(defaults, _meanings(f"{'QUEUE_' if name == 'queues' else ''}DEFAULTS"), wrong)
+    for name, wrong in (("DEFAULTS", _wrong_setting), ("QUEUE_DEFAULTS", _wrong_queue)):
+        table = _table(name, wrong)
         begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
         before, _, rest = text.partition(begin)
         text = f"{before}{begin}\n{table}\n{end}{rest.partition(end)[2]}"
     return text
 
 
-def _table(
-    defaults: Mapping[str, Any],
-    meanings: Mapping[str, str],
-    wrong: Callable[[str], Mapping[str, Any]],
-) -> str:
+def _wrong_setting(key: str) -> Mapping[str, Any]:
+    return {key: object()}
+
+
+def _wrong_queue(key: str) -> Mapping[str, Any]:
+    return {"queues": [{"name": "default", key: object()}]}
+
+
+def _table(name: str, wrong: Callable[[str], Mapping[str, Any]]) -> str:
+    from carrot_twisted import conf
+
+    defaults: Mapping[str, Any] = getattr(conf, name)
+    meanings = _meanings(name)
     lines = ["| key | value | default | meaning |", "|---|---|---|---|"]
     for key, default in defaults.items():
         shown = "" if key == "name" else _shown(default)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """How Sphinx makes HTML of the documentation: the Markdown pages as they are, and docstrings.
 
-``python3 run.py docs`` runs it. The source folder is the repository, so that links from docs/ to the
-README and to other files lead to the same places as on a code host. A warning is an error: a link
-or an anchor that leads nowhere, a page that the index does not name, a docstring that cannot be
-read.
+``python3 run.py docs`` runs it. The source folder is the repository, so that links from docs/ to
+the README and to other files lead to the same places as on a code host. A warning is an error: a
+link or an anchor that leads nowhere, a page that the index does not name, a docstring that cannot
+be read.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ os.environ["DJANGO_SETTINGS_MODULE"] = "devtools.typed_settings"
 
 import django
 
-django.setup()
-
 from carrot_twisted import __version__
+
+django.setup()
 
 project = "carrot-twisted"
 copyright = "the authors of carrot-twisted, Apache-2.0"  # noqa: A001 - Sphinx's name

@@ -31,7 +31,9 @@ pytestmark = pytest.mark.once
 
 def blocks(page: str) -> dict[str, str]:
     """Python blocks, by the file that their first line names."""
-    found = re.findall(r"```python\n(# ([^\n]+)\n.*?)```", (DOCS / page).read_text(), flags=re.DOTALL)
+    found = re.findall(
+        r"```python\n(# ([^\n]+)\n.*?)```", (DOCS / page).read_text(), flags=re.DOTALL
+    )
     return {str(name): str(text) for text, name in found}
 
 

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What celery-message-consumer 1.2.1 does, line by line, and the tests that show what ours does.
 
-Each line is shown by tests, or is told in docs/handlers.md, or the guide
-for those who move, to be otherwise. This file sees to it
-that none is forgotten, and that the tests it names are there.
+Each line is shown by tests, or is told in docs/handlers.md, or the guide for those who move, to be
+otherwise. This file sees to it that none is forgotten, and that the tests it names are there.
 """
 
 from __future__ import annotations

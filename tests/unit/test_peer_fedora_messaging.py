@@ -2,7 +2,8 @@
 """What fedora-messaging 3.9 has and lacks, line by line, and what shows how it is here.
 
 Each line names tests, or words of docs/callbacks.md or of the guide for those who move that tell
-what is otherwise. This file sees to it that they are there: a test that is renamed, or a note that is taken out, is missed.
+what is otherwise. This file sees to it that they are there: a test that is renamed, or a note that
+is taken out, is missed.
 """
 
 from __future__ import annotations
