@@ -40,7 +40,6 @@ include_patterns = [
 ]
 #: Folders that are not looked into.
 exclude_patterns = [".*", "build", "dist", "carrot_twisted", "tests", "devtools"]
-nitpicky = False
 
 #: Anchors as code hosts make them, for headings of all levels.
 myst_heading_anchors = 6
@@ -48,9 +47,6 @@ myst_heading_anchors = 6
 highlight_language = "none"
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "signature"
-#: Names that only type checkers import stay as they are written.
-autodoc_type_aliases: dict[str, str] = {}
 
 html_theme = "furo"
 html_title = f"carrot-twisted {version}"
@@ -71,6 +67,17 @@ def _add_contents(_app: Sphinx, name: str, source: list[str]) -> None:
             source[0] += f"\n```{{toctree}}\n:hidden:\n:caption: {title}\n\n{pages}\n```\n"
 
 
+def _keep_colons(
+    _app: Sphinx, what: str, _name: str, _object: object, _options: object, lines: list[str]
+) -> None:
+    """What stands before a colon there is no type, as napoleon would have it, but a sentence."""
+    starts = [0] if what in ("attribute", "property") else []
+    starts += [number for number, line in enumerate(lines, 1) if line.strip() == "Returns:"]
+    for number in starts:
+        lines[number] = lines[number].replace(": ", " \N{EN DASH} ")
+
+
 def setup(app: Sphinx) -> None:
     """Sphinx's hook for what a configuration adds to it."""
     app.connect("source-read", _add_contents)
+    app.connect("autodoc-process-docstring", _keep_colons, priority=400)

@@ -146,6 +146,24 @@ def test_the_examples_of_tasks_run(
 
 
 @pytest.mark.django_db
+def test_a_task_of_celerys_is_published_as_the_guide_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Any
+) -> None:
+    (tmp_path / "shop").mkdir()
+    for text in blocks(TOP / "docs" / "migrating-from-celery.md", "python"):
+        place, _, path = text.partition("\n")[0].removeprefix("# ").partition(": ")
+        if place == "after":
+            (tmp_path / path).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("shop", "shop.tasks", "shop.paying"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    settings.CARROT = {"queues": [{"name": "mail"}], "task_modules": ["shop.tasks"]}
+    import_module("shop.paying").pay(7)
+    row = MessageLog.objects.get()
+    assert (row.task, row.queue, row.positionals) == ("shop.tasks.send_invoice", "mail", (7,))
+
+
+@pytest.mark.django_db
 def test_the_examples_of_djangos_own_tasks_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Any
 ) -> None:
