@@ -206,18 +206,24 @@ def test_messages_that_are_explained_are_those_of_the_code() -> None:
     assert [piece for piece in pieces if piece not in texts] == []
 
 
-@pytest.mark.parametrize("file", ["checks.py", "backends.py"])
-def test_each_message_of_checks_is_explained(file: str) -> None:
+@pytest.mark.parametrize(
+    ("file", "functions", "argument"),
+    [
+        ("checks.py", ("Error", "Warning"), 0),
+        ("backends.py", ("Error",), 0),
+        ("doctor.py", ("_error", "_warning"), 1),
+    ],
+)
+def test_each_finding_is_explained(file: str, functions: tuple[str, ...], argument: int) -> None:
     """By its longest piece without a value."""
     text = page("troubleshooting.md")
     tree = ast.parse((PACKAGE / file).read_text(encoding="utf-8"))
-    found = [
-        as_quoted(node.args[0])
+    texts = [
+        node.args[argument]
         for node in ast.walk(tree)
-        if isinstance(node, ast.Call)
-        and ast.unparse(node.func) in ("Error", "Warning")
-        and isinstance(node.args[0], ast.JoinedStr | ast.Constant)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in functions
     ]
+    found = [as_quoted(one) for one in texts if isinstance(one, ast.JoinedStr | ast.Constant)]
     assert len(found) > 2
     longest = [max(message.split("…"), key=len).strip() for message in found]
     assert [piece for piece in longest if piece not in text] == []
