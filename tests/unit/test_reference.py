@@ -229,6 +229,15 @@ def test_each_finding_is_explained(file: str, functions: tuple[str, ...], argume
     assert [piece for piece in longest if piece not in text] == []
 
 
+def test_words_of_the_glossary_are_used() -> None:
+    words = re.findall(r"^\| \*\*([^*]+)\*\*", page("glossary.md"), flags=re.MULTILINE)
+    assert words == sorted(words, key=str.lower)
+    pages = [one for one in (TOP / "docs").glob("*.md") if one.name != "glossary.md"]
+    files = [*pages, *PACKAGE.rglob("*.py")]
+    used = "\n".join(one.read_text(encoding="utf-8").lower() for one in files)
+    assert [word for word in words if not re.search(rf"\b{word.lower()}", used)] == []
+
+
 def test_modules_stand_on_the_floors_that_the_architecture_tells() -> None:
     text = section(page("architecture.md"), "## Floors")
     rows = re.findall(r"^\| (\d) \| (.*)\|", text, flags=re.MULTILINE)
