@@ -19,6 +19,7 @@ from prometheus_client.metrics_core import CounterMetricFamily
 import carrot_twisted
 from carrot_twisted import command_line, conf, exceptions, signals, tap
 from carrot_twisted.management.commands import carrot_daemon, carrot_doctor, carrot_status
+from carrot_twisted.models import MessageLog
 from carrot_twisted.service import families
 from carrot_twisted.service.consumption import EXIT_CALLBACK
 from devtools import settings_page
@@ -96,6 +97,7 @@ def as_quoted(node: ast.AST) -> str:
 
 def test_the_tables_of_settings_are_those_of_the_code() -> None:
     assert page("settings.md") == settings_page.written(), "python3 run.py docs writes them anew"
+    assert "|  |\n" not in page("settings.md"), "a comment above each key says what it means"
     for name in conf._BROKER_TYPES:
         assert f"`{name}`" in section(page("settings.md"), "## Brokers"), name
 
@@ -153,6 +155,11 @@ def test_the_ids_of_checks_are_those_of_the_code() -> None:
             found.add(f"carrot_twisted.E{int(number):03}")
     told = first_cells(section(page("reference.md"), "## Check ids"))
     assert [one for one in told if one.startswith("carrot_twisted.")] == sorted(found)
+
+
+def test_the_fields_of_rows_are_those_of_the_model() -> None:
+    told = first_cells(section(page("reference.md"), "## Fields of a task's row"))
+    assert sorted(told) == sorted(field.name for field in MessageLog._meta.get_fields())
 
 
 def test_signals_and_exceptions_are_those_of_the_code() -> None:
