@@ -63,7 +63,7 @@ def test_a_task_that_runs_too_long_fails_and_leaves_its_thread_to_the_next(
     service = start_service(
         "--concurrency=2",
         **carrot(time_limit=0.4),
-        **constants({"service.time_keeper.REPEAT": 0.2, "tap.LAST_MOMENT": 0.5}),
+        **constants({"service.time_keeper.REPEAT": 0.2, "service.process_end.LAST_MOMENT": 0.5}),
     )
     threads = worker_threads()
     cases = [

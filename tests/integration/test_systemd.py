@@ -20,8 +20,8 @@ import pytest
 from carrot_twisted import conf
 from carrot_twisted.service.engine import CONFIRMS
 from carrot_twisted.service.log_writer import LAST_WRITES
+from carrot_twisted.service.process_end import EXIT_CONFIG, EXIT_RECYCLE, LAST_MOMENT
 from carrot_twisted.service.protocol import FAREWELL
-from carrot_twisted.tap import EXIT_CONFIG, EXIT_RECYCLE, LAST_MOMENT
 from carrot_twisted.utilities import publish_message
 from tests.conftest import missing, same_servers
 from tests.processes import REPOSITORY, wait_until
