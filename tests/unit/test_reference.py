@@ -17,11 +17,12 @@ from django.dispatch import Signal
 from prometheus_client.metrics_core import CounterMetricFamily
 
 import carrot_twisted
-from carrot_twisted import command_line, conf, exceptions, signals, tap
+from carrot_twisted import command_line, conf, exceptions, signals
 from carrot_twisted.management.commands import carrot_daemon, carrot_doctor, carrot_status
 from carrot_twisted.models import MessageLog
-from carrot_twisted.service import families
+from carrot_twisted.service import families, process_end
 from carrot_twisted.service.consumption import EXIT_CALLBACK
+from carrot_twisted.service_options import Options
 from devtools import settings_page
 from tests.unit.test_floors import SERVICE_WING, WEB_WING, floor
 
@@ -113,7 +114,7 @@ def test_no_option_of_a_command_is_left_out() -> None:
 
 
 def test_no_option_of_twistd_carrot_is_left_out_and_none_is_made_up() -> None:
-    options = tap.Options()
+    options = Options()
     known = {f"--{name.rstrip('=')}" for name in options.longOpt} - {"--help", "--version"}
     text = page("commands.md") + page("callbacks.md")
     assert not [one for one in known if f"`{one}" not in text]
@@ -131,7 +132,7 @@ def test_every_command_line_on_the_pages_is_understood() -> None:
             command = load_command_class("carrot_twisted", found[1])
             command.create_parser("manage.py", found[1]).parse_args(shlex.split(found[2]))
         elif found := re.match(r"(?:twistd -n carrot|carrot consume) (--.*)", line):
-            tap.Options().parseOptions(shlex.split(found[1]))
+            Options().parseOptions(shlex.split(found[1]))
         elif found := re.match(r"(?:echo .* \| )?carrot ((?:publish|record|replay) .*)", line):
             command_line._parser().parse_args(shlex.split(found[1]))
         understood += found is not None
@@ -187,7 +188,10 @@ def test_metrics_are_those_of_the_code() -> None:
 def test_exit_statuses_are_those_of_the_code() -> None:
     text = page("commands.md")
     for heading, statuses in (
-        ("## manage.py carrot", {0, tap.EXIT_CRASH, 2, tap.EXIT_RECYCLE, tap.EXIT_CONFIG}),
+        (
+            "## manage.py carrot",
+            {0, process_end.EXIT_CRASH, 2, process_end.EXIT_RECYCLE, process_end.EXIT_CONFIG},
+        ),
         (
             "## manage.py carrot_daemon",
             {0, 1, 2, carrot_daemon.EXIT_NOT_RUNNING, carrot_daemon.EXIT_UNKNOWN},
