@@ -51,6 +51,8 @@ autodoc_member_order = "bysource"
 html_theme = "furo"
 html_title = f"carrot-twisted {version}"
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 
 #: An entry of the index: the page that its link leads to.
 _ENTRY = re.compile(r"^- \[[^\]]+\]\(([^)#:]+)\.md\)", re.MULTILINE)
