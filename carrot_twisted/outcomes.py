@@ -228,7 +228,8 @@ def returned_text(value: Any, output: str | None, limit: int) -> str | None:
         return None
     if kind is str and value == output:
         return IS_TEXT
-    if kind is int and str(value) == output:
+    if kind is int and output.lstrip("-").isdecimal():
+        # Of more digits than Python tells there is none.
         return IS_JSON
     try:
         text = wire.exact_json(value, "result")
