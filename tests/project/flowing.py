@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from carrot_twisted import task
 from carrot_twisted.exceptions import Retry
+from carrot_twisted.models import MessageLog
 from carrot_twisted.running import current
+from tests.project.tasks import ledger
 
 #: What ``tell`` was given, and what ``give`` cannot give.
 told: list[Any] = []
@@ -66,3 +69,23 @@ def flaky(failures: int) -> str:
 def single(value: int) -> int:
     """One of a kind."""
     return value
+
+
+@task
+def pause(value: int, seconds: float) -> int:
+    """Takes some time."""
+    time.sleep(seconds)
+    return value
+
+
+@task
+def note(values: list[int], key: str) -> int:
+    """Leaves a trace with the sum of what it got."""
+    ledger(f"{key}: {len(values)} results, {sum(values)}")
+    return sum(values)
+
+
+@task
+def wait_for(key: str) -> str:
+    """Waits for another task, as nobody should."""
+    return str(MessageLog.objects.get(pk=key).wait(20).result())

@@ -124,10 +124,14 @@ def test_all_of_a_flow_is_published_or_nothing(carrot: InMemory) -> None:
     class Undo(Exception):
         pass
 
-    with pytest.raises(Undo), transaction.atomic():
-        numbers(3).publish()
-        assert MessageLog.objects.count() == 3
-        raise Undo
+    def undone() -> None:
+        with transaction.atomic():
+            numbers(3).publish()
+            assert MessageLog.objects.count() == 3
+            raise Undo
+
+    with pytest.raises(Undo):
+        undone()
     assert (MessageLog.objects.count(), Flow.objects.count()) == (0, 0)
 
 
@@ -330,9 +334,7 @@ def test_a_result_that_is_too_large_fails_the_task(carrot: InMemory) -> None:
     assert reloaded(flow).status == "FAILED"
 
 
-def test_results_that_are_too_large_together_fail_the_flow(
-    carrot: InMemory, settings: Any
-) -> None:
+def test_results_that_are_too_large_together_fail_the_flow(carrot: InMemory, settings: Any) -> None:
     settings.CARROT = {**settings.CARROT, "max_message_size": 1000}
     flow = group(
         [flowing.give_text.options().message(400) for _ in range(3)], then=flowing.tell
@@ -350,9 +352,7 @@ def test_results_that_are_too_large_together_fail_the_flow(
     assert reloaded(flow).status == "COMPLETED"
 
 
-def test_a_queue_that_has_left_the_settings_fails_the_flow(
-    carrot: InMemory, settings: Any
-) -> None:
+def test_a_queue_that_has_left_the_settings_fails_the_flow(carrot: InMemory, settings: Any) -> None:
     flow = chain(
         flowing.give.options().message(1), flowing.tell.options(queue="other").signature()
     ).publish()
@@ -409,9 +409,7 @@ def claimed(keys: Sequence[Any]) -> list[Claimed]:
 def finish(runs: Sequence[Claimed], value: int, *, kind: Kind = Kind.COMPLETED) -> int:
     """As the LogWriter does with a batch; how many rows that changed."""
     result = Result(kind=kind, output=str(value), returned="=")
-    ends = [
-        Finished(uuid=run.uuid, token=run.token, result=result, flow=run.flow) for run in runs
-    ]
+    ends = [Finished(uuid=run.uuid, token=run.token, result=result, flow=run.flow) for run in runs]
     with transaction.atomic():
         changed = records.finish(ends, 0.0, "default")
         records.settle_flows(ends, "default")
@@ -431,15 +429,13 @@ def test_a_batch_costs_three_statements_for_all_its_flows_and_none_without(
 ) -> None:
     flows = [numbers(50).publish() for _ in range(20)]
     runs = claimed([row.pk for flow in flows for row in flow.logs[:25]])
+    done = Result(kind=Kind.COMPLETED)
+    ends = [Finished(uuid=run.uuid, token=run.token, result=done, flow=run.flow) for run in runs]
     with CaptureQueriesContext(connection) as seen:
-        records.settle_flows(
-            [Finished(uuid=r.uuid, token=r.token, result=Result(kind=Kind.COMPLETED), flow=r.flow)
-             for r in runs],
-            "default",
-        )
+        records.settle_flows(ends, "default")
     assert len(seen) == 3
+    plain = [Finished(uuid=run.uuid, token=run.token, result=done) for run in runs]
     with CaptureQueriesContext(connection) as seen:
-        plain = [Finished(uuid=r.uuid, token=r.token, result=Result(kind=Kind.COMPLETED)) for r in runs]
         records.settle_flows(plain, "default")
     assert len(seen) == 0
 
