@@ -17,13 +17,25 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from django.core.checks import run_checks
 
-from carrot_twisted import conf, records, tap, task_options
+from carrot_twisted import (
+    conf,
+    flow_plan,
+    flow_settling,
+    records,
+    tap,
+    task_options,
+    task_paths,
+    waiting,
+)
 from carrot_twisted.limits import limit_of
-from carrot_twisted.models import MessageLog
+from carrot_twisted.message_log import INSERT_BATCH
+from carrot_twisted.models import Flow, MessageLog
 from carrot_twisted.service import reactor_watch, recycling, time_keeper
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from carrot_twisted.testing import InMemory
 
 TOP = Path(__file__).resolve().parents[2]
 PAGES = [TOP / "README.md", *sorted((TOP / "docs").glob("*.md"))]
@@ -143,6 +155,48 @@ def test_the_examples_of_tasks_run(
         assert told.format(number) in text
     for name in conf.TASK_DEFAULTS:
         assert f"`{name}`" in text.partition("## Defaults of a project")[2]
+
+
+@pytest.mark.django_db
+def test_the_examples_of_flows_run(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: Any,
+    carrot: InMemory,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """That for myapp/tasks.py is that module; what the others publish runs after each."""
+    page = TOP / "docs" / "flows.md"
+    texts = list(blocks(page, "python"))
+    (module,) = [text for text in texts if text.startswith("# myapp/tasks.py")]
+    (tmp_path / "myapp").mkdir()
+    (tmp_path / "myapp" / "tasks.py").write_text(module)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("myapp", "myapp.tasks"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    task_paths._resolved.clear()
+    queues = [{"name": name} for name in ("default", "mail")]
+    settings.CARROT = {"queues": queues, "task_modules": ["myapp.tasks"]}
+    names: dict[str, Any] = {}
+    for text in texts:
+        if text is not module:
+            exec(text, names)  # noqa: S102
+            carrot.run_pending()
+    flows = Flow.objects.order_by("pk")
+    assert [flow.result() for flow in flows] == [
+        "tidy",
+        {"album": 7, "photos": 3},
+        ["tidy", "tidy"],
+        ["COMPLETED", "COMPLETED"],
+    ]
+    assert flows[0].results(2) == {"album": 7, "title": "A page"}
+    said = capsys.readouterr().out
+    assert said.startswith("3\nCOMPLETED 3\n")
+    assert "myapp.tasks.fetch 2 of 2" in said
+    told = " ".join(page.read_text(encoding="utf-8").split())
+    assert f"{INSERT_BATCH:,} rows at a time" in told
+    assert (waiting.FIRST, waiting.LONGEST, flow_settling.AGE) == (0.01, 1, 10)
+    assert all(f'| `"{policy}"' in told for policy in flow_plan.POLICIES)
 
 
 @pytest.mark.django_db
