@@ -18,7 +18,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from django.db import DatabaseError, transaction
-from django.db.models import Exists, OuterRef, Q
+from django.db.models import OuterRef, Q, Subquery
 from django.db.models.functions import Now
 
 from carrot_twisted import conf, failpoints, flow_plan, outcomes
@@ -39,6 +39,8 @@ _logger = logging.getLogger("carrot_twisted.flows")
 AGE = 10.0
 #: Flows that one sweep looks after, and tasks that it cancels of each.
 SWEPT, CANCELLED_AT_ONCE = 100, 2000
+#: States that decide how a flow goes on.
+_ASKED = (*MessageLog.UNFINISHED, MessageLog.FAILED, MessageLog.CANCELLED)
 
 
 def settle(keys: Collection[UUID], using: str) -> None:
@@ -60,30 +62,38 @@ def settle(keys: Collection[UUID], using: str) -> None:
     # A statement of its own after the locks: it sees what those have committed who had them. And a
     # change, not a lock alone: at stricter isolation levels who waited for it is told to repeat.
     flows.filter(pk__in=held).update(changed_at=Now())
+    # The first of each state, in the order of the index. Whether there is any at all would be asked
+    # of the whole table where many of its rows are of the flow.
     members = MessageLog.objects.using(using).filter(
         flow=OuterRef("pk"), flow_step=OuterRef("step")
     )
-    looked = flows.filter(pk__in=held).defer("plan").order_by("pk")
-    looked = looked.annotate(
-        waits=Exists(members.filter(status__in=MessageLog.UNFINISHED)),
-        broken=Exists(members.filter(status__in=(MessageLog.FAILED, MessageLog.CANCELLED))),
-    )
+    firsts = {
+        f"first_{state}": Subquery(
+            members.filter(status=state).order_by("flow_position").values("pk")[:1]
+        )
+        for state in _ASKED
+    }
+    looked = flows.filter(pk__in=held).defer("plan").order_by("pk").annotate(**firsts)
     for flow in list(looked):
-        _settle(flow, using)
+        there = {state for state in _ASKED if getattr(flow, f"first_{state}") is not None}
+        _settle(flow, there, using)
 
 
-def _settle(flow: Any, using: str) -> None:
+def _settle(flow: Flow, there: Collection[str], using: str) -> None:
     """Do what comes of the state in which its tasks are.
 
     Args:
-        flow: locked, with ``waits`` and ``broken``.
+        flow: locked.
+        there: of the states that are ASKED those in which some are.
         using: database alias.
     """
     step = flow.steps[flow.step]
-    if flow.broken and step.on_failure != flow_plan.CONTINUE:
+    broken = MessageLog.FAILED in there or MessageLog.CANCELLED in there
+    waits = MessageLog.PUBLISHED in there or MessageLog.IN_PROGRESS in there
+    if broken and step.on_failure != flow_plan.CONTINUE:
         if flow.status == Flow.RUNNING:
             _fail(flow, _first_failure(flow, using), using)
-    elif not flow.waits:
+    elif not waits:
         _go_on(flow, using)
     elif flow.status == Flow.FAILED:
         # Somebody has run again what had failed.
@@ -233,12 +243,14 @@ def _why_not(number: int, error: Exception) -> str:
 def _cancel_waiting(flow: UUID, using: str) -> bool:
     """Cancel what waits of a flow, but for what others have locked; whether nothing is left."""
     waiting = MessageLog.objects.using(using).filter(flow=flow, status=MessageLog.PUBLISHED)
-    free = waiting.order_by("pk").select_for_update(skip_locked=True)
+    # Any order but that of the keys, by which the whole table could be gone through.
+    waiting = waiting.order_by("flow_step", "flow_position")
+    free = waiting.select_for_update(skip_locked=True)
     keys = list(free.values_list("pk", flat=True)[:CANCELLED_AT_ONCE])
     if keys:
         rows = MessageLog.objects.using(using).filter(pk__in=keys, status=MessageLog.PUBLISHED)
         rows.cancel_alone("", "its flow does not go on")
-    return not waiting.exists()
+    return waiting.values_list("pk", flat=True).first() is None
 
 
 def sweep(using: str) -> int:

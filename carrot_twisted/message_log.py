@@ -542,6 +542,7 @@ class MessageLog(models.Model):
                 "flow",
                 "flow_step",
                 "status",
+                "flow_position",
                 name="carrot_flow",
                 condition=Q(flow__isnull=False),
             ),

@@ -112,6 +112,7 @@ class Migration(migrations.Migration):
                 models.F("flow"),
                 models.F("flow_step"),
                 models.F("status"),
+                models.F("flow_position"),
                 condition=models.Q(("flow__isnull", False)),
                 name="carrot_flow",
             ),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import signal
 import threading
@@ -16,10 +17,13 @@ from asgiref.sync import sync_to_async
 from django.db import connection, connections, transaction
 from django.test.utils import CaptureQueriesContext
 
-from carrot_twisted import publisher
+from carrot_twisted import flow_settling, publisher, records
 from carrot_twisted.exceptions import CannotWait, HasFailed, NotFinished
 from carrot_twisted.flows import Flow, chain, group, signature
+from carrot_twisted.message_log import new_token
 from carrot_twisted.models import MessageLog
+from carrot_twisted.outcomes import Kind, Result
+from carrot_twisted.records import Claimant, Claimed, Finished
 from carrot_twisted.utilities import create_message, publish_message
 from tests.integration.test_service import finished, run
 from tests.processes import ServiceProcess, wait_until
@@ -194,16 +198,86 @@ def test_several_services_that_end_tasks_of_the_same_flows_are_in_nobodys_way(
         assert "does not take everything" not in service.log
 
 
+@pytest.mark.only("postgres")
+@pytest.mark.django_db(transaction=True)
+def test_who_ends_the_last_tasks_at_the_same_moment_waits_for_the_other(served: None) -> None:
+    """Without that neither would see that nothing is left."""
+    flow = counting(2, "it").publish()
+    runs = [in_progress(row.pk) for row in flow.logs]
+    held = threading.Event()
+
+    def first() -> None:
+        with transaction.atomic():
+            end(runs[0])
+            held.set()
+            wait_until(waits_for_a_lock)
+
+    def second() -> None:
+        assert held.wait(30)
+        with transaction.atomic():
+            end(runs[1])
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(elsewhere, first), pool.submit(elsewhere, second)]:
+            done.result(60)
+    assert [row.positionals for row in flow.logs.filter(flow_step=1)] == [([0, 1],)]
+
+
+def in_progress(key: Any) -> Claimed:
+    """The row of a task that runs."""
+    claimant = Claimant(worker="test", lease=60, max_crashes=5, alone=True, judges=False)
+    one = records.claim([key], new_token(), claimant, "default")[key]
+    assert isinstance(one, Claimed)
+    return one
+
+
+def end(run: Claimed) -> None:
+    """As a service does; the task has returned its argument."""
+    value = json.loads(run.task_args)[0]
+    result = Result(kind=Kind.COMPLETED, output=str(value), returned="=")
+    ends = [Finished(uuid=run.uuid, token=run.token, result=result, flow=run.flow)]
+    records.finish(ends, 0.0, "default")
+    records.settle_flows(ends, "default")
+
+
+def waits_for_a_lock() -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_stat_clear_snapshot()")
+        cursor.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' "
+            "AND datname = current_database() AND query LIKE '%carrot_twisted_flow%'"
+        )
+        return bool(cursor.fetchone()[0])
+
+
+@pytest.mark.only("postgres")
+@pytest.mark.django_db(transaction=True)
+def test_how_a_flow_stands_is_asked_of_its_index(served: None) -> None:
+    """However large a part of the table is of the flow, and whatever the database guesses."""
+    flow = counting(3000, "it").publish()
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE carrot_twisted_messagelog")
+    with CaptureQueriesContext(connection) as seen, transaction.atomic():
+        flow_settling.settle({flow.pk}, "default")
+    asking = [query["sql"] for query in seen if "flow_position" in query["sql"]]
+    assert len(asking) == 1
+    with connection.cursor() as cursor:
+        cursor.execute(f"EXPLAIN {asking[0]}")
+        plan = "\n".join(line for (line,) in cursor.fetchall())
+    assert "Seq Scan on carrot_twisted_messagelog" not in plan
+    assert "Index Scan using carrot_flow " in plan
+
+
+@pytest.mark.only("postgres")
 def test_ten_thousand_tasks_are_published_and_counted(
     start_service: StartService, ledger: Ledger
 ) -> None:
     messages = [flowing.give.options().message(n) for n in range(10_000)]
     with CaptureQueriesContext(connection) as seen:
         flow = group(messages, then=flowing.note.options().signature(key="all")).publish()
-    if connection.vendor == "postgresql":
-        sent = [query["sql"] for query in seen]
-        assert sum(sql.startswith("INSERT") for sql in sent) == 1 + 5, "2,000 rows at a time"
-        assert len(sent) <= 15, sent
+    sent = [query["sql"] for query in seen]
+    assert sum(sql.startswith("INSERT") for sql in sent) == 1 + 5, "2,000 rows at a time"
+    assert len(sent) <= 15, sent
     service = start_service("--no-scheduler")
     (done,) = ended([flow], 120)
     check_counted(done, 10_000)
