@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("carrot_twisted.flows")
 
-#: A running flow is looked after again when nobody has done so for so many seconds: its rows may
-#: have been changed, or deleted, past this package.
+#: A running flow of whose step none is left is looked after when nobody has done so for so many
+#: seconds: its rows were changed, or deleted, past this package.
 AGE = 10.0
 #: Flows that one sweep looks after, and tasks that it cancels of each.
 SWEPT, CANCELLED_AT_ONCE = 100, 2000
@@ -62,21 +62,23 @@ def settle(keys: Collection[UUID], using: str) -> None:
     # A statement of its own after the locks: it sees what those have committed who had them. And a
     # change, not a lock alone: at stricter isolation levels who waited for it is told to repeat.
     flows.filter(pk__in=held).update(changed_at=Now())
-    # The first of each state, in the order of the index. Whether there is any at all would be asked
-    # of the whole table where many of its rows are of the flow.
-    members = MessageLog.objects.using(using).filter(
-        flow=OuterRef("pk"), flow_step=OuterRef("step")
-    )
-    firsts = {
-        f"first_{state}": Subquery(
-            members.filter(status=state).order_by("flow_position").values("pk")[:1]
-        )
-        for state in _ASKED
-    }
+    firsts = {f"first_{state}": _first(state, using) for state in _ASKED}
     looked = flows.filter(pk__in=held).defer("plan").order_by("pk").annotate(**firsts)
     for flow in list(looked):
         there = {state for state in _ASKED if getattr(flow, f"first_{state}") is not None}
         _settle(flow, there, using)
+
+
+def _first(state: str, using: str) -> Subquery:
+    """Of a flow: the first task of its step that is in this state; NULL: there is none.
+
+    In the order of the index: whether there is any at all would be asked of the whole table where
+    many of its rows are of the flow.
+    """
+    members = MessageLog.objects.using(using).filter(
+        flow=OuterRef("pk"), flow_step=OuterRef("step"), status=state
+    )
+    return Subquery(members.order_by("flow_position").values("pk")[:1])
 
 
 def _settle(flow: Flow, there: Collection[str], using: str) -> None:
@@ -254,7 +256,7 @@ def _cancel_waiting(flow: UUID, using: str) -> bool:
 
 
 def sweep(using: str) -> int:
-    """Look after flows that nobody has looked after for a while. Call it in a transaction.
+    """Look after flows that should have gone on, and have not. Call it in a transaction.
 
     One question on an index that has none but running flows, if there is nothing to do.
 
@@ -262,8 +264,11 @@ def sweep(using: str) -> int:
         How many were looked after.
     """
     flows = Flow.objects.using(using)
-    left = Q(status=Flow.RUNNING, changed_at__lt=Now() - timedelta(seconds=AGE))
-    chosen = flows.filter(left | Q(to_cancel=True)).order_by("changed_at")
+    firsts = {f"first_{state}": _first(state, using) for state in MessageLog.UNFINISHED}
+    none_is_left = Q(**{f"{name}__isnull": True for name in firsts})
+    old = Q(status=Flow.RUNNING, changed_at__lt=Now() - timedelta(seconds=AGE))
+    chosen = flows.alias(**firsts).filter((old & none_is_left) | Q(to_cancel=True))
+    chosen = chosen.order_by("changed_at")
     free = chosen.select_for_update(skip_locked=True).values_list("pk", "to_cancel")
     found = list(free[:SWEPT])
     for pk, to_cancel in found:

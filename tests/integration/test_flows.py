@@ -10,11 +10,13 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from asgiref.sync import sync_to_async
 from django.db import connection, connections, transaction
+from django.db.models import F
 from django.test.utils import CaptureQueriesContext
 
 from carrot_twisted import flow_settling, publisher, records
@@ -266,6 +268,13 @@ def test_how_a_flow_stands_is_asked_of_its_index(served: None) -> None:
         plan = "\n".join(line for (line,) in cursor.fetchall())
     assert "Seq Scan on carrot_twisted_messagelog" not in plan
     assert "Index Scan using carrot_flow " in plan
+    Flow.objects.update(changed_at=F("changed_at") - timedelta(minutes=1))
+    with transaction.atomic():
+        assert flow_settling.sweep("default") == 0
+    flow.logs.order_by().update(status="COMPLETED", output="1", returned="=")
+    with transaction.atomic():
+        assert flow_settling.sweep("default") == 1
+    assert flow.logs.filter(flow_step=1).count() == 1
 
 
 @pytest.mark.only("postgres")
