@@ -79,6 +79,48 @@ class TaskExpired(CarrotError):
     """Never raised: in a result it tells that the task has not started in time (``expires``)."""
 
 
+class NoResult(CarrotError):
+    """A task, or a flow, has no result to hand over. Its subclasses say why."""
+
+
+class NotFinished(NoResult, TimeoutError):
+    """It has not come to its end yet, or not in the time that somebody has waited."""
+
+
+class HasFailed(NoResult):
+    """It is FAILED. The text is what it has raised.
+
+    Args:
+        text: for people.
+        exception_class: dotted path of the class of what it has raised, if that is known.
+        traceback: of that.
+    """
+
+    def __init__(self, text: str, exception_class: str = "", traceback: str = "") -> None:
+        super().__init__(text, exception_class, traceback)
+        self.exception_class = exception_class
+        self.traceback = traceback
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class WasCancelled(NoResult):
+    """It is CANCELLED: by somebody, or because it has not started in time."""
+
+
+class UnknownResult(NoResult):
+    """It is COMPLETED, and what it has returned was not kept as a value.
+
+    It was nothing that JSON can tell exactly, or longer than ``CARROT["max_result_size"]``: the row
+    has it as a text for people, in ``output``. Or an earlier version has written the row.
+    """
+
+
+class CannotWait(CarrotError):
+    """Waiting here would never end, or hold up what is waited for. The text says why."""
+
+
 class BrokerError(CarrotError):
     """The broker could not be reached, did not answer, or refused what was asked of it.
 
@@ -112,9 +154,10 @@ class PermanentFailure(CarrotError):
 
 
 class InvalidResult(PermanentFailure):
-    """What a task of django.tasks has returned cannot be kept: it is FAILED.
+    """What a task of django.tasks, or of a flow, has returned cannot be kept: it is FAILED.
 
-    It is no JSON value, or takes more than ``CARROT["max_result_size"]`` characters.
+    It is no JSON value, or takes more than ``CARROT["max_result_size"]`` characters. In a flow also
+    what JSON would change, as a tuple.
     """
 
 

@@ -35,7 +35,14 @@ from carrot_twisted import (
     wire,
 )
 from carrot_twisted.coroutine_call import CoroutineCall
-from carrot_twisted.exceptions import PoisonMessage, Retry, TaskCancelled, TimeLimitExceeded
+from carrot_twisted.exceptions import (
+    InvalidMessage,
+    InvalidResult,
+    PoisonMessage,
+    Retry,
+    TaskCancelled,
+    TimeLimitExceeded,
+)
 from carrot_twisted.interruption import Abandoned, TimedCall
 from carrot_twisted.limits import limit_of
 from carrot_twisted.outcomes import Kind, Result
@@ -98,6 +105,7 @@ class Run(Claimed):
             attempt=claimed.attempt,
             retries=claimed.retries,
             django_task=claimed.django_task,
+            flow=claimed.flow,
             published=claimed.published,
             header=header,
             headers=headers,
@@ -260,10 +268,12 @@ def _result(
     log = transcript.text(limits.log)
     progress = progress_of(run)
     if error is None:
+        output = outcomes.output_text(value, limits.result)
         return Result(
             kind=kind,
             progress=progress,
-            output=outcomes.output_text(value, limits.result),
+            output=output,
+            returned=_returned(run, value, output, limits),
             log=log,
             started=started,
             ended=ended,
@@ -279,6 +289,13 @@ def _result(
         ended=ended,
         delay=delay,
     )
+
+
+def _returned(run: Run, value: Any, output: str | None, limits: Limits) -> str | None:
+    if run.standard is not None:
+        # It is JSON already.
+        return None if output is None else outcomes.IS_JSON
+    return outcomes.returned_text(value, output, limits.result)
 
 
 def give_up(
@@ -424,7 +441,29 @@ def _kept(run: Run, options: TaskOptions, value: Any) -> Any:
     """What is kept of a value that a task has returned."""
     if _ignores_result(options):
         value = None
-    return value if run.standard is None else run.standard.returned(value)
+    if run.standard is not None:
+        return run.standard.returned(value)
+    if run.flow is not None:
+        _check_exact(value)
+    return value
+
+
+def _check_exact(value: Any) -> None:
+    """Who comes next in a flow gets this value, or none.
+
+    Raises:
+        InvalidResult: it is none that can be handed over.
+    """
+    limit = conf.current().max_result_size
+    try:
+        size = len(wire.exact_json(value, "result"))
+    except InvalidMessage as error:
+        raise InvalidResult(str(error)) from None
+    if size > limit:
+        raise InvalidResult(
+            f"The result takes {size} characters as JSON; at most {limit} are kept "
+            "(CARROT['max_result_size']). Store the data and return its key."
+        )
 
 
 def is_cooperative(run: Run) -> bool:

@@ -46,6 +46,7 @@ PLACES = {
     "after_run_before_finish": "a task has ended, its result is in this thread only",
     "before_finish_commit": "the result is written, not committed",
     "after_finish_before_ack": "the result is committed, the message not acknowledged",
+    "in_flow_step": "the next step of a flow is written, not committed, nor is what it comes of",
     "custody_taken": "the message of a running task has just been acknowledged",
     "dead_letter_before_ack": "the dead-letter queue has the copy, the original is unacknowledged",
     # Message handlers.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from django.db import router, transaction
 from django.db.models.functions import Coalesce, Now
 
-from carrot_twisted import attempt, conf, housekeeping, rollups, schedule_run, statements
+from carrot_twisted import attempt, conf, flow, housekeeping, rollups, schedule_run, statements
 from carrot_twisted.models import MessageLog, ScheduledTask
 from carrot_twisted.periodic import periodic_task
 
@@ -106,17 +106,18 @@ def cleanup() -> dict[str, int]:
 def delete_old_statistics() -> dict[str, int]:
     """Delete what was counted for charts and is older than they reach (``rollups.KEPT``).
 
-    And attempts and runs of schedules whose tasks' rows are gone.
+    And attempts, runs of schedules and flows whose tasks' rows are gone.
 
     Returns:
-        How many buckets, attempts and runs were deleted.
+        How many buckets, attempts, runs and flows were deleted.
     """
     using = router.db_for_write(MessageLog)
-    deleted = {"buckets": rollups.delete_old(using), "attempts": 0, "runs": 0}
+    deleted = {"buckets": rollups.delete_old(using), "attempts": 0, "runs": 0, "flows": 0}
     end = time.monotonic() + BUDGET
     for what, delete in (
         ("attempts", attempt.delete_orphans),
         ("runs", schedule_run.delete_orphans),
+        ("flows", flow.delete_orphans),
     ):
         count = CHUNK
         while count == CHUNK and time.monotonic() < end:
@@ -124,8 +125,8 @@ def delete_old_statistics() -> dict[str, int]:
                 count = delete(CHUNK, using)
             deleted[what] += count
     _logger.info(
-        "Deleted old statistics: %(buckets)s buckets, and of deleted tasks %(attempts)s attempts "
-        "and %(runs)s runs of schedules",
+        "Deleted old statistics: %(buckets)s buckets, and of deleted tasks %(attempts)s attempts, "
+        "%(runs)s runs of schedules and %(flows)s flows",
         deleted,
     )
     return deleted
@@ -145,6 +146,7 @@ class OfState:
         self._ended = ENDED[state]
         old = MessageLog.objects.using(using).filter(status=state, retention__isnull=True)
         old = old.filter(**{f"{self._ended}__lt": Now() - age})
+        old = old.exclude(flow.kept_for_flows(using))
         if state == MessageLog.CANCELLED:
             # One that was cancelled long after it was published.
             old = old.exclude(completion_time__gte=Now() - age)
@@ -168,6 +170,7 @@ class OfRetention:
         ended = Coalesce("completion_time", "failure_time", "publish_time")
         own = MessageLog.objects.using(using).filter(retention=seconds, status__in=MessageLog.FINAL)
         old = own.alias(ended=ended).filter(ended__lt=Now() - timedelta(seconds=seconds))
+        old = old.exclude(flow.kept_for_flows(using))
         self._old = old.order_by("ended")
 
     def rows(self) -> QuerySet[MessageLog]:

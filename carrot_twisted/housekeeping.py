@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 
 from django.db import router, transaction
 
-from carrot_twisted import blocking, conf, handlers, outbox
+from carrot_twisted import blocking, conf, flow_settling, handlers, outbox
 from carrot_twisted.exceptions import (
     BrokerError,
     CarrotConfigException,
     CarrotError,
     UnknownWorker,
 )
+from carrot_twisted.flow import kept_for_flows
 from carrot_twisted.models import MessageLog, PausedQueue, Worker
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ HELD = "Another task with the same unique key waits or runs."
 REPEATED = (
     *("task", "task_args", "content", "exchange", "queue", "routing_key", "priority"),
     *("unique_key", "unique_until", "retention", "django_task"),
+    *("flow", "flow_step", "flow_position"),
 )
 #: Seconds without a sign of life from a broker after which a purge gives up.
 PATIENCE = 10
@@ -213,12 +215,14 @@ def requeue_tasks(rows: MessageLogQuerySet, progress: Progress | None = None) ->
                 refused[str(error)] += 1
         if not again:
             return 0
+        flows = flow_settling.rejoin(again, chosen.db)
         # First these: an old row holds no unique key any more, and stays if somebody else does.
         logs = chosen.enqueue(again)
         replaced = {log.retry_of for log in logs if log.retry_of and not log.duplicate}
         if len(replaced) < len(again):
             refused[HELD] += len(again) - len(replaced)
         _drop(chosen.filter(pk__in=replaced))
+        flow_settling.settle(flows, chosen.db)
         return len(replaced)
 
     final = rows.filter(status__in=MessageLog.FINAL)
@@ -229,7 +233,7 @@ def requeue_tasks(rows: MessageLogQuerySet, progress: Progress | None = None) ->
 def delete_tasks(rows: MessageLogQuerySet, progress: Progress | None = None) -> int:
     """Delete those of the rows that have come to their end.
 
-    Rows that somebody else changes at that moment are left alone.
+    Rows that somebody else changes at that moment are left alone, and those of flows that run.
 
     Args:
         rows: a query, neither sliced nor distinct. What it finds later is left alone.
@@ -239,6 +243,7 @@ def delete_tasks(rows: MessageLogQuerySet, progress: Progress | None = None) -> 
         How many were deleted.
     """
     final = rows.filter(status__in=MessageLog.FINAL)
+    final = final.exclude(kept_for_flows(router.db_for_write(MessageLog)))
     return _added_up(_in_chunks(final, CHUNK, _drop, skip_locked=True), progress)
 
 

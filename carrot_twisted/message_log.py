@@ -33,15 +33,24 @@ from carrot_twisted import (
     statements,
     task_options,
     tracing,
+    waiting,
     wire,
 )
-from carrot_twisted.exceptions import CarrotConfigException, DuplicateTask, InvalidMessage
+from carrot_twisted.exceptions import (
+    CarrotConfigException,
+    DuplicateTask,
+    HasFailed,
+    InvalidMessage,
+    NotFinished,
+    WasCancelled,
+)
 from carrot_twisted.kinds import MAX_NAME_BYTES
 from carrot_twisted.running import CancelRequest, Progress
 from carrot_twisted.task_options import PublishOptions, first_said, seconds_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
+    from uuid import UUID
 
     from django.db.models.expressions import CombinedExpression
 
@@ -247,6 +256,17 @@ class MessageLogQuerySet(models.QuerySet["MessageLog"]):
         Returns:
             How many rows that were. Those that have come to their end are left alone.
         """
+        members = self.unfinished().filter(flow__isnull=False).order_by()
+        flows = {flow for flow in members.values_list("flow", flat=True).distinct() if flow}
+        if not flows:
+            return self.cancel_alone(by, reason, cooperative=cooperative)
+        with transaction.atomic(using=self.db):
+            count = self.cancel_alone(by, reason, cooperative=cooperative)
+            _settle(flows, self.db)
+        return count
+
+    def cancel_alone(self, by: str, reason: str, *, cooperative: bool = False) -> int:
+        """The same, without a look at the flows that they are parts of."""
         request = CancelRequest(
             by=by, reason=reason, cooperative=cooperative, at=timezone.now().isoformat()
         )
@@ -271,12 +291,14 @@ class MessageLogQuerySet(models.QuerySet["MessageLog"]):
         """
         late = self.filter(status=MessageLog.PUBLISHED, attempts=0, expires_at__lte=Now())
         chosen = late.order_by("expires_at").select_for_update(skip_locked=True)
-        keys = list(chosen.values_list("pk", flat=True)[:limit])
-        if not keys:
+        found = dict(chosen.values_list("pk", "flow")[:limit])
+        if not found:
             return 0
-        return late.filter(pk__in=keys).update(
+        count = late.filter(pk__in=found).update(
             status=MessageLog.CANCELLED, token=None, completion_time=Now(), exception=EXPIRED
         )
+        _settle({flow for flow in found.values() if flow is not None}, self.db)
+        return count
 
     def overdue(self) -> MessageLogQuerySet:
         """Rows that should have been sent and were not.
@@ -381,6 +403,11 @@ class MessageLog(models.Model):
     failure_time = models.DateTimeField(null=True)
 
     output = models.TextField(null=True, help_text="What the function returned.")
+    returned = models.TextField(
+        null=True,
+        editable=False,
+        help_text="That value as JSON; or how the output tells it; empty: it does not.",
+    )
     exception = models.TextField(null=True)
     traceback = models.TextField(null=True)
     exception_class = models.CharField(
@@ -461,6 +488,15 @@ class MessageLog(models.Model):
         help_text="How far its last attempt has come: done, total and text; empty: it did not say.",
     )
 
+    # No foreign key: a flow ends, and goes, before or after its rows.
+    flow = models.UUIDField(null=True, editable=False, help_text="Primary key of its Flow.")
+    flow_step = models.PositiveSmallIntegerField(
+        null=True, editable=False, help_text="The flow's step that it is of, from 0 on."
+    )
+    flow_position = models.PositiveIntegerField(
+        null=True, editable=False, help_text="Its place in that step, from 0 on."
+    )
+
     objects = MessageLogQuerySet.as_manager()
 
     class Meta:
@@ -501,6 +537,14 @@ class MessageLog(models.Model):
                 condition=Q(
                     retention__isnull=False, status__in=("COMPLETED", "FAILED", "CANCELLED")
                 ),
+            ),
+            models.Index(
+                "flow",
+                "flow_step",
+                "status",
+                "flow_position",
+                name="carrot_flow",
+                condition=Q(flow__isnull=False),
             ),
         ]
         constraints: ClassVar = [
@@ -619,6 +663,20 @@ class MessageLog(models.Model):
         given = (options.run_after, options.expires, options.retention)
         self.is_special = any(value is not None for value in given)
 
+    @property
+    def moments(self) -> tuple[Moment | None, Moment | None]:
+        """Before it is inserted: when it may start, and until when, as that was said."""
+        return self._run_after, self._expires
+
+    @moments.setter
+    def moments(self, said: tuple[Moment | None, Moment | None]) -> None:
+        self._run_after, self._expires = said
+
+    def join(self, flow: UUID, step: int, position: int) -> None:
+        """Before it is inserted: it is a part of a flow."""
+        self.flow, self.flow_step, self.flow_position = flow, step, position
+        self.is_special = True
+
     def set_times(self, now: datetime) -> None:
         """Before it is inserted: say when it may start, and until when, on the database's clock."""
         start = _moment(self._run_after, now)
@@ -717,6 +775,7 @@ class MessageLog(models.Model):
         again = self.again()
         using = self._state.db or router.db_for_write(MessageLog)
         with transaction.atomic(using=using):
+            flows = _rejoin([again], using)
             deleted, _ = self.delete(using=using)
             if not deleted:
                 raise MessageLog.DoesNotExist(
@@ -727,6 +786,7 @@ class MessageLog(models.Model):
                 # Its deletion is undone.
                 self.pk = again.retry_of
                 raise DuplicateTask(again.unique_key or "", log.pk)
+            _settle(flows, using)
         return again
 
     def again(self) -> MessageLog:
@@ -757,10 +817,69 @@ class MessageLog(models.Model):
             unique_until=self.unique_until,
             retention=self.retention,
             django_task=self.django_task,
+            flow=self.flow,
+            flow_step=self.flow_step,
+            flow_position=self.flow_position,
         )
-        more = (self.unique_key, self.retention, self.django_task)
+        more = (self.unique_key, self.retention, self.django_task, self.flow)
         row.is_special = any(value is not None for value in more)
         return row
+
+    def result(self) -> Any:
+        """What the task has returned, as this row was read.
+
+        Raises:
+            HasFailed, WasCancelled, NotFinished: there is none.
+            UnknownResult: it was nothing that JSON can tell exactly, or too large.
+        """
+        if self.status == self.FAILED:
+            text = f"Task {self.task} ({self.pk}) has failed: {self.exception}"
+            raise HasFailed(text, self.exception_class or "", self.traceback or "")
+        if self.status == self.CANCELLED:
+            request = self.cancel_asked
+            why = self.exception or (request.text if request else "")
+            raise WasCancelled(f"Task {self.task} ({self.pk}) was cancelled: {why}")
+        if self.status != self.COMPLETED:
+            raise NotFinished(f"Task {self.task} ({self.pk}) has not come to its end yet.")
+        return outcomes.value_of(self.output, self.returned)
+
+    def wait(self, timeout: float | None = None) -> MessageLog:
+        """Wait until it has come to its end. This thread does nothing else meanwhile.
+
+        The row is asked for again and again, after 10 ms first, then less and less often, up to
+        once a second. Not for the inside of a task: its thread could be needed for what it waits
+        for. A flow goes on without waiting.
+
+        Args:
+            timeout: seconds; None: for ever.
+
+        Returns:
+            This row, as it is then; so ``log.wait(10).result()`` is what the task has returned.
+
+        Raises:
+            NotFinished: it has not, in that time.
+            CannotWait: in a transaction, or in the reactor's thread.
+            MessageLog.DoesNotExist: it was deleted, or requeued as another one.
+        """
+        waiting.wait(f"Task {self.pk}", self._has_ended, timeout, self._using)
+        return self
+
+    async def await_result(self, timeout: float | None = None) -> Any:
+        """``wait`` and ``result`` in a coroutine, whose event loop goes on meanwhile."""
+        await waiting.wait_async(f"Task {self.pk}", self._has_ended, timeout, self._using)
+        return self.result()
+
+    def _has_ended(self) -> bool:
+        rows = MessageLog.objects.using(self._using)
+        if rows.values_list("status", flat=True).get(pk=self.pk) in self.UNFINISHED:
+            return False
+        self.refresh_from_db(using=self._using)
+        return True
+
+    @property
+    def _using(self) -> str:
+        """Where it is written, and so read without delay."""
+        return self._state.db or router.db_for_write(MessageLog)
 
     def run_now(self) -> bool:
         """Let this task start at once that waits for a later time; a service sends its message.
@@ -793,7 +912,8 @@ class MessageLog(models.Model):
         """
         using = self._state.db or router.db_for_write(MessageLog)
         rows = MessageLog.objects.using(using).filter(pk=self.pk)
-        if not rows.cancel(by, reason, cooperative=cooperative):
+        cancel = rows.cancel_alone if self.flow is None else rows.cancel
+        if not cancel(by, reason, cooperative=cooperative):
             return False
         for row in rows.values("status", "token", "completion_time", "cancel_request"):
             for name, value in row.items():
@@ -817,6 +937,23 @@ class MessageLog(models.Model):
         except InvalidMessage:
             return json.dumps(list(self.positionals))
         return self.task_args or wire.NO_ARGS
+
+
+def _settle(flows: set[uuid.UUID], using: str) -> None:
+    """Tasks of these flows have ended, or wait again."""
+    if flows:
+        # Not at the top: it imports this module.
+        from carrot_twisted import flow_settling
+
+        flow_settling.settle(flows, using)
+
+
+def _rejoin(rows: Sequence[MessageLog], using: str) -> set[uuid.UUID]:
+    if all(row.flow is None for row in rows):
+        return set()
+    from carrot_twisted import flow_settling
+
+    return flow_settling.rejoin(rows, using)
 
 
 def _moment(when: Moment | None, now: datetime) -> datetime | None:

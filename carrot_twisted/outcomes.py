@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from carrot_twisted import wire
+from carrot_twisted.exceptions import UnknownResult
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -17,6 +20,9 @@ if TYPE_CHECKING:
 MAX_CLASS = 255
 #: Class of the exception that a row has whose worker was lost: there was none to tell.
 WORKER_LOST = "carrot_twisted.exceptions.WorkerLost"
+#: What a row says of its output, if that tells the value that was returned: it is that as JSON, or
+#: that very text. Else there stands the value as JSON, or nothing.
+IS_JSON, IS_TEXT = "=", '"'
 
 
 class Kind(Enum):
@@ -43,6 +49,8 @@ class Result:
 
     kind: Kind
     output: str | None = None
+    returned: str | None = None
+    """What the output tells of the value, see ``returned_text``."""
     exception: str | None = None
     traceback: str | None = None
     exception_class: str | None = None
@@ -202,6 +210,61 @@ def output_text(value: Any, limit: int) -> str | None:
         return stored(text, limit)
     except BaseException as error:
         return f"(the result of type {type(value).__name__} has no text: {type(error).__name__})"
+
+
+def returned_text(value: Any, output: str | None, limit: int) -> str | None:
+    """What a row keeps beside its output, so that ``value_of`` gives the value again.
+
+    Args:
+        value: what a task has returned.
+        output: how its row shows that, see ``output_text``.
+        limit: characters that are kept.
+
+    Returns:
+        None: the output is none; or the value cannot be told exactly, or takes more than ``limit``.
+    """
+    kind = type(value)
+    if output is None:
+        return None
+    if kind is str and value == output:
+        return IS_TEXT
+    if kind is int and output.lstrip("-").isdecimal():
+        # Of more digits than Python tells there is none.
+        return IS_JSON
+    try:
+        text = wire.exact_json(value, "result")
+    except BaseException:
+        # A class of the project's may raise anything when it is compared.
+        return None
+    if len(text) > limit:
+        return None
+    return IS_JSON if text == output else text
+
+
+def value_of(output: str | None, returned: str | None) -> Any:
+    """What a task has returned, by its row.
+
+    Raises:
+        UnknownResult: the row does not know.
+    """
+    return json.loads(json_of(output, returned))
+
+
+def json_of(output: str | None, returned: str | None) -> str:
+    """The same as JSON.
+
+    Raises:
+        UnknownResult: the row does not know.
+    """
+    if output is None:
+        return "null"
+    if returned is None:
+        raise UnknownResult(f"Its result is only known as a text for people: {output[:100]!r}.")
+    if returned == IS_JSON:
+        return output
+    if returned == IS_TEXT:
+        return json.dumps(output, ensure_ascii=False)
+    return returned
 
 
 def exception_line(error: BaseException, limit: int) -> str:

@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 from django.db.models import BooleanField, Case, F, Q, Value, When
 from django.db.models.functions import Now, Right
 
-from carrot_twisted import begun_message, failpoints, processes, statements, task_options
+from carrot_twisted import (
+    begun_message,
+    failpoints,
+    flow_settling,
+    processes,
+    statements,
+    task_options,
+)
 from carrot_twisted.attempt import MAX_ATTEMPTS, MAX_EXCEPTION, MAX_LOG
 from carrot_twisted.message_log import GRACE, due_in, is_due, since_due
 from carrot_twisted.models import Attempt, MessageLog, PausedQueue, Worker
@@ -45,6 +52,8 @@ class Claimed:
     """How often it was tried again because it had failed."""
     django_task: str | None = None
     """What was said of it to django.tasks, see ``standard_tasks.Said``."""
+    flow: UUID | None = None
+    """The flow that it is a part of."""
     published: float
     """When, or when it was due, in seconds since the epoch, on the database's clock."""
 
@@ -108,7 +117,7 @@ def _judge(
     barred: Sequence[str],
 ) -> None:
     """Say of rows that were not PUBLISHED why, and take over those whose worker is gone."""
-    taken: list[tuple[UUID, str, int | None]] = []
+    taken: list[tuple[UUID, str, int | None, UUID | None]] = []
     timed: list[UUID] = []
     rows = MessageLog.objects.using(using).filter(pk__in=ids).exclude(queue__in=barred)
     rows = rows.annotate(timed=_has_time(), since=since_due())
@@ -125,16 +134,19 @@ def _judge(
             result[pk] = _claimed((*row[3:-2], row[-2].timestamp()), token)
         else:
             result[pk] = Verdict.ELSEWHERE
-            taken.append((pk, worker, row_token))
+            flow = row[3 + statements.CLAIMED.index("flow")]
+            taken.append((pk, worker, row_token, flow))
     if timed:
         result.update(_judge_times(timed, claimant, using))
     if taken:
-        dead = dead_workers({worker for _, worker, _ in taken}, claimant, using)
+        dead = dead_workers({worker for _, worker, *_ in taken}, claimant, using)
         # In the order of their keys, as everywhere: two who do this never wait for each other.
-        for pk, worker, row_token in sorted(taken):
+        for pk, worker, row_token, flow in sorted(taken, key=lambda one: one[0]):
             mine = worker == claimant.worker
             if worker in dead or (mine and not claimant.runs(pk, row_token)):
                 result[pk] = _take_over(pk, row_token, token, claimant, using)
+                if flow is not None and result[pk] in (Verdict.FINAL, Verdict.LOST):
+                    flow_settling.settle({flow}, using)
 
 
 def _has_time() -> Case:
@@ -174,7 +186,7 @@ def _judge_times(ids: Sequence[UUID], claimant: Claimant, using: str) -> dict[UU
 
 
 def _claimed(row: Sequence[Any], token: int) -> Claimed:
-    pk, task, task_args, content, queue, attempts, retries, django_task, published = row
+    pk, task, task_args, content, queue, attempts, retries, django_task, flow, published = row
     return Claimed(
         uuid=pk,
         token=token,
@@ -185,6 +197,7 @@ def _claimed(row: Sequence[Any], token: int) -> Claimed:
         attempt=attempts,
         retries=retries,
         django_task=django_task,
+        flow=flow,
         published=published,
     )
 
@@ -328,8 +341,9 @@ def reap(claimant: Claimant, using: str) -> int:
     if not dead:
         return 0
     # What others have locked they are taking over, or finishing after all.
-    lost = in_progress.filter(worker__in=dead).select_for_update(skip_locked=True)
-    lost = in_progress.filter(pk__in=list(lost.values_list("pk", flat=True)))
+    chosen = in_progress.filter(worker__in=dead).select_for_update(skip_locked=True)
+    found = list(chosen.values_list("pk", "flow"))
+    lost = in_progress.filter(pk__in=[pk for pk, _ in found])
     count = _cancel_asked(lost)
     count += _fail_after(lost, claimant.max_crashes)
     attempts = _lost_attempts(lost)
@@ -343,6 +357,7 @@ def reap(claimant: Claimant, using: str) -> int:
     _note(attempts, using)
     Worker.objects.using(using).filter(name__in=dead).delete()
     begun_message.forget_old(using)
+    flow_settling.settle({flow for _, flow in found if flow is not None}, using)
     failpoints.reached("in_reap")
     return count
 
@@ -354,10 +369,12 @@ class Finished:
     uuid: UUID
     token: int
     result: Result
+    flow: UUID | None = None
+    """The flow that its task is a part of."""
 
 
 def finish(runs: Sequence[Finished], clock_offset: float, using: str) -> int:
-    """Write the ends of runs. Call it inside a transaction.
+    """Write the ends of runs. Call it inside a transaction, and ``settle_flows`` at its end.
 
     Args:
         runs: at least one, of any kind.
@@ -395,6 +412,16 @@ def finish(runs: Sequence[Finished], clock_offset: float, using: str) -> int:
     return changed
 
 
+def settle_flows(runs: Sequence[Finished], using: str) -> None:
+    """Let the flows go on whose tasks have ended, in the transaction of ``finish``, as the last.
+
+    Nothing is asked of the database if there are none.
+    """
+    flows = {run.flow for run in runs if run.flow is not None}
+    if flows:
+        flow_settling.settle(flows, using)
+
+
 def _values(result: Result, offset: float) -> statements.FinishValues:
     ended = _time(result.ended + offset)
     completed = result.kind is not Kind.FAILED
@@ -404,6 +431,7 @@ def _values(result: Result, offset: float) -> statements.FinishValues:
         ended if completed else None,
         None if completed else ended,
         result.output,
+        result.returned,
         result.exception,
         result.traceback,
         result.exception_class,

@@ -44,6 +44,9 @@ _SPECIAL = {
     "unique_until": "text",
     "retention": "bigint",
     "django_task": "text",
+    "flow": "uuid",
+    "flow_step": "smallint",
+    "flow_position": "integer",
 }
 #: Which rows hold their unique key: word for word the condition of the constraint, by which SQLite
 #: finds it.
@@ -65,6 +68,7 @@ _FINISHED = {
     "completion_time": "timestamptz",
     "failure_time": "timestamptz",
     "output": "text",
+    "returned": "text",
     "exception": "text",
     "traceback": "text",
     "exception_class": "text",
@@ -77,6 +81,7 @@ FinishValues = tuple[
     datetime,
     datetime | None,
     datetime | None,
+    str | None,
     str | None,
     str | None,
     str | None,
@@ -222,8 +227,8 @@ def finish_rows(
     Args:
         table: of the MessageLogs.
         keys: primary key and token of each run.
-        values: status, start, completion and failure time, output, exception, traceback,
-            exception's class, log.
+        values: status, start, completion and failure time, output, what that tells of the
+            value, exception, traceback, exception's class, log.
         using: database alias.
     """
     connection = connections[using]
@@ -316,7 +321,10 @@ def log_rows(
 
 
 #: What ``claim_rows`` returns of each row, and with it the time of its publishing.
-CLAIMED = ("uuid", "task", "task_args", "content", "queue", "attempts", "retries", "django_task")
+CLAIMED = (
+    *("uuid", "task", "task_args", "content", "queue", "attempts", "retries", "django_task"),
+    "flow",
+)
 #: Since when it waits. A number, because reading it costs less than reading a time.
 _SINCE_DUE = {
     True: "extract(epoch FROM coalesce(run_after, publish_time))::float8",
@@ -378,7 +386,8 @@ def claim_rows(
         rows = cursor.fetchall()
     if connection.features.has_native_uuid_field:
         return list(rows)
-    return [(UUID(row[0]), *row[1:]) for row in rows]
+    at = CLAIMED.index("flow")
+    return [(UUID(row[0]), *row[1:at], row[at] and UUID(row[at]), *row[at + 1 :]) for row in rows]
 
 
 #: What the scheduler writes of a schedule, and what it had read of it.

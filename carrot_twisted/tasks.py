@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, ov
 from carrot_twisted import limits, task_options
 from carrot_twisted.exceptions import InvalidMessage
 from carrot_twisted.objects import Message
+from carrot_twisted.signature import Signature
 from carrot_twisted.task_options import Declared, PublishOptions, TaskOptions
 from carrot_twisted.task_paths import is_path, resolve_task
 
@@ -91,6 +92,18 @@ class Publishing(Generic[P]):
         # A worker looks for it there.
         resolve_task(self._path)
         return Message(self._path, task_args=args, task_kwargs=kwargs, options=self._options)
+
+    def signature(self, *args: Any, **kwargs: Any) -> Signature:
+        """A call in a flow, for ``flows.chain`` and ``flows.group``: a result may come first.
+
+        Args:
+            args: positional arguments, without the result of the step before.
+            kwargs: keyword arguments.
+
+        Raises:
+            InvalidMessage, CarrotConfigException: see ``create_message``.
+        """
+        return Signature(self._path, args, kwargs, self._options)
 
 
 @overload

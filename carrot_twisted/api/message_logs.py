@@ -56,7 +56,7 @@ class MessageLogSerializer(RowSerializer):
             # Beyond django-carrot:
             *("start_time", "attempts", "crashes", "worker", "retry_of", "publish_error"),
             *("run_after", "expires_at", "retries", "unique_key", "unique_until", "retention"),
-            *("cancel_request", "progress"),
+            *("cancel_request", "progress", "flow", "flow_step", "flow_position"),
         )
         read_only_fields: ClassVar = fields
 
@@ -108,6 +108,13 @@ class MessageLogSerializer(RowSerializer):
         return text[:MAX_TEXT] + _("\n… (cut in a list)")
 
 
+def _key(text: str | None) -> UUID | None:
+    try:
+        return None if text is None else UUID(text)
+    except ValueError:
+        raise ValidationError({"flow": [_("This is no id of a flow.")]}) from None
+
+
 def _positional(row: MessageLog) -> str:
     if row.is_task:
         return redaction.positional_text(row) or wire.NO_ARGS
@@ -132,6 +139,7 @@ class _Rows(Endpoint):
             "as these are shown. What takes longer than a second goes on with next.",
             {"type": "string"},
         ),
+        "flow": ("Only tasks of the flow with this id.", {"type": "string", "format": "uuid"}),
         "after": ("The page behind this position, as next has it.", {"type": "string"}),
         "before": ("The page before this position, as previous has it.", {"type": "string"}),
         "fields": (
@@ -157,7 +165,8 @@ class _Rows(Endpoint):
     @property
     def found(self) -> keyset.Query:
         """Which rows are meant, of all pages."""
-        return replace(self.query, text=self.request.query_params.get("search", ""))
+        asked = self.request.query_params
+        return replace(self.query, text=asked.get("search", ""), flow=_key(asked.get("flow")))
 
     @property
     def _alias(self) -> str:
@@ -272,6 +281,8 @@ class FailedList(_List):
     def _do(self, deed: str) -> None:
         query = self.found
         words = f"failed tasks with {query.text!r}" if query.text else "all failed tasks"
+        if query.flow is not None:
+            words += f" of flow {query.flow}"
         many_tasks.all_found(deed, query, words, self.request.user)
 
 
@@ -335,7 +346,8 @@ class Detail(_One):
         rows = MessageLog.objects.using(_using()).filter(pk=row.pk)
         with transaction.atomic(using=_using()):
             if not housekeeping.delete_tasks(rows):
-                self.row(pk)
+                if self.row(pk).status in MessageLog.FINAL:
+                    raise Conflict(_("Its flow is not over, and needs it."))
                 raise Conflict(_("It has not come to its end yet: cancel it first, if it waits."))
             OperatorAction.note(request.user, "delete", f"{row.task} {row.pk}")
         return Response(status=status.HTTP_204_NO_CONTENT)

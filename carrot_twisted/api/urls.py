@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from django.urls import path
 
-from carrot_twisted.api import control, message_logs, scheduled_tasks
+from carrot_twisted.api import control, flows, message_logs, scheduled_tasks
 from carrot_twisted.api.description import Description
 from carrot_twisted.api.endpoint import endpoint
 
@@ -26,6 +26,8 @@ urlpatterns = [
     path("message-logs/<str:pk>/", endpoint(message_logs.Detail), name="messagelog"),
     path("message-logs/<str:pk>/cancel/", endpoint(message_logs.Cancel), name="cancel-messagelog"),
     path("message-logs/<str:pk>/run/", endpoint(message_logs.Run), name="run-messagelog"),
+    path("flows/<str:pk>/", endpoint(flows.Detail), name="carrot-api-flow"),
+    path("flows/<str:pk>/cancel/", endpoint(flows.Cancel), name="carrot-api-flow-cancel"),
     path("scheduled-tasks/", endpoint(scheduled_tasks.Collection), name="scheduledtasks"),
     path(
         "scheduled-tasks/task-choices/",

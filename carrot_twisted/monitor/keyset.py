@@ -133,6 +133,8 @@ class Query:
     task: str = ""
     queue: str = ""
     worker: str = ""
+    flow: UUID | None = None
+    """Of this flow only."""
     text: str = ""
     """In the task's path, its arguments or its exception, in upper or lower case; as far as these
     are shown (``redaction``)."""
@@ -482,6 +484,8 @@ def _rows(query: Query, using: str) -> MessageLogQuerySet:
     rows = MessageLog.objects.using(using)
     if listing.states:
         rows = rows.filter(of_states(listing.states))
+    if query.flow is not None:
+        rows = rows.filter(flow=query.flow)
     if listing.led_by and query.queue:
         rows = rows.filter(queue=query.queue)
     if listing.time and query.since is not None:

@@ -10,6 +10,7 @@ from django.urls import reverse
 from django.utils.translation import gettext as _
 
 from carrot_twisted.exceptions import InvalidMessage
+from carrot_twisted.flow import kept_for_flows
 from carrot_twisted.models import MessageLog, OperatorAction
 from carrot_twisted.monitor.confirming import Confirmed, Question
 from carrot_twisted.monitor.page import Action, back, refusal
@@ -125,13 +126,16 @@ class TaskDelete(TaskAction, Confirmed):
     def act(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         rows = MessageLog.objects.using(_using()).filter(pk=self.row.pk)
         with transaction.atomic(using=_using()):
-            _count, deleted = rows.filter(status__in=MessageLog.FINAL).delete()
+            final = rows.filter(status__in=MessageLog.FINAL)
+            _count, deleted = final.exclude(kept_for_flows(_using())).delete()
             if MessageLog._meta.label in deleted:
                 OperatorAction.note(request.user, "delete", f"{self.row.task} {self.row.pk}")
                 return back(request, reverse("carrot-tasks"), _("The row is deleted."))
         if not rows.exists():
             return gone(request, self.row.pk)
         text = _("It has not come to its end yet. A task that waits can be cancelled first.")
+        if rows.filter(status__in=MessageLog.FINAL).exists():
+            text = _("Its flow is not over, and needs it.")
         return refusal(request, text, 400)
 
 

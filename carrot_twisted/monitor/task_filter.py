@@ -67,6 +67,7 @@ class TaskFilter(forms.Form):
     task = forms.CharField(label=_("Task"), max_length=MAX_TASK, required=False)
     queue = forms.CharField(label=_("Queue"), max_length=255, required=False)
     worker = forms.CharField(label=_("Worker"), max_length=100, required=False)
+    flow = forms.UUIDField(label=_("Flow"), required=False)
     since = forms.DateTimeField(label=_("From"), required=False, validators=[_known_year])
     until = forms.DateTimeField(label=_("To"), required=False, validators=[_known_year])
     sort = forms.ChoiceField(
@@ -75,7 +76,7 @@ class TaskFilter(forms.Form):
         required=False,
     )
 
-    FILTERS: ClassVar = ("q", "task", "queue", "worker", "since", "until")
+    FILTERS: ClassVar = ("q", "task", "queue", "worker", "flow", "since", "until")
 
     @cached_property
     def found(self) -> Mapping[str, Any]:
@@ -110,6 +111,7 @@ class TaskFilter(forms.Form):
             task=found.get("task", ""),
             queue=found.get("queue", ""),
             worker=found.get("worker", ""),
+            flow=found.get("flow"),
             text=found.get("q", ""),
             since=found.get("since"),
             until=found.get("until"),
@@ -135,6 +137,7 @@ class TaskFilter(forms.Form):
             ("task", gettext("task %s")),
             ("queue", gettext("queue %s")),
             ("worker", gettext("worker %s")),
+            ("flow", gettext("flow %s")),
             ("since", str(_FROM[time])),
             ("until", str(_BEFORE[time])),
             ("q", gettext("with the text %s")),

@@ -15,7 +15,7 @@ from django.utils.http import urlencode
 from django.utils.translation import gettext
 
 from carrot_twisted.models import Attempt, MessageLog
-from carrot_twisted.monitor import log_lines, redaction, time_line, traceback_lines
+from carrot_twisted.monitor import flow_part, log_lines, redaction, time_line, traceback_lines
 from carrot_twisted.monitor.page import CONTENT_SECURITY_POLICY, Page, rendered
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ class TaskPage(Page):
             "went_wrong": row.exception and row.status != MessageLog.CANCELLED,
             "kept_for": None if row.retention is None else timedelta(seconds=row.retention),
             "steps": time_line.steps_of(row, attempts),
+            "flow": None if row.flow is None else flow_part.of_flow(row.flow),
             "parts": [each for each in parts if each["text"]],
             "traceback": _traceback(row.traceback or ""),
             "log": _log(request, row, attempts),

@@ -633,7 +633,7 @@ class Dispatcher:
         job.result = result
         self._writer.submit(
             Finish(
-                finished=Finished(uuid=job.uuid, token=run.token, result=result),
+                finished=Finished(uuid=job.uuid, token=run.token, result=result, flow=run.flow),
                 job=job,
                 written=self._written,
             )

@@ -408,6 +408,8 @@ class LogWriter:
                 logs = [(op.uuid, op.token, op.text(), op.progress) for op in lines]
                 logged = records.log(logs, self._using)
             wishes = [records.cancel_requests(look.worker, self._using) for look in looks]
+            # The last: who holds a flow waits for no other row.
+            records.settle_flows([op.finished for op in finishes], self._using)
         if claims:
             failpoints.reached("after_claim_commit")
         if finishes:
@@ -566,6 +568,7 @@ def _without_texts(operation: Finish, error: Exception) -> Finish:
                 ended=result.ended,
                 delay=result.delay,
             ),
+            flow=operation.finished.flow,
         ),
         job=operation.job,
         written=operation.written,

@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import LoopingCall
 from txaio.tx import make_logger
 
-from carrot_twisted import failpoints, outbox, records
+from carrot_twisted import failpoints, flow_settling, outbox, records
 from carrot_twisted.models import MessageLog
 from carrot_twisted.service.chore import Chore
 
@@ -160,6 +160,8 @@ class Relay:
         self.recovered += count
         if count:
             _log.warn("{n} tasks of workers that died are published again", n=count)
+        # Not in the same transaction: what is wrong with a flow must not keep tasks from running.
+        await self._writer.call(partial(flow_settling.sweep, self._using))
 
     def queue_lost(self, queue: QueueSettings) -> None:
         """A queue was deleted and is there again: its rows need new messages."""

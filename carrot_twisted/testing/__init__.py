@@ -211,9 +211,12 @@ class InMemory:
                 own_connections=False,
             )
             assert result is not None, "nobody gives threads up here"
-            finished = Finished(uuid=claimed.uuid, token=claimed.token, result=result)
+            finished = Finished(
+                uuid=claimed.uuid, token=claimed.token, result=result, flow=claimed.flow
+            )
             with transaction.atomic(using=self._using):
                 records.finish([finished], 0.0, self._using)
+                records.settle_flows([finished], self._using)
         self._acknowledge(row)
         row.refresh_from_db()
         return row, raised[0] if raised else None

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 ROWS = """
 SELECT json_build_object(
-    'uuid', uuid, 'key', task_args::json->>0, 'task', task, 'status', status,
+    'uuid', uuid, 'task', task,
+    'key', task_args::json->>CASE WHEN flow_step > 0 THEN 1 ELSE 0 END,
+    'status', status,
     'attempts', attempts, 'crashes', crashes, 'exception', exception,
     'published', extract(epoch FROM publish_time),
     'ended', extract(epoch FROM coalesce(completion_time, failure_time)))

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 #: How many of a hundred publishes are of each kind.
-WEIGHTS = {"plain": 40, "atomic": 25, "rolled_back": 10, "many": 5, "late": 20}
+WEIGHTS = {"plain": 35, "atomic": 25, "rolled_back": 10, "many": 5, "flow": 5, "late": 20}
 #: How many of a hundred tasks are of each kind.
 TASKS = {"work": 70, "store": 15, "spawn": 5, "fail": 5, "long": 5}
 #: How much longer a long task takes than the mean.
@@ -57,7 +57,7 @@ class ChaosPublisher:
     def publish(self) -> None:
         """One publish of some kind; never raises."""
         (kind,) = self._chance.choices(list(WEIGHTS), list(WEIGHTS.values()))
-        count = self._chance.randint(5, 40) if kind == "many" else 1
+        count = self._chance.randint(5, 40) if kind in ("many", "flow") else 1
         keys = []
         for _ in range(count):
             self._number += 1
@@ -118,6 +118,20 @@ class ChaosPublisher:
             task, arguments, queue = self._task(key)
             messages.append(create_message(task, queue=queue, task_args=arguments))
         publish_many(messages)
+
+    def _flow(self, keys: Sequence[str]) -> None:
+        """Side by side, and the last one when all have ended."""
+        from carrot_twisted.flows import group, signature
+        from carrot_twisted.utilities import create_message
+
+        *members, last = keys
+        group(
+            [
+                create_message("tests.chaos.tasks.work", task_args=[key, round(self._mean, 4)])
+                for key in members
+            ],
+            then=signature("tests.chaos.tasks.gather", last, members),
+        ).publish()
 
     def _send(self, key: str) -> None:
         from carrot_twisted.utilities import publish_message

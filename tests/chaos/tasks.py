@@ -60,6 +60,14 @@ def spawn(key: str) -> str:
     return child
 
 
+def gather(results: list[str], key: str, members: list[str]) -> str:
+    """Follows others in a flow, and has got what each of them has returned."""
+    if results != [f"did {member}" for member in members]:
+        raise ValueError(f"The results of {members} came as {results}")
+    effect(key)
+    return f"gathered {key}"
+
+
 def fail(key: str) -> None:
     """Fail on purpose."""
     effect(key)

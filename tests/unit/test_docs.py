@@ -17,13 +17,24 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from django.core.checks import run_checks
 
-from carrot_twisted import conf, records, task_options
+from carrot_twisted import (
+    conf,
+    flow_plan,
+    flow_settling,
+    records,
+    task_options,
+    task_paths,
+    waiting,
+)
 from carrot_twisted.limits import limit_of
-from carrot_twisted.models import MessageLog
+from carrot_twisted.message_log import INSERT_BATCH
+from carrot_twisted.models import Flow, MessageLog
 from carrot_twisted.service import process_end, reactor_watch, recycling, time_keeper
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from carrot_twisted.testing import InMemory
 
 TOP = Path(__file__).resolve().parents[2]
 PAGES = [TOP / "README.md", *sorted((TOP / "docs").glob("*.md"))]
@@ -161,6 +172,47 @@ def test_a_task_of_celerys_is_published_as_the_guide_says(
     import_module("billing.paying").pay(7)
     row = MessageLog.objects.get()
     assert (row.task, row.queue, row.positionals) == ("billing.tasks.send_invoice", "mail", (7,))
+
+
+def test_the_examples_of_flows_run(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: Any,
+    carrot: InMemory,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """That for myapp/tasks.py is that module; what the others publish runs after each."""
+    page = TOP / "docs" / "flows.md"
+    texts = list(blocks(page, "python"))
+    (module,) = [text for text in texts if text.startswith("# myapp/tasks.py")]
+    (tmp_path / "myapp").mkdir()
+    (tmp_path / "myapp" / "tasks.py").write_text(module)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("myapp", "myapp.tasks"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    task_paths._resolved.clear()
+    queues = [{"name": name} for name in ("default", "mail")]
+    settings.CARROT = {"queues": queues, "task_modules": ["myapp.tasks"]}
+    names: dict[str, Any] = {}
+    for text in texts:
+        if text is not module:
+            exec(text, names)  # noqa: S102
+            carrot.run_pending()
+    flows = Flow.objects.order_by("pk")
+    assert [flow.result() for flow in flows] == [
+        "tidy",
+        {"album": 7, "photos": 3},
+        ["tidy", "tidy"],
+        ["COMPLETED", "COMPLETED"],
+    ]
+    assert flows[0].results(2) == {"album": 7, "title": "A page"}
+    said = capsys.readouterr().out
+    assert said.startswith("3\nCOMPLETED 3\n")
+    assert "myapp.tasks.fetch 2 of 2" in said
+    told = " ".join(page.read_text(encoding="utf-8").split())
+    assert f"{INSERT_BATCH:,} rows at a time" in told
+    assert (waiting.FIRST, waiting.LONGEST, flow_settling.AGE) == (0.01, 1, 10)
+    assert all(f'| `"{policy}"' in told for policy in flow_plan.POLICIES)
 
 
 @pytest.mark.django_db

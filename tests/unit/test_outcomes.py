@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from carrot_twisted import outcomes
-from carrot_twisted.outcomes import blames_database, output_text, release_delay, stored
+from carrot_twisted.exceptions import UnknownResult
+from carrot_twisted.outcomes import (
+    blames_database,
+    output_text,
+    release_delay,
+    returned_text,
+    stored,
+    value_of,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -168,6 +177,62 @@ def test_an_ordinary_text_is_kept_as_it_is(text: str) -> None:
 )
 def test_an_output_is_kept_as_django_carrot_kept_it(value: Any, text: str | None) -> None:
     assert output_text(value, 10 if isinstance(value, str) else 100) == text
+
+
+@given(
+    limit=st.sampled_from([5, 10_000]),
+    value=st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats(allow_nan=False, allow_infinity=False)
+        | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        max_leaves=10,
+    ),
+)
+def test_what_a_task_returns_comes_back_as_it_was_or_is_said_to_be_unknown(
+    limit: int, value: Any
+) -> None:
+    output = output_text(value, limit)
+    returned = returned_text(value, output, limit)
+    try:
+        again = value_of(output, returned)
+    except UnknownResult:
+        assert len(json.dumps(value, ensure_ascii=False)) > limit
+    else:
+        assert again == value
+        assert type(again) is type(value)
+        assert json.loads(outcomes.json_of(output, returned)) == value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [(1,), {1: 2}, {1}, object(), float("nan"), 10**5000, b"a", [(1,)]],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_json_would_change_is_unknown(value: Any) -> None:
+    output = output_text(value, 100)
+    assert returned_text(value, output, 100) is None
+    with pytest.raises(UnknownResult):
+        value_of(output, None)
+
+
+def test_a_value_that_cannot_be_compared_is_unknown() -> None:
+    class Odd(list[int]):
+        def __ne__(self, other: object) -> bool:
+            raise SystemExit
+
+    assert returned_text(Odd([1]), "[1]", 100) is None
+
+
+def test_nothing_is_kept_twice() -> None:
+    """A dictionary, a number or a text is in the output already."""
+    for value in ({"a": [1, "é"]}, 12, 1.5, "text"):
+        returned = returned_text(value, output_text(value, 100), 100)
+        assert returned in (outcomes.IS_JSON, outcomes.IS_TEXT)
+    assert returned_text(None, None, 100) is None
+    assert returned_text(["a"], "['a']", 100) == '["a"]'
 
 
 def test_of_an_exception_without_text_the_type_is_told() -> None:

@@ -662,7 +662,8 @@ class TestAttempts:
         kept = row()
         for message in (kept, *(uuid4() for _ in range(5))):
             Attempt.objects.create(message=message, number=1, worker="w", outcome="LOST", log="")
-        assert helper_tasks.delete_old_statistics() == {"buckets": 0, "attempts": 5, "runs": 0}
+        deleted = {"buckets": 0, "attempts": 5, "runs": 0, "flows": 0}
+        assert helper_tasks.delete_old_statistics() == deleted
         assert Attempt.objects.get().message == kept
 
 

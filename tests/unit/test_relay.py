@@ -147,4 +147,4 @@ def test_tasks_of_dead_workers_are_counted(monkeypatch: pytest.MonkeyPatch) -> N
     relay = start(writer, clock)
     clock.pump([0.5] * 20)
     assert writer.calls > 1
-    assert relay.recovered == 2 * writer.calls
+    assert relay.recovered == writer.calls, "two of every other call: the rest sees to flows"

@@ -515,6 +515,10 @@ def test_one_and_two_write_the_same_row(count: int) -> None:
             "publish_error": "",
             **dict.fromkeys(
                 [
+                    "flow",
+                    "flow_position",
+                    "flow_step",
+                    "returned",
                     "start_time",
                     "completion_time",
                     "failure_time",
