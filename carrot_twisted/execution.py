@@ -98,6 +98,7 @@ class Run(Claimed):
             attempt=claimed.attempt,
             retries=claimed.retries,
             django_task=claimed.django_task,
+            slot_key=claimed.slot_key,
             published=claimed.published,
             header=header,
             headers=headers,

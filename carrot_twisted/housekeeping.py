@@ -45,7 +45,7 @@ HELD = "Another task with the same unique key waits or runs."
 #: Columns of a row that is published again; its result and its log may be much larger.
 REPEATED = (
     *("task", "task_args", "content", "exchange", "queue", "routing_key", "priority"),
-    *("unique_key", "unique_until", "retention", "django_task"),
+    *("unique_key", "unique_until", "retention", "django_task", "slot_key", "rate_key"),
 )
 #: Seconds without a sign of life from a broker after which a purge gives up.
 PATIENCE = 10

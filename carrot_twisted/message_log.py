@@ -38,6 +38,7 @@ from carrot_twisted import (
 from carrot_twisted.exceptions import CarrotConfigException, DuplicateTask, InvalidMessage
 from carrot_twisted.kinds import MAX_NAME_BYTES
 from carrot_twisted.running import CancelRequest, Progress
+from carrot_twisted.task_limits import words_of
 from carrot_twisted.task_options import PublishOptions, first_said, seconds_of
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ MAX_TASK = 200
 INSERT_BATCH = 2000
 #: Longest unique key: a task's path, and a digest.
 MAX_UNIQUE_KEY = 300
+#: Longest name of a limit: its kind, its group, and a digest.
+MAX_LIMIT_NAME = 320
 #: What a row says that was cancelled because it had not started in time.
 EXPIRED = "expired"
 #: A new row is its publisher's business for so many seconds, then any relay's.
@@ -449,6 +452,25 @@ class MessageLog(models.Model):
         help_text="What was said of it to django.tasks, see standard_tasks.Said.",
     )
 
+    slot_key = models.CharField(
+        max_length=MAX_LIMIT_NAME,
+        null=True,
+        editable=False,
+        help_text="So many of these run at once as its limit says; empty: any number does.",
+    )
+    rate_key = models.CharField(
+        max_length=MAX_LIMIT_NAME,
+        null=True,
+        editable=False,
+        help_text="So many of these start in a while as its limit says; empty: any number does.",
+    )
+    waits_for = models.CharField(
+        max_length=MAX_LIMIT_NAME,
+        null=True,
+        editable=False,
+        help_text="The limit that has not let it start: its slot_key or rate_key; empty: none.",
+    )
+
     cancel_request = models.JSONField(
         null=True,
         editable=False,
@@ -501,6 +523,18 @@ class MessageLog(models.Model):
                 condition=Q(
                     retention__isnull=False, status__in=("COMPLETED", "FAILED", "CANCELLED")
                 ),
+            ),
+            models.Index(
+                "slot_key",
+                name="carrot_slots",
+                condition=Q(slot_key__isnull=False, status="IN_PROGRESS"),
+            ),
+            models.Index(
+                F("waits_for"),
+                F("priority").desc(),
+                F("publish_time"),
+                name="carrot_limited",
+                condition=Q(waits_for__isnull=False, status="PUBLISHED"),
             ),
         ]
         constraints: ClassVar = [
@@ -608,6 +642,9 @@ class MessageLog(models.Model):
             row.unique_key = declared.unique_key(args, kwargs, settings.redact)
             row.unique_until = declared.options.unique_until or task_options.END
             row.is_special = True
+        if declared is not None and declared.is_limited:
+            row.slot_key, row.rate_key = declared.limit_names(args, kwargs, settings.redact)
+            row.is_special = True
         return row
 
     def _take(self, options: PublishOptions) -> None:
@@ -635,6 +672,13 @@ class MessageLog(models.Model):
         if self.status != self.PUBLISHED or self.run_after is None:
             return None
         return self.run_after if self.run_after > timezone.now() else None
+
+    @property
+    def limited_by(self) -> str | None:
+        """What it waits for that its limits have, for people; None: for nothing of that kind."""
+        if self.status != self.PUBLISHED or self.waits_for is None:
+            return None
+        return words_of(self.waits_for)
 
     @property
     def positionals(self) -> tuple[Any, ...]:
@@ -757,8 +801,13 @@ class MessageLog(models.Model):
             unique_until=self.unique_until,
             retention=self.retention,
             django_task=self.django_task,
+            slot_key=self.slot_key,
+            rate_key=self.rate_key,
         )
-        more = (self.unique_key, self.retention, self.django_task)
+        more = (
+            *(self.unique_key, self.retention, self.django_task),
+            *(self.slot_key, self.rate_key),
+        )
         row.is_special = any(value is not None for value in more)
         return row
 

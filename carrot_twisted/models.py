@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from carrot_twisted.attempt import Attempt
 from carrot_twisted.begun_message import BegunMessage
+from carrot_twisted.limit_state import LimitState
 
 # message_id: the first migration names it here.
 from carrot_twisted.message_log import MessageLog, message_id
@@ -23,6 +24,7 @@ from carrot_twisted.worker import Worker
 __all__ = [
     "Attempt",
     "BegunMessage",
+    "LimitState",
     "MessageLog",
     "OperatorAction",
     "PausedQueue",
