@@ -11,14 +11,15 @@ wait for has one.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from django.db.models import Count
 from django.db.models.functions import Now
 
-from carrot_twisted import limit_statements, records, task_options
+from carrot_twisted import limit_statements, records, task_options, task_paths
 from carrot_twisted.limit_state import LimitState
 from carrot_twisted.message_log import due_in
 from carrot_twisted.models import MessageLog
@@ -101,11 +102,14 @@ def admit(
         first = limit_statements.waiting(_ROWS, hints, records.SUSPECT_CRASHES, using)
         names |= {name for found in first.values() for one in found for name in one.names}
     kept, now = limit_statements.lock(_LIMITS, names, using)
+    _learn(rows)
     states = _states(kept, now, using)
     wants = _wants(kept, states)
     found = limit_statements.waiting(_ROWS, wants, records.SUSPECT_CRASHES, using)
     here = {one.uuid for one in rows}
     waiting = [one for each in found.values() for one in each if one.uuid not in here]
+    if _learn(waiting):
+        states = _states(kept, now, using)
     # The other limit of one that began to wait just now may not be locked: it has its turn next.
     candidates = [one for one in waiting if names.issuperset(one.names)]
     unready = {one.waits_for for one in waiting if not names.issuperset(one.names)}
@@ -138,6 +142,28 @@ def _won(token: int, worker: str, using: str) -> dict[UUID, Claimed]:
     return records.claimed_of(rows, token)
 
 
+#: Tasks that were imported for their limits, also in vain.
+_imported: set[str] = set()
+
+
+def _learn(rows: Iterable[Candidate]) -> bool:
+    """Import tasks of which no decorator has said their limits yet; whether there were any.
+
+    Those of ``task_modules`` have been imported. What cannot be imported has no limit: its run
+    will tell why.
+    """
+    unknown = {
+        one.task
+        for one in rows
+        if any(task_options.limit_named(name) is None for name in one.names)
+    }
+    for path in unknown - _imported:
+        _imported.add(path)
+        with suppress(Exception, SystemExit):
+            task_paths.resolve_task(path)
+    return bool(unknown)
+
+
 def _due(using: str) -> set[str]:
     """Limits whose time has come, and that nobody else looks at just now."""
     due = LimitState.objects.using(using).filter(look_at__lte=Now()).order_by("look_at")
@@ -166,7 +192,7 @@ def _running(names: Iterable[str], using: str) -> dict[str, int]:
         of_states((MessageLog.IN_PROGRESS,)), slot_key__in=list(names)
     )
     counted = rows.order_by().values("slot_key").annotate(count=Count("pk"))
-    return dict(counted.values_list("slot_key", "count"))
+    return {str(name): count for name, count in counted.values_list("slot_key", "count")}
 
 
 def _wants(kept: Mapping[str, Kept], states: Mapping[str, State]) -> dict[str, int]:

@@ -50,8 +50,8 @@ def wake(using: str) -> None:
     Those that somebody has locked are being looked at. Call it in a transaction.
     """
     later = LimitState.objects.using(using).filter(look_at__gt=Now()).order_by("look_at")
-    names = later.select_for_update(skip_locked=True).values_list("pk", flat=True)[:WAKE_BATCH]
-    if names := list(names):
+    chosen = later.select_for_update(skip_locked=True).values_list("pk", flat=True)
+    if names := list(chosen[:WAKE_BATCH]):
         later.filter(pk__in=names).update(look_at=Now())
 
 

@@ -67,7 +67,8 @@ def lock(table: str, names: Iterable[str], using: str) -> tuple[dict[str, Kept],
         moment = _adapted(connection, now)
         cursor.execute(sql, [value for name in ordered for value in (name, moment)])
         rows = cursor.fetchall()
-    read = connection.ops.convert_datetimefield_value
+    operations: Any = connection.ops
+    read = operations.convert_datetimefield_value
     kept = {}
     for name, state, look_at in rows:
         when = None if look_at is None else read(look_at, None, connection)
@@ -99,7 +100,7 @@ def waiting(
         else "(julianday(publish_time) - 2440587.5) * 86400.0"
     )
     each = (
-        f"SELECT uuid, queue, priority, {since} AS since, slot_key, rate_key, waits_for, crashes "
+        f"SELECT uuid, task, queue, priority, {since}, slot_key, rate_key, waits_for, crashes "
         f"FROM {table} WHERE waits_for = {{}} AND status = 'PUBLISHED' "
         f"AND (expires_at IS NULL OR expires_at > {now} OR attempts > 0) "
         "ORDER BY priority DESC, publish_time LIMIT {}"
@@ -119,10 +120,11 @@ def waiting(
                 cursor.execute(each.format("%s", "%s"), [name, moment, most])
                 rows += cursor.fetchall()
     found: dict[str, list[Candidate]] = {name: [] for name in wants}
-    for key, queue, priority, when, slot, rate, waits_for, crashes in rows:
+    for key, task, queue, priority, when, slot, rate, waits_for, crashes in rows:
         found[waits_for].append(
             Candidate(
                 uuid=key if isinstance(key, UUID) else UUID(key),
+                task=task,
                 queue=queue,
                 priority=priority,
                 since=when,

@@ -82,8 +82,9 @@ def claim(
 ) -> dict[UUID, Claimed | Verdict | Candidate]:
     """Take those rows that may run; say of each other why not.
 
-    Of those that are under limits it says so: ``admission`` has to let them run. Call it inside a transaction. One statement, whatever the number of rows; two more if some of
-    them were not waiting.
+    Call it inside a transaction. One statement, whatever the number of rows; two more if some of
+    them were not waiting, or are under limits: of the latter it says so, and ``admission`` has to
+    let them run.
 
     Args:
         ids: primary keys, all different.
@@ -103,9 +104,7 @@ def claim(
     return result
 
 
-def claim_limited(
-    ids: Sequence[UUID], token: int, worker: str, using: str
-) -> dict[UUID, Claimed]:
+def claim_limited(ids: Sequence[UUID], token: int, worker: str, using: str) -> dict[UUID, Claimed]:
     """Take those rows whose limits let them run. Call it inside the transaction that knows that."""
     rows = statements.claim_rows(_TABLE, ids, token, worker, ANY_NUMBER, using, limited=True)
     return {row[0]: _claimed(row, token) for row in rows}
@@ -174,6 +173,7 @@ def _candidate(claimed: Sequence[Any], limited: Sequence[Any], crashes: int) -> 
         return None
     return Candidate(
         uuid=claimed[0],
+        task=claimed[1],
         queue=claimed[4],
         priority=priority,
         since=published.timestamp(),

@@ -342,8 +342,8 @@ def claim_rows(
 ) -> list[tuple[Any, ...]]:
     """Take those of the rows that are PUBLISHED; returns the CLAIMED columns of each.
 
-    Not those that are under limits, but where the caller has seen to these. Not those that wait for a later time, nor those that should have started before now for the
-    first time.
+    Not those that wait for a later time, nor those that should have started before now for the
+    first time. Those under limits only where the caller has seen to these.
 
     The log of an earlier attempt goes, for that of this one is told while it runs.
     The last value of each is when it was published, or due, in seconds since the epoch.

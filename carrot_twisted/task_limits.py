@@ -149,6 +149,7 @@ class Candidate:
     """A row that waits, and is under a limit."""
 
     uuid: UUID
+    task: str
     queue: str
     priority: int
     since: float

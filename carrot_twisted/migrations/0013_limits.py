@@ -5,46 +5,92 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     dependencies = [
-        ('carrot_twisted', '0012_cancel_and_progress'),
+        ("carrot_twisted", "0012_cancel_and_progress"),
     ]
 
     operations = [
         migrations.CreateModel(
-            name='LimitState',
+            name="LimitState",
             fields=[
-                ('name', models.CharField(max_length=320, primary_key=True, serialize=False)),
-                ('state', models.TextField(db_default='', help_text='Starts of the last period, or slots that are kept; JSON.')),
-                ('look_at', models.DateTimeField(help_text='When services look who may start; empty: nobody waits for it.', null=True)),
-                ('used_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), help_text='When it was made, or changed.')),
+                ("name", models.CharField(max_length=320, primary_key=True, serialize=False)),
+                (
+                    "state",
+                    models.TextField(
+                        db_default="",
+                        help_text="Starts of the last period, or slots that are kept; JSON.",
+                    ),
+                ),
+                (
+                    "look_at",
+                    models.DateTimeField(
+                        help_text="When services look who may start; empty: nobody waits for it.",
+                        null=True,
+                    ),
+                ),
+                (
+                    "used_at",
+                    models.DateTimeField(
+                        db_default=django.db.models.functions.datetime.Now(),
+                        help_text="When it was made, or changed.",
+                    ),
+                ),
             ],
         ),
         migrations.AddField(
-            model_name='messagelog',
-            name='rate_key',
-            field=models.CharField(editable=False, help_text='So many of these start in a while as its limit says; empty: any number does.', max_length=320, null=True),
+            model_name="messagelog",
+            name="rate_key",
+            field=models.CharField(
+                editable=False,
+                help_text="So many of these start in a while as its limit says; empty: any number does.",
+                max_length=320,
+                null=True,
+            ),
         ),
         migrations.AddField(
-            model_name='messagelog',
-            name='slot_key',
-            field=models.CharField(editable=False, help_text='So many of these run at once as its limit says; empty: any number does.', max_length=320, null=True),
+            model_name="messagelog",
+            name="slot_key",
+            field=models.CharField(
+                editable=False,
+                help_text="So many of these run at once as its limit says; empty: any number does.",
+                max_length=320,
+                null=True,
+            ),
         ),
         migrations.AddField(
-            model_name='messagelog',
-            name='waits_for',
-            field=models.CharField(editable=False, help_text='The limit that has not let it start: its slot_key or rate_key; empty: none.', max_length=320, null=True),
+            model_name="messagelog",
+            name="waits_for",
+            field=models.CharField(
+                editable=False,
+                help_text="The limit that has not let it start: its slot_key or rate_key; empty: none.",
+                max_length=320,
+                null=True,
+            ),
         ),
         migrations.AddIndex(
-            model_name='messagelog',
-            index=models.Index(models.F('slot_key'), condition=models.Q(('slot_key__isnull', False), ('status', 'IN_PROGRESS')), name='carrot_slots'),
+            model_name="messagelog",
+            index=models.Index(
+                models.F("slot_key"),
+                condition=models.Q(("slot_key__isnull", False), ("status", "IN_PROGRESS")),
+                name="carrot_slots",
+            ),
         ),
         migrations.AddIndex(
-            model_name='messagelog',
-            index=models.Index(models.F('waits_for'), models.OrderBy(models.F('priority'), descending=True), models.F('publish_time'), condition=models.Q(('status', 'PUBLISHED'), ('waits_for__isnull', False)), name='carrot_limited'),
+            model_name="messagelog",
+            index=models.Index(
+                models.F("waits_for"),
+                models.OrderBy(models.F("priority"), descending=True),
+                models.F("publish_time"),
+                condition=models.Q(("status", "PUBLISHED"), ("waits_for__isnull", False)),
+                name="carrot_limited",
+            ),
         ),
         migrations.AddIndex(
-            model_name='limitstate',
-            index=models.Index(models.F('look_at'), condition=models.Q(('look_at__isnull', False)), name='carrot_limit_look'),
+            model_name="limitstate",
+            index=models.Index(
+                models.F("look_at"),
+                condition=models.Q(("look_at__isnull", False)),
+                name="carrot_limit_look",
+            ),
         ),
     ]

@@ -938,9 +938,7 @@ def problem_of(delivery: Delivery, seal: Seal) -> str:
 
 def run_of_row(claimed: Claimed) -> Run:
     """The same of a claimed row without a message."""
-    return Run.of(
-        claimed, header=claimed.task, body=wire.body(claimed.task_args, claimed.content)
-    )
+    return Run.of(claimed, header=claimed.task, body=wire.body(claimed.task_args, claimed.content))
 
 
 def run_of(claimed: Claimed, delivery: Delivery) -> Run:

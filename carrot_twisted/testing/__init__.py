@@ -42,7 +42,6 @@ from carrot_twisted.execution import Limits, Run
 from carrot_twisted.message_log import is_due, new_token
 from carrot_twisted.models import MessageLog, ScheduledTask
 from carrot_twisted.publishing import PublishingSession
-from carrot_twisted.outcomes import Verdict
 from carrot_twisted.records import Claimant, Claimed, Finished
 from carrot_twisted.task_limits import Candidate
 from carrot_twisted.testing.memory_broker import MemoryBroker, MemoryConnection
@@ -111,8 +110,9 @@ class InMemory:
         """Run all tasks that wait, and those that they publish, in this thread.
 
         In the order of their publishing, those of a higher priority first. Left alone is what is
-        due later, and what a rate does not let start yet: see ``advance``. Rows need not have been published since the beginning, nor
-        their transaction be committed: in a ``TestCase`` none ever is.
+        due later, and what a rate does not let start yet: see ``advance``. Rows need not have been
+        published since the beginning, nor their transaction be committed: in a ``TestCase`` none
+        ever is.
 
         Args:
             queue: of this queue only.
@@ -152,8 +152,8 @@ class InMemory:
         """Let time pass for what waits for it; ``run_pending`` runs it then.
 
         Active schedules publish a task for each slot that comes, delayed tasks and retries become
-        due, rates let more tasks start, and those that nobody has started in time expire. Their ``run_after`` and
-        ``expires_at`` come nearer by as much. Nothing else has another clock: not
+        due, rates let more tasks start, and those that nobody has started in time expire. Their
+        ``run_after`` and ``expires_at`` come nearer by as much. Nothing else has another clock: not
         ``timezone.now()`` in a task, for example.
 
         Args:
@@ -209,7 +209,7 @@ class InMemory:
         )
         raised: list[BaseException] = []
         token = new_token()
-        claimed: Claimed | Verdict | Candidate | None
+        claimed: Any
         with transaction.atomic(using=self._using):
             claimed = records.claim([row.pk], token, claimant, self._using)[row.pk]
             if isinstance(claimed, Candidate):

@@ -65,7 +65,7 @@ def state(pk: UUID) -> dict[str, Any]:
     return dict(MessageLog.objects.filter(pk=pk).values().get())
 
 
-def claim_one(pk: UUID, token: int = 1, claimant: Claimant = ME) -> Claimed | Verdict:
+def claim_one(pk: UUID, token: int = 1, claimant: Claimant = ME) -> Any:
     (verdict,) = records.claim([pk], token, claimant, "default").values()
     return verdict
 
