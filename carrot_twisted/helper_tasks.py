@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Protocol
 from django.db import router, transaction
 from django.db.models.functions import Coalesce, Now
 
-from carrot_twisted import attempt, conf, housekeeping, rollups, schedule_run, statements
+from carrot_twisted import (
+    attempt,
+    conf,
+    housekeeping,
+    limit_state,
+    rollups,
+    schedule_run,
+    statements,
+)
 from carrot_twisted.models import MessageLog, ScheduledTask
 from carrot_twisted.periodic import periodic_task
 
@@ -106,17 +114,18 @@ def cleanup() -> dict[str, int]:
 def delete_old_statistics() -> dict[str, int]:
     """Delete what was counted for charts and is older than they reach (``rollups.KEPT``).
 
-    And attempts and runs of schedules whose tasks' rows are gone.
+    And attempts and runs of schedules whose tasks' rows are gone, and limits that nobody uses.
 
     Returns:
-        How many buckets, attempts and runs were deleted.
+        How many buckets, attempts, runs and limits were deleted.
     """
     using = router.db_for_write(MessageLog)
-    deleted = {"buckets": rollups.delete_old(using), "attempts": 0, "runs": 0}
+    deleted = {"buckets": rollups.delete_old(using), "attempts": 0, "runs": 0, "limits": 0}
     end = time.monotonic() + BUDGET
     for what, delete in (
         ("attempts", attempt.delete_orphans),
         ("runs", schedule_run.delete_orphans),
+        ("limits", limit_state.delete_idle),
     ):
         count = CHUNK
         while count == CHUNK and time.monotonic() < end:
@@ -125,7 +134,7 @@ def delete_old_statistics() -> dict[str, int]:
             deleted[what] += count
     _logger.info(
         "Deleted old statistics: %(buckets)s buckets, and of deleted tasks %(attempts)s attempts "
-        "and %(runs)s runs of schedules",
+        "and %(runs)s runs of schedules; and %(limits)s limits",
         deleted,
     )
     return deleted

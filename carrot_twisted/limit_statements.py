@@ -103,7 +103,7 @@ def waiting(
         f"SELECT uuid, task, queue, priority, {since}, slot_key, rate_key, waits_for, crashes "
         f"FROM {table} WHERE waits_for = {{}} AND status = 'PUBLISHED' "
         f"AND (expires_at IS NULL OR expires_at > {now} OR attempts > 0) "
-        "ORDER BY priority DESC, publish_time LIMIT {}"
+        "ORDER BY priority DESC, publish_time, uuid LIMIT {}"
     )
     rows: list[tuple[Any, ...]] = []
     with connection.cursor() as cursor:

@@ -86,13 +86,16 @@ def is_due() -> Q:
 
 
 def message_id() -> uuid.UUID:
-    """A new time-ordered UUID (version 7): rows of one time stand together in the index."""
-    milliseconds = time.time_ns() // 1_000_000
-    noise = int.from_bytes(os.urandom(10), "big")
+    """A new time-ordered UUID (version 7): rows of one time stand together in the index.
+
+    To a quarter of a microsecond, so that those made one after another are in order.
+    """
+    milliseconds, rest = divmod(time.time_ns(), 1_000_000)
+    noise = int.from_bytes(os.urandom(8), "big")
     return uuid.UUID(
         int=(milliseconds & 0xFFFFFFFFFFFF) << 80
         | 0x7 << 76
-        | (noise >> 62 & 0xFFF) << 64
+        | (rest * 0x1000 // 1_000_000) << 64
         | 0b10 << 62
         | noise & 0x3FFFFFFFFFFFFFFF
     )
@@ -221,8 +224,9 @@ class MessageLogQuerySet(models.QuerySet["MessageLog"]):
             .annotate(
                 waiting=Count("pk", filter=waiting),
                 running=Count("pk", filter=~waiting),
-                # One that waits for a later time has not waited yet.
-                since=Min(since_due(), filter=waiting & is_due()),
+                # One that waits for a later time has not waited yet; nor for a worker one that its
+                # limits do not let start.
+                since=Min(since_due(), filter=waiting & is_due() & Q(waits_for__isnull=True)),
                 now=Max(Now()),
             )
         )
@@ -533,6 +537,7 @@ class MessageLog(models.Model):
                 F("waits_for"),
                 F("priority").desc(),
                 F("publish_time"),
+                F("uuid"),
                 name="carrot_limited",
                 condition=Q(waits_for__isnull=False, status="PUBLISHED"),
             ),

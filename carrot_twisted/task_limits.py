@@ -126,6 +126,11 @@ def _check_names(kind: str, key: Any, group: Any) -> None:
         )
 
 
+def numbers_of(limit: Concurrency | Rate) -> tuple[float, ...]:
+    """What tasks that share it have to agree on."""
+    return (limit.limit,) if isinstance(limit, Concurrency) else (limit.limit, limit.seconds)
+
+
 def name_of(kind: str, group: str, key: str) -> str:
     """The name of a limit."""
     return f"{kind} {group} {key}" if key else f"{kind} {group}"

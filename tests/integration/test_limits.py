@@ -33,6 +33,8 @@ def most_at_once(lines: Iterable[str]) -> dict[str, int]:
     most: Counter[str] = Counter()
     for line in lines:
         sign, key, *_ = line.split()
+        if sign not in "+-":
+            continue
         now[key] += 1 if sign == "+" else -1
         most[key] = max(most[key], now[key])
     return dict(most)
@@ -224,9 +226,7 @@ def test_rows_that_are_run_again_or_thrown_away_while_they_run_hold_no_slot(
     start_service: StartService, ledger: Ledger, tmp_path: Path
 ) -> None:
     """Found by the look that each limit with waiting rows has."""
-    start_service(
-        "--no-scheduler", **constants({"admission.SAFETY": 1.0, "task_limits.SAFETY": 1.0})
-    )
+    start_service("--no-scheduler", **constants({"task_limits.SAFETY": 1.0}))
     file = tmp_path / "go"
     first = publish_message(limited.alone, "gone", file=str(file))
     wait_until(MessageLog.objects.filter(pk=first.pk, status="IN_PROGRESS").exists)

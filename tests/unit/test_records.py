@@ -662,7 +662,9 @@ class TestAttempts:
         kept = row()
         for message in (kept, *(uuid4() for _ in range(5))):
             Attempt.objects.create(message=message, number=1, worker="w", outcome="LOST", log="")
-        assert helper_tasks.delete_old_statistics() == {"buckets": 0, "attempts": 5, "runs": 0}
+        assert helper_tasks.delete_old_statistics() == {
+            **{"buckets": 0, "attempts": 5, "runs": 0, "limits": 0}
+        }
         assert Attempt.objects.get().message == kept
 
 
