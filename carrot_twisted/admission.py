@@ -102,6 +102,9 @@ def admit(
         first = limit_statements.waiting(_ROWS, hints, records.SUSPECT_CRASHES, using)
         names |= {name for found in first.values() for one in found for name in one.names}
     kept, now = limit_statements.lock(_LIMITS, names, using)
+    if not rows and all(look_at is None for _, look_at in kept.values()):
+        # Most runs end so: nobody waits for what they had.
+        return Admitted(runs=runs, waiting=set(), next_look=None)
     _learn(rows)
     states = _states(kept, now, using)
     wants = _wants(kept, states)

@@ -427,7 +427,7 @@ class Dispatcher:
             job = self._jobs[claimed.uuid] = Job(claimed.uuid, [], custody=True)
             job.since = self._reactor.seconds()
             job.run = run_of_row(claimed)
-            if self._stopping:
+            if self._stopping or self._paused or self._held:
                 self._give_back(job)
             else:
                 self._place(job, job.run)

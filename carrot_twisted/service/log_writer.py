@@ -103,6 +103,8 @@ class Admit:
     """How many threads have become free for others, by queue."""
     done: Callable[[float | None], None] = lambda _: None
     """Called on the writer's thread, after the commit, with seconds until the next look."""
+    tried: bool = False
+    """It may have been committed."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -333,10 +335,13 @@ class LogWriter:
         self._sign = None
 
     def _process(self, batch: Sequence[Operation]) -> None:
-        if any(not isinstance(op, Call) for op in batch) and not self._persist(batch):
+        own = (Call, Admit)
+        rest = [op for op in batch if not isinstance(op, own)]
+        if rest and not self._persist(rest):
             return
-        admits, self._to_admit = self._to_admit, []
-        # One by one: each locks its limits in order.
+        admits = [*self._to_admit, *(op for op in batch if isinstance(op, Admit))]
+        self._to_admit = []
+        # One by one: each locks its limits in order, and nothing else waits for these.
         if not all(self._persist([admit]) for admit in admits):
             return
         for operation in batch:
@@ -445,7 +450,7 @@ class LogWriter:
                 logs = [(op.uuid, op.token, op.text(), op.progress) for op in lines]
                 logged = records.log(logs, self._using)
             wishes = [records.cancel_requests(look.worker, self._using) for look in looks]
-            admitted = [(op, self._admit(op, again)) for op in admits]
+            admitted = [(op, self._admit(op)) for op in admits]
             if admits:
                 failpoints.reached("before_admission_commit")
         if admits:
@@ -483,7 +488,9 @@ class LogWriter:
 
         return tell
 
-    def _admit(self, admit: Admit, again: bool) -> Admitted:
+    def _admit(self, admit: Admit) -> Admitted:
+        # Not just of this attempt: it may have been put aside.
+        again, admit.tried = admit.tried, True
         worker = self._claimant(False).worker
         places = self.places(admit.ended)
         return admission.admit(admit.request, worker, places, self._using, again=again)

@@ -3,19 +3,30 @@
 
 from __future__ import annotations
 
+import random
 import signal
+import time
 from collections import Counter
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from django.db import OperationalError, connection, transaction
+from django.db.models import Count
 
-from carrot_twisted import publisher
+from carrot_twisted import admission, outbox, outcomes, publisher, records
+from carrot_twisted.admission import Request
+from carrot_twisted.message_log import new_token
 from carrot_twisted.models import LimitState, MessageLog
+from carrot_twisted.outcomes import Kind, Result
+from carrot_twisted.records import Claimant, Finished
+from carrot_twisted.task_limits import Candidate
 from carrot_twisted.utilities import publish_many, publish_message
 from tests.integration.test_service import finished
 from tests.processes import ServiceProcess, constants, wait_until
 from tests.project import limited
 from tests.project.optioned import quiet
+from tests.unit.test_records import worker as living
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -251,3 +262,61 @@ def test_what_waits_expires(start_service: StartService, tmp_path: Path) -> None
     assert (row.exception, row.limited_by) == ("expired", None)
     file.touch()
     finished([first])
+
+
+DONE = Result(kind=Kind.COMPLETED, started=1.0, ended=2.0)
+
+
+def lasting(work: Callable[..., Any], *given: Any) -> Any:
+    """In a transaction, which is repeated as the writer does."""
+    for _ in range(100):
+        try:
+            with transaction.atomic():
+                return work(*given)
+        except OperationalError as error:
+            if not outcomes.blames_database(error):
+                raise
+    raise AssertionError("others are always in the way")
+
+
+def test_many_that_claim_at_the_same_moment_never_take_more_than_there_is(served: None) -> None:
+    """Threads with connections of their own; each looks what is there after its commit."""
+    kinds = (limited.sync, limited.upload, limited.by_account)
+    logs = publish_many(kinds[n % 3].options().message(n % 2) for n in range(120))
+    keys = [log.pk for log in logs]
+    random.Random(7).shuffle(keys)
+    most: Counter[str] = Counter()
+    done: set[Any] = set()
+    names = [f"worker {n}" for n in range(6)]
+    for name in names:
+        living(name)
+
+    def work(worker: str) -> None:
+        claimant = Claimant(worker=worker, lease=60, max_crashes=5, alone=False, judges=False)
+        end = time.monotonic() + 50
+        while len(done) < len(logs) and time.monotonic() < end:
+            batch = [keys.pop() for _ in range(3) if keys]
+            asked = lasting(records.claim, batch, new_token(), claimant, "default")
+            rows = [one for one in asked.values() if isinstance(one, Candidate)]
+            request = Request(token=new_token(), rows=rows, due=True)
+            runs = lasting(admission.admit, request, worker, {"default": 3}, "default").runs
+            running = MessageLog.objects.filter(status="IN_PROGRESS").values("slot_key")
+            for name, count in running.annotate(n=Count("pk")).values_list("slot_key", "n"):
+                most[name] = max(most[name], count)
+            ended = [Finished(uuid=r.uuid, token=r.token, result=DONE) for r in runs.values()]
+            if ended:
+                lasting(records.finish, ended, 0.0, "default")
+                done.update(one.uuid for one in ended)
+                freed = Counter(run.slot_key for run in runs.values())
+                request = Request(token=new_token(), freed=freed)
+                lasting(admission.admit, request, worker, {"default": 0}, "default")
+            # A machine that has much to do is late: then tasks get messages.
+            keys.extend(row.pk for row in lasting(outbox.take_unsent, ["default"], 9, "default"))
+            time.sleep(0.01)
+        connection.close()
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(work, names, timeout=60))
+    assert len(done) == 120
+    assert list(most.values()) == [2] * 4, "two accounts of two groups"
+    assert set(MessageLog.objects.values_list("status", "attempts")) == {("COMPLETED", 1)}
