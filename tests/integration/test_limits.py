@@ -302,7 +302,7 @@ def test_many_that_claim_at_the_same_moment_never_take_more_than_there_is(served
             runs = lasting(admission.admit, request, worker, {"default": 3}, "default").runs
             running = MessageLog.objects.filter(status="IN_PROGRESS").values("slot_key")
             for name, count in running.annotate(n=Count("pk")).values_list("slot_key", "n"):
-                most[name] = max(most[name], count)
+                most[str(name)] = max(most[str(name)], count)
             ended = [Finished(uuid=r.uuid, token=r.token, result=DONE) for r in runs.values()]
             if ended:
                 lasting(records.finish, ended, 0.0, "default")

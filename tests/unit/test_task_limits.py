@@ -31,8 +31,8 @@ SLOT, RATE = "slot app.work a", "rate app.work"
         (lambda: Rate(1.5), "limit of Rate is 1.5"),  # type: ignore[arg-type]
         (lambda: Rate(1, per=0), "per of Rate is 0. It must be a number of seconds above 0"),
         (lambda: Rate(1, per=timedelta(days=8)), "a week at most"),
-        (lambda: task(concurrency=3), "concurrency is 3. It must be a Concurrency, such as"),
-        (lambda: task(rate="10/s"), "rate is '10/s'. It must be a Rate, such as"),
+        (lambda: TaskOptions(concurrency=3), "concurrency is 3. It must be a Concurrency, such as"),  # type: ignore[arg-type]
+        (lambda: TaskOptions(rate="10/s"), "rate is '10/s'. It must be a Rate, such as"),  # type: ignore[arg-type]
         (
             lambda: declared(concurrency=Concurrency(1, key="{nobody}")),
             "key of Concurrency of app.work is '{nobody}', and the task has no parameter 'nobody'",
