@@ -72,7 +72,9 @@ class Admitted:
     """By primary key; also such as were not asked for, and run here now."""
     waiting: set[UUID]
     """Of those that were asked for: they wait for their limits, in the table alone."""
-    next_look: float | None
+    has_rung: bool = False
+    """Rows are in the outbox that may start somewhere else."""
+    next_look: float | None = None
     """Seconds until more may start of limits that were looked at; None: not soon."""
 
 
@@ -95,7 +97,7 @@ def admit(
     due = _due(using) if request.due else set()
     names = asked | due
     if not names:
-        return Admitted(runs=runs, waiting=set(), next_look=None)
+        return Admitted(runs=runs, waiting=set())
     if task_options.any_with_two_limits():
         # Both limits of a row are locked together; of one that waits, its own row knows the other.
         hints = {name: HINTS + request.freed.get(name, 0) for name in names}
@@ -104,7 +106,7 @@ def admit(
     kept, now = limit_statements.lock(_LIMITS, names, using)
     if not rows and all(look_at is None for _, look_at in kept.values()):
         # Most runs end so: nobody waits for what they had.
-        return Admitted(runs=runs, waiting=set(), next_look=None)
+        return Admitted(runs=runs, waiting=set())
     _learn(rows)
     states = _states(kept, now, using)
     wants = _wants(kept, states)
@@ -133,6 +135,7 @@ def admit(
         runs=runs | claimed,
         waiting={one.uuid for one in rows if one.uuid in decision.wait or one.waits_for}
         - claimed.keys(),
+        has_rung=bool(decision.ring),
         next_look=next_look,
     )
 

@@ -7,6 +7,7 @@ as a rate does, and for what nobody has done: its worker was killed, or a row wa
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.task import LoopingCall
@@ -18,7 +19,7 @@ from carrot_twisted.service.chore import Chore
 from carrot_twisted.service.log_writer import Admit
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from carrot_twisted.records import Claimed
     from carrot_twisted.service.dispatcher import Dispatcher
@@ -38,11 +39,17 @@ class Admitting:
     Args:
         dispatchers: who runs tasks.
         writer: the way to the database.
+        ring: called in the reactor when there is something new in the outbox.
         reactor: Twisted's reactor.
     """
 
     def __init__(
-        self, *, dispatchers: Sequence[Dispatcher], writer: LogWriter, reactor: Any
+        self,
+        *,
+        dispatchers: Sequence[Dispatcher],
+        writer: LogWriter,
+        ring: Callable[[], None],
+        reactor: Any,
     ) -> None:
         self._dispatchers = {dispatcher.name: dispatcher for dispatcher in dispatchers}
         self._writer = writer
@@ -55,6 +62,7 @@ class Admitting:
         self._timer: Any = None
         writer.places = self._places
         writer.hand_over = self._hand_over
+        writer.on_ring = partial(reactor.callFromThread, ring)
         writer.on_look = self._on_look
 
     def start(self) -> None:

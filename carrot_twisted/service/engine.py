@@ -251,7 +251,9 @@ class Engine:
             if not isinstance(queue, HandlerQueue)
         ]
         self._events.on_blocked += [dispatcher.loop_blocked for dispatcher in tasks]
-        self._admitting = Admitting(dispatchers=tasks, writer=self._writer, reactor=reactor)
+        self._admitting = Admitting(
+            dispatchers=tasks, writer=self._writer, ring=self._relay.look, reactor=reactor
+        )
         cancelling = Cancelling(
             dispatchers=tasks, writer=self._writer, worker=self.worker.name, reactor=reactor
         )

@@ -221,6 +221,8 @@ class LogWriter:
         threads have become free. Called on the writer's thread."""
         self.hand_over: Callable[[Sequence[Claimed]], None] = lambda _: None
         """Has them run. Called on the writer's thread."""
+        self.on_ring: Callable[[], None] = lambda: None
+        """Called on the writer's thread when it has put rows into the outbox."""
         self.on_look: Callable[[float], None] = lambda _: None
         """Called on the writer's thread with seconds until somebody should look at limits."""
 
@@ -506,6 +508,8 @@ class LogWriter:
         if runs:
             self.hand_over(list(runs.values()))
         admit.done(admitted.next_look)
+        if admitted.has_rung:
+            self.on_ring()
         if admitted.next_look is not None:
             self.on_look(admitted.next_look)
 

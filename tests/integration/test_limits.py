@@ -38,6 +38,11 @@ if TYPE_CHECKING:
     Ledger = Callable[[], list[str]]
 
 
+#: Failpoints of letting tasks start, and some on the way to letting the next one.
+POINTS = ("before_admission_commit", "after_admission_commit")
+AFTER = ("before_finish_commit", "after_finish_before_ack", "after_admission_commit:exit:2")
+
+
 def most_at_once(lines: Iterable[str]) -> dict[str, int]:
     """Of each key, how many tasks were under way at the same time at most."""
     now: Counter[str] = Counter()
@@ -157,16 +162,7 @@ def test_a_task_that_is_tried_again_gives_its_slot_back_meanwhile(
     assert most_at_once(line.replace(line.split()[1], "x", 1) for line in ledger()) == {"x": 1}
 
 
-@pytest.mark.parametrize(
-    "place",
-    [
-        "before_admission_commit",
-        "after_admission_commit",
-        "after_admission_commit:exit:2",
-        "before_finish_commit",
-        "after_finish_before_ack",
-    ],
-)
+@pytest.mark.parametrize("place", [*POINTS, *AFTER])
 def test_a_worker_that_is_killed_gives_its_slots_back(
     start_service: StartService, ledger: Ledger, place: str
 ) -> None:
@@ -195,6 +191,20 @@ def test_a_task_that_kills_its_worker_has_its_slot_until_that_is_known(
     done = finished([row, next_one])
     assert [one.status for one in done] == ["COMPLETED"] * 2
     assert (done[0].crashes, done[1].crashes) == (1, 0)
+
+
+@pytest.mark.parametrize("kind", ["coroutines", "hooks"])
+def test_limits_hold_for_coroutines_and_where_hooks_read_messages(
+    start_service: StartService, ledger: Ledger, kind: str
+) -> None:
+    hooks = {"CARROT_TEST_CONSUMER": "tests.project.consumers.Guard"}
+    service = start_service("--no-scheduler", **(hooks if kind == "hooks" else {}))
+    work = limited.by_account if kind == "hooks" else limited.in_loop
+    logs = publish_many(work.options().message(account=n % 2, pause=0.01) for n in range(16))
+    done = finished(logs, 60)
+    assert {(row.status, row.attempts) for row in done} == {("COMPLETED", 1)}
+    assert set(most_at_once(ledger()).values()) == {2}
+    assert service.stop() == 0
 
 
 def test_a_service_that_stops_lets_others_go_on(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 from carrot_twisted import Concurrency, Rate, running, task
@@ -25,6 +26,14 @@ def traced(key: str, pause: float = 0.0, file: str = "") -> str:
 def by_account(account: int, pause: float = 0.0, file: str = "") -> str:
     """Two of each account at a time."""
     return traced(f"account:{account}", pause, file)
+
+
+@task(concurrency=Concurrency(2, key="{account}"))
+async def in_loop(account: int, pause: float) -> None:
+    """Two of each account at a time, as coroutines."""
+    tasks.ledger(f"+ {account}")
+    await asyncio.sleep(pause)
+    tasks.ledger(f"- {account}")
 
 
 @task(concurrency=Concurrency(1))
