@@ -10,9 +10,12 @@ if TYPE_CHECKING:
     from carrot_twisted.messaging import consume, publish, twisted_consume, twisted_publish
     from carrot_twisted.reactor_call import in_reactor
     from carrot_twisted.running import is_cancelled, progress
+    from carrot_twisted.task_limits import Concurrency, Rate
     from carrot_twisted.tasks import task
 
 __all__ = [
+    "Concurrency",
+    "Rate",
     "consume",
     "in_reactor",
     "is_cancelled",
@@ -30,6 +33,8 @@ DEFAULT_BROKER = "amqp://guest:guest@localhost:5672/"
 
 
 _MODULES = {
+    "Concurrency": "task_limits",
+    "Rate": "task_limits",
     "in_reactor": "reactor_call",
     "is_cancelled": "running",
     "progress": "running",

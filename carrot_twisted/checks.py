@@ -2,7 +2,7 @@
 """What ``manage.py check`` says about the ``CARROT`` setting; the service asks the same at start.
 
 Errors of the setting itself (E001 to E006, E013) come from ``conf``; here stands what needs the
-project's code (E007 to E009, E014 to E016, W003, W004), its other settings (E010, E012, W001, W002)
+project's code (E007 to E009, E014 to E017, W003, W004), its other settings (E010, E012, W001, W002)
 or files (E011).
 """
 
@@ -16,7 +16,7 @@ from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 
-from carrot_twisted import conf, handlers, task_options, view_decorators
+from carrot_twisted import conf, handlers, task_limits, task_options, view_decorators
 from carrot_twisted.exceptions import CarrotConfigException
 from carrot_twisted.signing import Seal
 
@@ -40,6 +40,7 @@ def check_carrot(**_: Any) -> list[CheckMessage]:
     return [
         *_task_modules(value),
         *_tasks(value),
+        *_limits(),
         *_consumer_classes(value),
         *_handlers(value),
         *_signing(value),
@@ -86,6 +87,22 @@ def _tasks(value: conf.CarrotSettings) -> Iterator[CheckMessage]:
                 hint=f"Add it there, or name one of these: {', '.join(value.queues)}.",
                 id="carrot_twisted.E016",
             )
+
+
+def _limits() -> Iterator[CheckMessage]:
+    """Tasks that share a limit have to say the same of it."""
+    said: dict[tuple[str, str], tuple[str, tuple[float, ...]]] = {}
+    for one in task_options.all_declared():
+        for kind, limit in one.limits():
+            numbers = task_limits.numbers_of(limit)
+            first, others = said.setdefault((kind, limit.group or one.path), (one.path, numbers))
+            if others != numbers:
+                yield Error(
+                    f"{one.path} and {first} share the {type(limit).__name__} of group "
+                    f"{limit.group!r}, and give it different numbers.",
+                    hint="Make one object of it, and give that to both.",
+                    id="carrot_twisted.E017",
+                )
 
 
 def _consumer_classes(value: conf.CarrotSettings) -> Iterator[CheckMessage]:

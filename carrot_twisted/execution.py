@@ -106,6 +106,7 @@ class Run(Claimed):
             retries=claimed.retries,
             django_task=claimed.django_task,
             flow=claimed.flow,
+            slot_key=claimed.slot_key,
             published=claimed.published,
             header=header,
             headers=headers,

@@ -43,6 +43,8 @@ PLACES = {
     "after_delivery_before_claim": "messages have arrived, nothing is asked of the database",
     "before_claim_commit": "the claim is written, not committed",
     "after_claim_commit": "the claim is committed, no task has begun",
+    "before_admission_commit": "tasks under limits are claimed, or told to wait, not committed",
+    "after_admission_commit": "that is committed, none has begun, no message is acknowledged",
     "after_run_before_finish": "a task has ended, its result is in this thread only",
     "before_finish_commit": "the result is written, not committed",
     "after_finish_before_ack": "the result is committed, the message not acknowledged",

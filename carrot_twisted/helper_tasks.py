@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Protocol
 from django.db import router, transaction
 from django.db.models.functions import Coalesce, Now
 
-from carrot_twisted import attempt, conf, flow, housekeeping, rollups, schedule_run, statements
+from carrot_twisted import (
+    attempt,
+    conf,
+    flow,
+    housekeeping,
+    limit_state,
+    rollups,
+    schedule_run,
+    statements,
+)
 from carrot_twisted.models import MessageLog, ScheduledTask
 from carrot_twisted.periodic import periodic_task
 
@@ -106,18 +115,21 @@ def cleanup() -> dict[str, int]:
 def delete_old_statistics() -> dict[str, int]:
     """Delete what was counted for charts and is older than they reach (``rollups.KEPT``).
 
-    And attempts, runs of schedules and flows whose tasks' rows are gone.
+    And attempts, runs of schedules and flows whose tasks' rows are gone, and limits that nobody
+    uses.
 
     Returns:
-        How many buckets, attempts, runs and flows were deleted.
+        How many buckets, attempts, runs, flows and limits were deleted.
     """
     using = router.db_for_write(MessageLog)
-    deleted = {"buckets": rollups.delete_old(using), "attempts": 0, "runs": 0, "flows": 0}
+    deleted = {"buckets": rollups.delete_old(using)}
+    deleted |= dict.fromkeys(("attempts", "runs", "flows", "limits"), 0)
     end = time.monotonic() + BUDGET
     for what, delete in (
         ("attempts", attempt.delete_orphans),
         ("runs", schedule_run.delete_orphans),
         ("flows", flow.delete_orphans),
+        ("limits", limit_state.delete_idle),
     ):
         count = CHUNK
         while count == CHUNK and time.monotonic() < end:
@@ -125,8 +137,8 @@ def delete_old_statistics() -> dict[str, int]:
                 count = delete(CHUNK, using)
             deleted[what] += count
     _logger.info(
-        "Deleted old statistics: %(buckets)s buckets, and of deleted tasks %(attempts)s attempts, "
-        "%(runs)s runs of schedules and %(flows)s flows",
+        "Deleted old statistics: %(buckets)s buckets, of deleted tasks %(attempts)s attempts, "
+        "%(runs)s runs of schedules and %(flows)s flows, and %(limits)s unused limits",
         deleted,
     )
     return deleted

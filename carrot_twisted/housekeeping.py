@@ -47,7 +47,7 @@ HELD = "Another task with the same unique key waits or runs."
 REPEATED = (
     *("task", "task_args", "content", "exchange", "queue", "routing_key", "priority"),
     *("unique_key", "unique_until", "retention", "django_task"),
-    *("flow", "flow_step", "flow_position"),
+    *("flow", "flow_step", "flow_position", "slot_key", "rate_key"),
 )
 #: Seconds without a sign of life from a broker after which a purge gives up.
 PATIENCE = 10

@@ -11,6 +11,7 @@ from __future__ import annotations
 from carrot_twisted.attempt import Attempt
 from carrot_twisted.begun_message import BegunMessage
 from carrot_twisted.flow import Flow
+from carrot_twisted.limit_state import LimitState
 
 # message_id: the first migration names it here.
 from carrot_twisted.message_log import MessageLog, message_id
@@ -25,6 +26,7 @@ __all__ = [
     "Attempt",
     "BegunMessage",
     "Flow",
+    "LimitState",
     "MessageLog",
     "OperatorAction",
     "PausedQueue",

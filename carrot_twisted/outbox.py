@@ -203,9 +203,11 @@ def ring_again(queue: str, quiet: float, using: str) -> int:
     Returns:
         How many rows were put back; RING_BATCH at most.
     """
+    # Those that wait for their limits have no message.
     lost = MessageLog.objects.using(using).filter(
         status=MessageLog.PUBLISHED,
         queue=queue,
+        waits_for__isnull=True,
         confirmed_at__lt=Now() - timedelta(seconds=quiet),
     )
     return _unsend(lost, skip_locked=True)
@@ -253,6 +255,7 @@ def ring_for_all(queues: Sequence[str], using: str) -> int:
     waiting = MessageLog.objects.using(using).filter(
         is_due(),
         Q(confirmed_at__isnull=False) | Q(relay_at__lte=Now()),
+        waits_for__isnull=True,
         status=MessageLog.PUBLISHED,
         queue__in=queues,
     )

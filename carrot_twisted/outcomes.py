@@ -75,6 +75,7 @@ class Verdict(Enum):
     MISSING = "no such row (yet)"
     SUSPECT = "workers were lost under it: claim it again when nothing else runs here"
     LOST = "too many workers were lost under it: it is FAILED now, acknowledge"
+    LIMITED = "its limits let no more start: it waits in the table, acknowledge"
     EARLY = "it is to run later, and its message will come again: acknowledge"
 
 

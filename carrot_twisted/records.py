@@ -23,10 +23,12 @@ from carrot_twisted import (
     task_options,
 )
 from carrot_twisted.attempt import MAX_ATTEMPTS, MAX_EXCEPTION, MAX_LOG
+from carrot_twisted.limit_state import wake
 from carrot_twisted.message_log import GRACE, due_in, is_due, since_due
 from carrot_twisted.models import Attempt, MessageLog, PausedQueue, Worker
 from carrot_twisted.outcomes import WORKER_LOST, Kind, Result, Verdict
 from carrot_twisted.running import CancelRequest
+from carrot_twisted.task_limits import Candidate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -54,6 +56,8 @@ class Claimed:
     """What was said of it to django.tasks, see ``standard_tasks.Said``."""
     flow: UUID | None = None
     """The flow that it is a part of."""
+    slot_key: str | None = None
+    """The limit that it has a slot of, if it has one."""
     published: float
     """When, or when it was due, in seconds since the epoch, on the database's clock."""
 
@@ -84,11 +88,12 @@ ANY_NUMBER = 2**31 - 1
 
 def claim(
     ids: Sequence[UUID], token: int, claimant: Claimant, using: str, barred: Sequence[str] = ()
-) -> dict[UUID, Claimed | Verdict]:
+) -> dict[UUID, Claimed | Verdict | Candidate]:
     """Take those rows that may run; say of each other why not.
 
     Call it inside a transaction. One statement, whatever the number of rows; two more if some of
-    them were not waiting.
+    them were not waiting, or are under limits: of the latter it says so, and ``admission`` has to
+    let them run.
 
     Args:
         ids: primary keys, all different.
@@ -98,7 +103,7 @@ def claim(
         using: database alias.
         barred: rows of these queues count as missing.
     """
-    result: dict[UUID, Claimed | Verdict] = dict.fromkeys(ids, Verdict.MISSING)
+    result: dict[UUID, Claimed | Verdict | Candidate] = dict.fromkeys(ids, Verdict.MISSING)
     crashes = ANY_NUMBER if claimant.alone else SUSPECT_CRASHES
     for row in statements.claim_rows(_TABLE, ids, token, claimant.worker, crashes, using, barred):
         result[row[0]] = _claimed(row, token)
@@ -108,9 +113,21 @@ def claim(
     return result
 
 
+def claim_limited(ids: Sequence[UUID], token: int, worker: str, using: str) -> dict[UUID, Claimed]:
+    """Take those rows whose limits let them run. Call it inside the transaction that knows that."""
+    rows = statements.claim_rows(_TABLE, ids, token, worker, ANY_NUMBER, using, limited=True)
+    return {row[0]: _claimed(row, token) for row in rows}
+
+
+def claimed_of(rows: QuerySet[MessageLog], token: int) -> dict[UUID, Claimed]:
+    """What was claimed with this token."""
+    found = rows.annotate(since=since_due()).values_list(*statements.CLAIMED, "since")
+    return {row[0]: _claimed((*row[:-1], row[-1].timestamp()), token) for row in found}
+
+
 def _judge(
     ids: Sequence[UUID],
-    result: dict[UUID, Claimed | Verdict],
+    result: dict[UUID, Claimed | Verdict | Candidate],
     token: int,
     claimant: Claimant,
     using: str,
@@ -119,12 +136,19 @@ def _judge(
     """Say of rows that were not PUBLISHED why, and take over those whose worker is gone."""
     taken: list[tuple[UUID, str, int | None, UUID | None]] = []
     timed: list[UUID] = []
+    candidates: dict[UUID, Candidate] = {}
+    crashes = ANY_NUMBER if claimant.alone else SUSPECT_CRASHES
     rows = MessageLog.objects.using(using).filter(pk__in=ids).exclude(queue__in=barred)
     rows = rows.annotate(timed=_has_time(), since=since_due())
-    for row in rows.values_list("status", "token", "worker", *statements.CLAIMED, "since", "timed"):
+    known = ("status", "token", "worker", *statements.CLAIMED, "since", "timed", *_UNDER_LIMITS)
+    for every in rows.values_list(*known):
+        row, limited = every[: -len(_UNDER_LIMITS)], every[-len(_UNDER_LIMITS) :]
         status, row_token, worker, pk = row[:4]
         if status == MessageLog.PUBLISHED:
             result[pk] = Verdict.SUSPECT
+            candidate = _candidate(row[3:], limited, crashes)
+            if candidate is not None:
+                result[pk] = candidates[pk] = candidate
             if row[-1]:
                 timed.append(pk)
         elif status != MessageLog.IN_PROGRESS:
@@ -136,8 +160,9 @@ def _judge(
             result[pk] = Verdict.ELSEWHERE
             flow = row[3 + statements.CLAIMED.index("flow")]
             taken.append((pk, worker, row_token, flow))
-    if timed:
-        result.update(_judge_times(timed, claimant, using))
+    for pk, verdict in (_judge_times(timed, claimant, using) if timed else {}).items():
+        is_ready = verdict is Verdict.MISSING and pk in candidates
+        result[pk] = candidates[pk] if is_ready else verdict
     if taken:
         dead = dead_workers({worker for _, worker, *_ in taken}, claimant, using)
         # In the order of their keys, as everywhere: two who do this never wait for each other.
@@ -147,6 +172,28 @@ def _judge(
                 result[pk] = _take_over(pk, row_token, token, claimant, using)
                 if flow is not None and result[pk] in (Verdict.FINAL, Verdict.LOST):
                     flow_settling.settle({flow}, using)
+
+
+#: What is to be known of a row that is under limits.
+_UNDER_LIMITS = ("priority", "publish_time", "slot_key", "rate_key", "waits_for", "crashes")
+
+
+def _candidate(claimed: Sequence[Any], limited: Sequence[Any], crashes: int) -> Candidate | None:
+    """A waiting row, if it is under limits, and may start as far as lost workers are concerned."""
+    priority, published, slot, rate, waits_for, lost = limited
+    if (slot is None and rate is None) or lost >= crashes:
+        return None
+    return Candidate(
+        uuid=claimed[0],
+        task=claimed[1],
+        queue=claimed[4],
+        priority=priority,
+        since=published.timestamp(),
+        slot=slot,
+        rate=rate,
+        waits_for=waits_for,
+        delivered=True,
+    )
 
 
 def _has_time() -> Case:
@@ -186,7 +233,8 @@ def _judge_times(ids: Sequence[UUID], claimant: Claimant, using: str) -> dict[UU
 
 
 def _claimed(row: Sequence[Any], token: int) -> Claimed:
-    pk, task, task_args, content, queue, attempts, retries, django_task, flow, published = row
+    pk, task, task_args, content, queue, attempts, retries, django_task, *more = row
+    flow, slot, published = more
     return Claimed(
         uuid=pk,
         token=token,
@@ -198,6 +246,7 @@ def _claimed(row: Sequence[Any], token: int) -> Claimed:
         retries=retries,
         django_task=django_task,
         flow=flow,
+        slot_key=slot,
         published=published,
     )
 
@@ -356,6 +405,8 @@ def reap(claimant: Claimant, using: str) -> int:
     )
     _note(attempts, using)
     Worker.objects.using(using).filter(name__in=dead).delete()
+    # They have given slots back, and perhaps let nobody start in their place.
+    wake(using)
     begun_message.forget_old(using)
     flow_settling.settle({flow for _, flow in found if flow is not None}, using)
     failpoints.reached("in_reap")

@@ -47,6 +47,8 @@ _SPECIAL = {
     "flow": "uuid",
     "flow_step": "smallint",
     "flow_position": "integer",
+    "slot_key": "text",
+    "rate_key": "text",
 }
 #: Which rows hold their unique key: word for word the condition of the constraint, by which SQLite
 #: finds it.
@@ -324,6 +326,7 @@ def log_rows(
 CLAIMED = (
     *("uuid", "task", "task_args", "content", "queue", "attempts", "retries", "django_task"),
     "flow",
+    "slot_key",
 )
 #: Since when it waits. A number, because reading it costs less than reading a time.
 _SINCE_DUE = {
@@ -340,11 +343,13 @@ def claim_rows(
     crashes: int,
     using: str,
     barred: Sequence[str] = (),
+    *,
+    limited: bool = False,
 ) -> list[tuple[Any, ...]]:
     """Take those of the rows that are PUBLISHED; returns the CLAIMED columns of each.
 
     Not those that wait for a later time, nor those that should have started before now for the
-    first time.
+    first time. Those under limits only where the caller has seen to these.
 
     The log of an earlier attempt goes, for that of this one is told while it runs.
     The last value of each is when it was published, or due, in seconds since the epoch.
@@ -359,6 +364,7 @@ def claim_rows(
         crashes: leave rows alone under which so many workers were lost.
         using: database alias.
         barred: leave the rows of these queues alone.
+        limited: the limits of all of them let them start.
     """
     connection = connections[using]
     keys: list[Any]
@@ -372,12 +378,15 @@ def claim_rows(
         keys = [_adapted(connection, value) for value in ids]
     sql = (
         f"UPDATE {table} SET status = 'IN_PROGRESS', worker = %s, token = %s, publish_error = '', "
-        f"log = NULL, progress = NULL, attempts = attempts + 1, start_time = {now} "
+        f"log = NULL, progress = NULL, attempts = attempts + 1, start_time = {now}"
+        f"{', waits_for = NULL' if limited else ''} "
         f"WHERE {matching} "
         "AND status = 'PUBLISHED' AND crashes < %s "
         f"AND (run_after IS NULL OR run_after <= {now}) "
         f"AND (expires_at IS NULL OR expires_at > {now} OR attempts > 0) "
     )
+    if not limited:
+        sql += "AND slot_key IS NULL AND rate_key IS NULL "
     if barred:
         sql += f"AND queue NOT IN ({', '.join('%s' for _ in barred)}) "
     sql += f"RETURNING {', '.join(CLAIMED)}, {_SINCE_DUE[_is_postgresql(connection)]}"

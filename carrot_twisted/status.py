@@ -82,8 +82,12 @@ class QueueStatus:
     waiting: int
     waiting_is_exact: bool
     """Whether there are no more than were counted."""
+    limited: int
+    """Of the waiting ones, those that wait for a limit of concurrency or rate to let them start."""
+    limited_is_exact: bool
     oldest: float | None
-    """Seconds since the oldest waiting task was published, or due, if that came later."""
+    """Seconds since the oldest waiting task was published, or due, if that came later. None of the
+    limited ones."""
     running: int
     unsent: int
     """Of the waiting ones, those whose message the broker should have by now, and has not."""
@@ -183,6 +187,8 @@ def _queues(
 ) -> list[QueueStatus]:
     depths = _depths(using)
     unsent, unsent_is_exact = _unsent(using)
+    limited = _limited(using)
+    limited_is_exact = limited.total() <= MANY
     consumed = Counter(
         name for one in workers if one.alive and not one.quiet for name in one.queues
     )
@@ -198,6 +204,8 @@ def _queues(
             workers=consumed[name],
             waiting=depth.waiting if depth else 0,
             waiting_is_exact=depth.is_exact if depth else True,
+            limited=min(limited[name], MANY),
+            limited_is_exact=limited_is_exact,
             oldest=depth.oldest if depth else None,
             running=depth.running if depth else 0,
             unsent=left.count if left else 0,
@@ -248,14 +256,22 @@ def _depths(using: str) -> dict[str, _Depth]:
 def _oldest(waiting: QuerySet[MessageLog], cap: int) -> float | None:
     """Seconds for which one of the rows of a queue has waited longest; None: none does, as yet.
 
-    Looked at are as many of those that were published first; all others may be due later.
+    Looked at are as many of those that were published first; all others may be due later, or wait
+    for limits.
     """
     by_time = waiting.order_by("publish_time")
-    first = by_time.values_list("run_after", _age_of(F("publish_time"))).first()
-    if first is None or first[0] is None:
-        return _seconds(first and first[1])
-    due = waiting.filter(is_due(), pk__in=by_time.values("pk")[:cap])
+    first = by_time.values_list("run_after", "waits_for", _age_of(F("publish_time"))).first()
+    if first is None or first[:2] == (None, None):
+        return _seconds(first and first[2])
+    due = waiting.filter(is_due(), waits_for=None, pk__in=by_time.values("pk")[:cap])
     return _seconds(due.order_by(since_due()).values_list(_age_of(since_due()), flat=True).first())
+
+
+def _limited(using: str) -> Counter[str]:
+    """How many rows wait for limits, by queue: of the first ones, where there are many."""
+    rows = MessageLog.objects.using(using).filter(of_states((MessageLog.PUBLISHED,)))
+    waiting = rows.filter(waits_for__isnull=False).values_list("queue", flat=True)
+    return Counter(waiting[: MANY + 1])
 
 
 def _unsent(using: str) -> tuple[dict[str, Unsent], bool]:

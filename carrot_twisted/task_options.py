@@ -12,7 +12,7 @@ import inspect
 import json
 import random
 import string
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import MAXYEAR, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from carrot_twisted.exceptions import InvalidMessage, PermanentFailure, PoisonMessage, Retry
 from carrot_twisted.kinds import is_bool, is_int, is_number, is_seconds, plain_name
 from carrot_twisted.limits import MAX_SECONDS
+from carrot_twisted.task_limits import RATE, SLOT, Concurrency, Rate, group_of, name_of
 from carrot_twisted.task_paths import without_context
 
 if TYPE_CHECKING:
@@ -58,18 +59,15 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
 
 
-def _names_in(template: str) -> frozenset[str]:
+def _names_in(what: str, template: str) -> frozenset[str]:
     """The parameters that a format string names."""
     try:
         found = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
     except ValueError as error:
-        raise InvalidMessage(f"unique is {template!r}, which is no format: {error}.") from None
+        raise InvalidMessage(f"{what} is {template!r}, which is no format: {error}.") from None
     names = frozenset(name.partition(".")[0].partition("[")[0] for name in found)
-    if not names or any(name.isdigit() or not name for name in names):
-        raise InvalidMessage(
-            f"unique is {template!r}: name parameters of the task in it, for example "
-            "'customer {customer_id}'; or True for all its arguments."
-        )
+    if any(name.isdigit() or not name for name in names):
+        raise InvalidMessage(f"{what} is {template!r}: {_NAME_SOME}.")
     return names
 
 
@@ -106,6 +104,7 @@ def _is_exception(value: Any) -> bool:
     return isinstance(value, type) and issubclass(value, BaseException)
 
 
+_NAME_SOME = "name parameters of the task in it, for example 'customer {customer_id}'"
 _QUEUE = ("queue", "the name of a queue of the settings", lambda v: isinstance(v, str) and v != "")
 _PRIORITY = ("priority", "a whole number from 0 to 255", lambda v: is_int(v) and 0 <= v <= 255)
 _DURATION = "a number of seconds above 0, or a timedelta, 100 years at most"
@@ -132,6 +131,12 @@ _WANTED: Sequence[tuple[str, str, Callable[[Any], bool]]] = (
         lambda v: is_bool(v) or isinstance(v, str) or callable(v),
     ),
     ("unique_until", "'start' or 'end'", lambda v: v in (START, END)),
+    (
+        "concurrency",
+        "a Concurrency, such as Concurrency(3, key='account:{account_id}')",
+        lambda v: isinstance(v, Concurrency),
+    ),
+    ("rate", "a Rate, such as Rate(100, per=60)", lambda v: isinstance(v, Rate)),
     _ON_DUPLICATE,
     _RETENTION,
     ("ignore_result", "True or False", is_bool),
@@ -165,6 +170,8 @@ class TaskOptions:
     expires: timedelta | float | None = None
     unique: Unique | None = None
     unique_until: str | None = None
+    concurrency: Concurrency | None = None
+    rate: Rate | None = None
     on_duplicate: str | None = None
     retention: timedelta | float | None = None
     ignore_result: bool | None = None
@@ -266,21 +273,40 @@ class Declared:
     function: Callable[..., Any]
     options: TaskOptions
     signature: inspect.Signature = field(init=False)
-    key_names: frozenset[str] = field(init=False)
-    """The parameters that ``unique`` names, if it is a text."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "signature", inspect.signature(self.function))
         unique = self.options.unique
-        names = _names_in(unique) if isinstance(unique, str) else frozenset()
-        object.__setattr__(self, "key_names", names)
-        if names:
-            unknown = names - {*self.signature.parameters}
-            if unknown:
-                raise InvalidMessage(
-                    f"unique of {self.path} is {unique!r}, and the task has no parameter "
-                    f"{sorted(unknown)[0]!r}. It has: {', '.join(self.signature.parameters)}."
-                )
+        if isinstance(unique, str) and not self._check_key("unique", unique):
+            raise InvalidMessage(
+                f"unique is {unique!r}: {_NAME_SOME}; or True for all its arguments."
+            )
+        for _, limit in self.limits():
+            if isinstance(limit.key, str):
+                self._check_key(f"key of {type(limit).__name__}", limit.key)
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether not any number of its runs may start at any time."""
+        return self.options.concurrency is not None or self.options.rate is not None
+
+    def limits(self) -> Iterator[tuple[str, Concurrency | Rate]]:
+        """Those that it has, each with its kind."""
+        if self.options.concurrency is not None:
+            yield SLOT, self.options.concurrency
+        if self.options.rate is not None:
+            yield RATE, self.options.rate
+
+    def _check_key(self, what: str, template: str) -> frozenset[str]:
+        """The parameters that a key names."""
+        names = _names_in(what, template)
+        unknown = names - {*self.signature.parameters}
+        if unknown:
+            raise InvalidMessage(
+                f"{what} of {self.path} is {template!r}, and the task has no parameter "
+                f"{sorted(unknown)[0]!r}. It has: {', '.join(self.signature.parameters)}."
+            )
+        return names
 
     def unique_key(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], redact: Sequence[str] = ()
@@ -301,35 +327,85 @@ class Declared:
         unique = self.options.unique
         if unique is None or unique is False:
             return None
+        if unique is True:
+            # Told by position or by name, given or left to its default: the same call.
+            text = json.dumps(self._arguments(args, kwargs), sort_keys=True, default=repr)
+            return f"{self.path} arguments {_digest(text)}"
+        return f"{self.path} {self._key('unique', unique, args, kwargs, redact)}"
+
+    def limit_names(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], redact: Sequence[str] = ()
+    ) -> tuple[str | None, str | None]:
+        """The names of the limits that a run of it is under: of its concurrency, and of its rate.
+
+        Args:
+            args: positional arguments of the task.
+            kwargs: keyword arguments of the task.
+            redact: as of ``unique_key``.
+
+        Raises:
+            InvalidMessage: the arguments do not fit the task, or a key is no text.
+        """
+        names: dict[str, str] = {}
+        for kind, limit in self.limits():
+            key = ""
+            if limit.key is not None:
+                what = f"key of {type(limit).__name__}"
+                key = self._key(what, limit.key, args, kwargs, redact)
+            names[kind] = name_of(kind, limit.group or self.path, key)
+        return names.get(SLOT), names.get(RATE)
+
+    def _arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         try:
             bound = self.signature.bind(*args, **kwargs)
         except TypeError as error:
             raise InvalidMessage(f"{self.path} does not take these arguments: {error}.") from None
         bound.apply_defaults()
-        if unique is True:
-            # Told by position or by name, given or left to its default: the same call.
-            text = json.dumps(bound.arguments, sort_keys=True, default=repr)
-            key = f"arguments {_digest(text)}"
-        elif isinstance(unique, str):
-            key = unique.format(**bound.arguments)
+        return bound.arguments
+
+    def _key(
+        self,
+        what: str,
+        key: str | Callable[..., str],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        redact: Sequence[str],
+    ) -> str:
+        """The text of a key that an option says in its own way; a digest if it is not to be seen.
+
+        Arguments that do not fit the task are told in any case.
+        """
+        arguments = self._arguments(args, kwargs)
+        is_secret = False
+        if isinstance(key, str):
+            names = _names_in(what, key)
+            is_secret = any(word in plain_name(name) for name in names for word in redact)
+            text = key.format(**arguments)
         else:
-            key = unique(*args, **kwargs)
-            if not isinstance(key, str):
+            text = key(*args, **kwargs)
+            if not isinstance(text, str):
                 raise InvalidMessage(
-                    f"unique of {self.path} is to return a text, not {_shortened(key)}."
+                    f"{what} of {self.path} is to return a text, not {_shortened(text)}."
                 )
-        is_secret = any(word in plain_name(name) for name in self.key_names for word in redact)
-        if len(key) > MAX_KEY or not key.isprintable() or is_secret:
-            key = f"text {_digest(key)}"
-        return f"{self.path} {key}"
+        if len(text) > MAX_KEY or not text.isprintable() or is_secret:
+            return f"text {_digest(text)}"
+        return text
 
 
 _declared: dict[str, Declared] = {}
+#: The limits of tasks, by kind and group.
+_limits: dict[tuple[str, str], Concurrency | Rate] = {}
+#: Paths of tasks that have a concurrency and a rate.
+_with_two: set[str] = set()
 
 
 def declare(one: Declared) -> None:
     """Note what a decorator says; of a path, what was said last: modules are reloaded."""
     _declared[one.path] = one
+    found = [*one.limits()]
+    _limits.update(((kind, limit.group or one.path), limit) for kind, limit in found)
+    if len(found) > 1:
+        _with_two.add(one.path)
 
 
 def declared(path: str) -> Declared | None:
@@ -362,6 +438,24 @@ def declare_standard(
 def all_declared() -> list[Declared]:
     """All tasks that have a decorator, of modules that are imported."""
     return [*_declared.values()]
+
+
+def limit_named(name: str) -> Concurrency | Rate | None:
+    """The numbers of the limit with this name, as the decorators say them in this process.
+
+    None: no task here is under it, any more.
+    """
+    return _limits.get(group_of(name))
+
+
+def any_limited() -> bool:
+    """Whether some task is under a limit."""
+    return bool(_limits)
+
+
+def any_with_two_limits() -> bool:
+    """Whether some task has a concurrency and a rate."""
+    return bool(_with_two)
 
 
 def first_said(first: Options, *then: TaskOptions) -> Options:

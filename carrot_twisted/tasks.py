@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from carrot_twisted.models import MessageLog
+    from carrot_twisted.task_limits import Concurrency, Rate
     from carrot_twisted.task_options import Moment, RetryOn, Unique
 
 P = ParamSpec("P")
@@ -124,6 +125,8 @@ def task(
     expires: timedelta | float | None = None,
     unique: Unique | None = None,
     unique_until: str | None = None,
+    concurrency: Concurrency | None = None,
+    rate: Rate | None = None,
     on_duplicate: str | None = None,
     retention: timedelta | float | None = None,
     ignore_result: bool | None = None,
@@ -156,6 +159,9 @@ def task(function: Any = None, /, *, time_limit: float | None = None, **options:
             such as "customer {customer_id}", with its parameters; or a function of its arguments
             that returns the key.
         unique_until: the key is free again at the "start", or the "end"; "end".
+        concurrency: so many runs at once at most, over all services, of those with the same key;
+            see ``task_limits.Concurrency``.
+        rate: so many starts in a period at most; see ``task_limits.Rate``.
         on_duplicate: what comes of publishing another one: "return", the one that is there; or
             "raise", ``DuplicateTask``. "return".
         retention: seconds that its rows are kept after their end; as ``CARROT["retention"]`` says.

@@ -48,6 +48,8 @@ class QueueSerializer(Serializer[Any]):
     workers = IntegerField(allow_null=True)
     waiting = IntegerField(allow_null=True)
     waiting_is_exact = BooleanField(allow_null=True)
+    limited = IntegerField(allow_null=True)
+    limited_is_exact = BooleanField(allow_null=True)
     oldest = FloatField(allow_null=True)
     running = IntegerField(allow_null=True)
     unsent = IntegerField(allow_null=True)

@@ -7,7 +7,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("carrot_twisted", "0012_cancel_and_progress"),
+        ("carrot_twisted", "0013_limits"),
     ]
 
     operations = [

@@ -58,7 +58,7 @@ TIMES = {
 _SHOWN = (
     *("pk", "status", "task", "queue", "priority", "attempts", "worker"),
     *("publish_time", "start_time", "completion_time", "failure_time", "run_after"),
-    *("cancel_request", "progress"),
+    *("cancel_request", "progress", "waits_for"),
 )
 
 

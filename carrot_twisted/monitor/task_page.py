@@ -17,6 +17,7 @@ from django.utils.translation import gettext
 from carrot_twisted.models import Attempt, MessageLog
 from carrot_twisted.monitor import flow_part, log_lines, redaction, time_line, traceback_lines
 from carrot_twisted.monitor.page import CONTENT_SECURITY_POLICY, Page, rendered
+from carrot_twisted.task_limits import words_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -84,6 +85,7 @@ class TaskPage(Page):
             "final": row.status in MessageLog.FINAL,
             "went_wrong": row.exception and row.status != MessageLog.CANCELLED,
             "kept_for": None if row.retention is None else timedelta(seconds=row.retention),
+            "limits": [words_of(name) for name in (row.slot_key, row.rate_key) if name],
             "steps": time_line.steps_of(row, attempts),
             "flow": None if row.flow is None else flow_part.of_flow(row.flow),
             "parts": [each for each in parts if each["text"]],

@@ -81,6 +81,11 @@ class _Steps:
 
 
 def _add_wait(steps: _Steps, row: MessageLog) -> None:
+    if row.limited_by is not None:
+        title = gettext("Waiting for %(what)s") % {"what": row.limited_by}
+        text = gettext("as many run, or have started, as its limits allow")
+        steps.found.append(Step(title=title, kind="waiting", text=text))
+        return
     if row.confirmed_at is not None:
         steps.add(gettext("Sent to the broker"), row.confirmed_at)
         text = gettext("in queue %(queue)s") % {"queue": row.queue}

@@ -396,6 +396,43 @@ class Dispatcher:
         else:
             job.deliveries.append(delivery)
 
+    def places(self, ended: int) -> int | None:
+        """How many tasks may run here now whose message is not here. On the writer's thread.
+
+        Such a task has been here before, or elsewhere: its message came before those that wait.
+
+        Args:
+            ended: runs under limits that have ended just now, and count as running still.
+
+        Returns:
+            None: this queue's tasks are not to run here.
+        """
+        if self._stopping or self._paused or self._held or self._is_spoiled:
+            return None
+        return max(0, self.pace.least - self.running) + ended
+
+    def hand_over(self, rows: Sequence[Claimed], token: int) -> None:
+        """Run claimed rows whose messages are not here. On the writer's thread."""
+        self._asking.add(token)
+        self._reactor.callFromThread(self._run_unrung, rows, token)
+
+    def _run_unrung(self, rows: Sequence[Claimed], token: int) -> None:
+        for claimed in rows:
+            earlier = self._jobs.get(claimed.uuid)
+            if earlier is not None:
+                # A second message of this row, which has just asked for it.
+                for delivery in earlier.deliveries:
+                    delivery.ack()
+                self._flush([earlier])
+            job = self._jobs[claimed.uuid] = Job(claimed.uuid, [], custody=True)
+            job.since = self._reactor.seconds()
+            job.run = run_of_row(claimed)
+            if self._stopping or self._paused or self._held:
+                self._give_back(job)
+            else:
+                self._place(job, job.run)
+        self._asking.discard(token)
+
     def hold(self) -> None:
         """Claim nothing more, keep what waits; running tasks go on."""
         self._held = True
@@ -636,6 +673,7 @@ class Dispatcher:
                 finished=Finished(uuid=job.uuid, token=run.token, result=result, flow=run.flow),
                 job=job,
                 written=self._written,
+                freed=(run.slot_key, self.name) if run.slot_key is not None else None,
             )
         )
 
@@ -648,7 +686,7 @@ class Dispatcher:
         for job in jobs:
             assert job.result is not None
             seconds += job.seconds
-            size += len(job.deliveries[0].body)
+            size += len(job.deliveries[0].body) if job.deliveries else 0
             self._tell(job, job.result)
             # Not one that was released at the deadline of a shutdown, and ended after all.
             if self._settle(job) and job.result.kind.is_final:
@@ -896,6 +934,11 @@ def problem_of(delivery: Delivery, seal: Seal) -> str:
     """Why the signature of a message is none of ours; "" if it is."""
     properties = delivery.properties
     return seal.problem(properties.headers, properties.message_id, delivery.body)
+
+
+def run_of_row(claimed: Claimed) -> Run:
+    """The same of a claimed row without a message."""
+    return Run.of(claimed, header=claimed.task, body=wire.body(claimed.task_args, claimed.content))
 
 
 def run_of(claimed: Claimed, delivery: Delivery) -> Run:

@@ -41,6 +41,7 @@ from carrot_twisted.models import MessageLog, Worker
 from carrot_twisted.outage import Outage
 from carrot_twisted.records import Claimant, Wishes
 from carrot_twisted.scheduler import ScheduledTaskManager
+from carrot_twisted.service.admitting import Admitting
 from carrot_twisted.service.cancelling import Cancelling
 from carrot_twisted.service.chore import Chore
 from carrot_twisted.service.connection import BrokerConnection, close_all
@@ -250,6 +251,9 @@ class Engine:
             if not isinstance(queue, HandlerQueue)
         ]
         self._events.on_blocked += [dispatcher.loop_blocked for dispatcher in tasks]
+        self._admitting = Admitting(
+            dispatchers=tasks, writer=self._writer, ring=self._relay.look, reactor=reactor
+        )
         cancelling = Cancelling(
             dispatchers=tasks, writer=self._writer, worker=self.worker.name, reactor=reactor
         )
@@ -411,6 +415,7 @@ class Engine:
         self._recycling.start()
         self._tally.start()
         self._live_logs.start()
+        self._admitting.start()
         self._heartbeat.start(self._settings.lease / BEATS_PER_LEASE, now=False)
         self._custody.start(min(CUSTODY_INTERVAL, self._settings.ack_deadline / 4), now=False)
 
@@ -434,6 +439,7 @@ class Engine:
         if self._scheduler is not None:
             self._scheduler.stop()
         relayed = self._relay.stop()
+        self._admitting.stop()
         for subscription in self._subscriptions:
             # Not awaited: a broker that is away must not hold up the stop.
             subscription.stop()

@@ -66,6 +66,10 @@ class HookedDispatcher(Dispatcher):
         """A hook may be at work without a claim."""
         return self.running
 
+    def places(self, ended: int) -> int | None:
+        """None: hooks read messages, so there has to be one."""
+        return None
+
     def _admit(self, delivery: Delivery, batch: dict[UUID, Job], is_coroutine: bool) -> bool:
         key = self._key(delivery)
         if key is not None and key in self._jobs:

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -26,14 +27,17 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 from txaio.tx import make_logger
 
-from carrot_twisted import failpoints, outbox, outcomes, records
+from carrot_twisted import admission, failpoints, outbox, outcomes, records
+from carrot_twisted.admission import Admitted, Request
+from carrot_twisted.message_log import new_token
 from carrot_twisted.outage import Outage
 from carrot_twisted.outcomes import Kind, Result, Verdict
 from carrot_twisted.records import Claimant, Claimed, Finished
 from carrot_twisted.service.pool import DaemonThreadPool
+from carrot_twisted.task_limits import Candidate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from uuid import UUID
 
     from carrot_twisted.models import MessageLog
@@ -64,7 +68,11 @@ LAST_WRITES = 3.0
 
 @dataclass(slots=True, kw_only=True)
 class Claim:
-    """Ask for rows. ``answer`` is called on the writer's thread, after the commit."""
+    """Ask for rows.
+
+    ``answer`` is called on the writer's thread, after the commit; of rows that are under limits in
+    a further call, after a second commit.
+    """
 
     ids: list[UUID]
     token: int
@@ -80,6 +88,23 @@ class Finish:
     finished: Finished
     job: Any
     written: Callable[[list[Any]], None]
+    freed: tuple[str, str] | None = None
+    """The limit that it had a slot of, and the queue whose thread it had."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Admit:
+    """Let tasks start that are under limits: see ``admission``."""
+
+    request: Request
+    claims: Sequence[tuple[Claim, Sequence[Candidate]]] = ()
+    """Who has asked for which rows."""
+    ended: Mapping[str, int] = field(default_factory=dict)
+    """How many threads have become free for others, by queue."""
+    done: Callable[[float | None], None] = lambda _: None
+    """Called on the writer's thread, after the commit, with seconds until the next look."""
+    tried: bool = False
+    """It may have been committed."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -132,7 +157,7 @@ class Call:
     result: Deferred[Any]
 
 
-Operation = Claim | Finish | Confirmed | Entry | Lines | CancelLook | Call
+Operation = Claim | Finish | Admit | Confirmed | Entry | Lines | CancelLook | Call
 
 
 class LogWriter:
@@ -189,6 +214,17 @@ class LogWriter:
         """How many batches it has taken, by the bit length of their size."""
         self.operations = 0
         """How many operations these were. Written on its thread only, as are the batches."""
+        #: What is left to do of a batch that is written.
+        self._to_admit: list[Admit] = []
+        self.places: Callable[[Mapping[str, int]], Mapping[str, int]] = lambda _: {}
+        """How many tasks may run here whose message is not here, by queue; it is told how many
+        threads have become free. Called on the writer's thread."""
+        self.hand_over: Callable[[Sequence[Claimed]], None] = lambda _: None
+        """Has them run. Called on the writer's thread."""
+        self.on_ring: Callable[[], None] = lambda: None
+        """Called on the writer's thread when it has put rows into the outbox."""
+        self.on_look: Callable[[float], None] = lambda _: None
+        """Called on the writer's thread with seconds until somebody should look at limits."""
 
     @property
     def silence(self) -> float:
@@ -301,7 +337,14 @@ class LogWriter:
         self._sign = None
 
     def _process(self, batch: Sequence[Operation]) -> None:
-        if any(not isinstance(op, Call) for op in batch) and not self._persist(batch):
+        own = (Call, Admit)
+        rest = [op for op in batch if not isinstance(op, own)]
+        if rest and not self._persist(rest):
+            return
+        admits = [*self._to_admit, *(op for op in batch if isinstance(op, Admit))]
+        self._to_admit = []
+        # One by one: each locks its limits in order, and nothing else waits for these.
+        if not all(self._persist([admit]) for admit in admits):
             return
         for operation in batch:
             if isinstance(operation, Call):
@@ -382,6 +425,7 @@ class LogWriter:
         entries = [op for op in batch if isinstance(op, Entry)]
         lines = [op for op in batch if isinstance(op, Lines)]
         looks = [op for op in batch if isinstance(op, CancelLook)]
+        admits = [op for op in batch if isinstance(op, Admit)]
         logged: set[UUID] = set()
         answers = []
         with self._transaction():
@@ -408,8 +452,13 @@ class LogWriter:
                 logs = [(op.uuid, op.token, op.text(), op.progress) for op in lines]
                 logged = records.log(logs, self._using)
             wishes = [records.cancel_requests(look.worker, self._using) for look in looks]
+            admitted = [(op, self._admit(op)) for op in admits]
+            if admits:
+                failpoints.reached("before_admission_commit")
             # The last: who holds a flow waits for no other row.
             records.settle_flows([op.finished for op in finishes], self._using)
+        if admits:
+            failpoints.reached("after_admission_commit")
         if claims:
             failpoints.reached("after_claim_commit")
         if finishes:
@@ -419,8 +468,19 @@ class LogWriter:
             if self._aside:
                 for one in batch:
                     self._aside.pop(id(one), None)
+            for asked, outcome in admitted:
+                self._tell_admitted(asked, outcome)
+            limited = []
             for op, answer in zip(claims, answers, strict=True):
-                op.answer(answer)
+                mine = [one for one in answer.values() if isinstance(one, Candidate)]
+                if mine:
+                    limited.append((op, mine))
+                known = {k: v for k, v in answer.items() if not isinstance(v, Candidate)}
+                if known:
+                    op.answer(known)
+            admit = _admit_of(limited, finishes)
+            if admit is not None:
+                self._to_admit.append(admit)
             if finishes:
                 self._reactor.callFromThread(_tell_written, finishes)
             for entry in entries:
@@ -431,6 +491,29 @@ class LogWriter:
                 look.answer(wish)
 
         return tell
+
+    def _admit(self, admit: Admit) -> Admitted:
+        # Not just of this attempt: it may have been put aside.
+        again, admit.tried = admit.tried, True
+        worker = self._claimant(False).worker
+        places = self.places(admit.ended)
+        return admission.admit(admit.request, worker, places, self._using, again=again)
+
+    def _tell_admitted(self, admit: Admit, admitted: Admitted) -> None:
+        runs = dict(admitted.runs)
+        for claim, rows in admit.claims:
+            answer: dict[UUID, Claimed | Verdict] = {}
+            for one in rows:
+                waits = Verdict.LIMITED if one.uuid in admitted.waiting else Verdict.MISSING
+                answer[one.uuid] = runs.pop(one.uuid, waits)
+            claim.answer(answer)
+        if runs:
+            self.hand_over(list(runs.values()))
+        admit.done(admitted.next_look)
+        if admitted.has_rung:
+            self.on_ring()
+        if admitted.next_look is not None:
+            self.on_look(admitted.next_look)
 
     def _persist_without(self, error: Exception, batch: Sequence[Operation]) -> bool:
         """Something in the batch is refused for its content: find it, write it without that."""
@@ -536,6 +619,21 @@ class LogWriter:
                 _log.info("The database takes everything{after}", after=after)
 
 
+def _admit_of(
+    limited: Sequence[tuple[Claim, Sequence[Candidate]]], finishes: Sequence[Finish]
+) -> Admit | None:
+    """What is left to do of a batch: for rows under limits, and for those that wait for a slot."""
+    freed = Counter(op.freed[0] for op in finishes if op.freed)
+    if not limited and not freed:
+        return None
+    rows = [one for _, mine in limited for one in mine]
+    return Admit(
+        request=Request(token=new_token(), rows=rows, freed=freed),
+        claims=limited,
+        ended=Counter(op.freed[1] for op in finishes if op.freed),
+    )
+
+
 def _tell_written(finishes: Sequence[Finish]) -> None:
     by_owner: dict[Callable[[list[Any]], None], list[Any]] = {}
     for op in finishes:
@@ -572,4 +670,5 @@ def _without_texts(operation: Finish, error: Exception) -> Finish:
         ),
         job=operation.job,
         written=operation.written,
+        freed=operation.freed,
     )

@@ -98,6 +98,11 @@ class Relay:
         """Begin, with a look at once."""
         self._ended = [loop.start(interval, now=True) for interval, loop in self._loops.items()]
 
+    def look(self) -> None:
+        """Look at the outbox now, for something was put there that is due."""
+        if not self._stopping:
+            self._guarded("looks at the outbox", self._relay)
+
     def stop(self) -> Deferred[Any]:
         """Look no more; fires when what was taken from the outbox has gone out, or back."""
         self._stopping = True

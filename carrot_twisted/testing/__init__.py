@@ -27,6 +27,7 @@ from django.db.models import F
 from django.db.models.functions import Now
 
 from carrot_twisted import (
+    admission,
     conf,
     execution,
     outbox,
@@ -42,6 +43,7 @@ from carrot_twisted.message_log import is_due, new_token
 from carrot_twisted.models import MessageLog, ScheduledTask
 from carrot_twisted.publishing import PublishingSession
 from carrot_twisted.records import Claimant, Claimed, Finished
+from carrot_twisted.task_limits import Candidate
 from carrot_twisted.testing.memory_broker import MemoryBroker, MemoryConnection
 
 if TYPE_CHECKING:
@@ -108,8 +110,9 @@ class InMemory:
         """Run all tasks that wait, and those that they publish, in this thread.
 
         In the order of their publishing, those of a higher priority first. Left alone is what is
-        due later: see ``advance``. Rows need not have been published since the beginning, nor
-        their transaction be committed: in a ``TestCase`` none ever is.
+        due later, and what a rate does not let start yet: see ``advance``. Rows need not have been
+        published since the beginning, nor their transaction be committed: in a ``TestCase`` none
+        ever is.
 
         Args:
             queue: of this queue only.
@@ -124,14 +127,19 @@ class InMemory:
         """
         run: list[MessageLog] = []
         failed: list[tuple[MessageLog, BaseException | None]] = []
-        while rows := self._pending(queue, {log.pk for log in run}):
-            for row in rows:
+        before = -1
+        # What has to wait for its limits may start when others have ended.
+        while len(run) > before:
+            before = len(run)
+            for row in self._pending(queue, {log.pk for log in run}):
                 if len(run) >= LIMIT:
                     raise AssertionError(
                         f"{LIMIT} tasks have run, and more wait, such as {row.task}. Does a task "
                         "publish itself?"
                     )
                 log, error = self._run(row)
+                if log.limited_by is not None:
+                    continue
                 run.append(log)
                 if log.status == MessageLog.FAILED:
                     failed.append((log, error))
@@ -144,8 +152,8 @@ class InMemory:
         """Let time pass for what waits for it; ``run_pending`` runs it then.
 
         Active schedules publish a task for each slot that comes, delayed tasks and retries become
-        due, and those that nobody has started in time expire. Their ``run_after`` and
-        ``expires_at`` come nearer by as much. Nothing else has another clock: not
+        due, rates let more tasks start, and those that nobody has started in time expire. Their
+        ``run_after`` and ``expires_at`` come nearer by as much. Nothing else has another clock: not
         ``timezone.now()`` in a task, for example.
 
         Args:
@@ -164,6 +172,7 @@ class InMemory:
         # Who claims them asks the database's clock: so not that one goes on, but they come nearer.
         waiting = self._rows().filter(status=MessageLog.PUBLISHED)
         waiting.update(run_after=F("run_after") - passed, expires_at=F("expires_at") - passed)
+        admission.advance(passed.total_seconds(), self._using)
 
     def _rows(self) -> QuerySet[MessageLog]:
         return MessageLog.objects.using(self._using).all()
@@ -199,8 +208,13 @@ class InMemory:
             worker=WORKER, lease=60.0, max_crashes=records.ANY_NUMBER, alone=True, judges=False
         )
         raised: list[BaseException] = []
+        token = new_token()
+        claimed: Any
         with transaction.atomic(using=self._using):
-            claimed = records.claim([row.pk], new_token(), claimant, self._using)[row.pk]
+            claimed = records.claim([row.pk], token, claimant, self._using)[row.pk]
+            if isinstance(claimed, Candidate):
+                request = admission.Request(token=token, rows=[claimed])
+                claimed = admission.admit(request, WORKER, {}, self._using).runs.get(row.pk)
         if isinstance(claimed, Claimed):
             body = wire.body(claimed.task_args, claimed.content)
             result = execution.execute(

@@ -42,12 +42,19 @@ def claim_anything() -> None:
     claim = statements.claim_rows
 
     def claim_all(
-        table: str, ids: Any, token: int, worker: str, crashes: int, using: str, barred: Any = ()
+        table: str,
+        ids: Any,
+        token: int,
+        worker: str,
+        crashes: int,
+        using: str,
+        barred: Any = (),
+        **more: Any,
     ) -> list[tuple[Any, ...]]:
         with connections[using].cursor() as cursor:
             sql = f"UPDATE {table} SET status = 'PUBLISHED' WHERE uuid = ANY(%s)"  # noqa: S608
             cursor.execute(sql, [list(ids)])
-        return claim(table, ids, token, worker, crashes, using, barred)
+        return claim(table, ids, token, worker, crashes, using, barred, **more)
 
     statements.claim_rows = claim_all
 

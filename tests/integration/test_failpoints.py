@@ -25,7 +25,7 @@ from carrot_twisted.utilities import (
     publish_message,
 )
 from tests.conftest import run_python
-from tests.integration import test_archive, test_flows, test_handlers
+from tests.integration import test_archive, test_flows, test_handlers, test_limits
 from tests.integration.test_service import finished
 from tests.processes import ServiceProcess, carrot, wait_until
 from tests.project import tasks
@@ -278,7 +278,10 @@ def test_a_thread_that_breaks_after_its_task_costs_neither_the_row_nor_the_threa
 
 
 def test_every_place_is_in_the_table() -> None:
-    elsewhere = {*test_handlers.POINTS, *test_archive.POINTS, *test_flows.KILLS}
+    elsewhere = {
+        *(*test_handlers.POINTS, *test_archive.POINTS),
+        *(*test_flows.KILLS, *test_limits.POINTS),
+    }
     assert {case.place for case in CASES} | elsewhere == set(failpoints.PLACES)
 
 

@@ -12,6 +12,7 @@ import logging
 import sys
 import threading
 import time
+from dataclasses import replace
 from importlib import import_module
 from queue import SimpleQueue
 from types import SimpleNamespace
@@ -558,6 +559,56 @@ class TestWhatRunsHere:
         desk.answer(every=Verdict.FINAL)
         assert not desk.dispatcher.runs(key, claim.token)
         assert desk.dispatcher._asking == set()
+
+
+class TestHandOver:
+    """Rows under limits that run where a slot has become free: without a message."""
+
+    def test_they_run_and_are_known_from_the_claim_to_the_end(self, desk: Desk) -> None:
+        keys = [uuid4(), uuid4()]
+        rows = [replace(claimed(pk, 7), slot_key="slot app a") for pk in keys]
+        desk.dispatcher.hand_over(rows, 7)
+        assert desk.dispatcher.runs(keys[0], 7), "before the reactor knows of it"
+        desk.turn()
+        assert desk.dispatcher._asking == set()
+        assert all(desk.dispatcher.runs(key, 7) for key in keys)
+        assert [one.kind for one in desk.run()] == [Kind.COMPLETED] * 2
+        finishes = desk.write()
+        assert [op.freed for op in finishes] == [("slot app a", "default")] * 2
+        assert desk.dispatcher.running == 0
+        assert desk.channel.frames == []
+
+    def test_a_message_of_one_is_acknowledged_whenever_it_comes(self, desk: Desk) -> None:
+        key = desk.deliver()
+        desk.turn()
+        desk.dispatcher.hand_over([claimed(key, 7)], 7)
+        desk.turn()
+        assert desk.channel.unacked == set()
+        desk.answer(every=Verdict.ELSEWHERE)
+        desk.deliver(key)
+        desk.turn()
+        assert desk.channel.unacked == set()
+        desk.run()
+        desk.write()
+        assert desk.dispatcher.finished == 1
+
+    @pytest.mark.parametrize("how", ["stop_claiming", "pause", "hold"])
+    def test_what_comes_too_late_goes_back(self, desk: Desk, how: str) -> None:
+        assert desk.dispatcher.places(0) == 2
+        desk.dispatcher.hand_over([claimed(uuid4(), 7)], 7)
+        getattr(desk.dispatcher, how)()
+        desk.turn()
+        (result,) = desk.run()
+        assert (result.kind, result.started) == (Kind.RELEASED, 0)
+        assert desk.dispatcher.places(0) is None
+
+    def test_there_is_a_place_for_each_free_thread_and_each_that_becomes_free(
+        self, desk: Desk
+    ) -> None:
+        assert desk.dispatcher.places(0) == 2
+        desk.start(2)
+        assert desk.dispatcher.places(0) == 0
+        assert desk.dispatcher.places(1) == 1, "its end is written, and not known here yet"
 
 
 class TestMissingRows:

@@ -24,7 +24,7 @@ from django.utils import timezone
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from carrot_twisted import outbox, records
+from carrot_twisted import Concurrency, admission, outbox, records, task_limits, task_options
 from carrot_twisted.models import MessageLog
 from carrot_twisted.outcomes import Kind, Result, Verdict
 from carrot_twisted.records import Claimant, Claimed, Finished
@@ -89,13 +89,16 @@ class Desk:
     def claim(self, *ids: UUID, alone: bool = False) -> None:
         self.writer.submit(Claim(ids=list(ids), token=1, alone=alone, answer=self.answer))
 
-    def finish(self, pk: UUID, job: Any = None, **result: Any) -> None:
+    def finish(
+        self, pk: UUID, job: Any = None, freed: tuple[str, str] | None = None, **result: Any
+    ) -> None:
         values: dict[str, Any] = {"kind": Kind.COMPLETED, "started": 1.0, "ended": 2.0, **result}
         self.writer.submit(
             Finish(
                 finished=Finished(uuid=pk, token=7, result=Result(**values)),
                 job=job or pk,
                 written=self.written.append,
+                freed=freed,
             )
         )
 
@@ -791,6 +794,91 @@ class TestLogsOfRunningTasks:
         assert MessageLog.objects.get().log == "a"
 
 
+SLOT = "slot tests.project.limited.alone"
+
+
+def limited_row(**fields: Any) -> UUID:
+    pk = published(slot_key=SLOT, **fields)
+    MessageLog.objects.filter(pk=pk).update(task="tests.project.limited.alone")
+    return pk
+
+
+class TestLimits:
+    """Rows under limits take a transaction of their own, after that of all others."""
+
+    @pytest.fixture
+    def handed_over(self, desk: Desk) -> list[UUID]:
+        found: list[UUID] = []
+        desk.writer.hand_over = lambda rows: found.extend(one.uuid for one in rows)
+        desk.writer.places = lambda ended: {"default": 0} | dict(ended)
+        return found
+
+    def test_each_of_a_batch_is_answered_once(self, desk: Desk, handed_over: list[UUID]) -> None:
+        first, second, plain = limited_row(), limited_row(), published()
+        desk.claim(first, second, plain)
+        desk.work()
+        kinds = {key: isinstance(one, Claimed) for key, one in desk.answers.items()}
+        assert kinds == {first: True, second: False, plain: True}
+        assert desk.answers[second] is Verdict.LIMITED
+        assert handed_over == []
+
+    def test_who_ends_a_run_hands_its_slot_on(self, desk: Desk, handed_over: list[UUID]) -> None:
+        first, second, third = (limited_row() for _ in range(3))
+        desk.claim(first, second, third)
+        desk.work()
+        run = desk.answers[first]
+        assert isinstance(run, Claimed)
+        end = Finished(uuid=first, token=run.token, result=Result(kind=Kind.COMPLETED, ended=1.0))
+        desk.writer.submit(
+            Finish(finished=end, job=None, written=desk.written.append, freed=(SLOT, "default"))
+        )
+        desk.work()
+        assert handed_over == [second]
+        assert (status(second), status(third)) == ("IN_PROGRESS", "PUBLISHED")
+
+    @pytest.mark.parametrize("error", [AWAY, LOCKED])
+    def test_what_cannot_be_written_is_tried_again_and_others_do_not_wait(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch, error: Exception
+    ) -> None:
+        admit = Failing(admission.admit, error, error, error)
+        monkeypatch.setattr(admission, "admit", admit)
+        first, second, plain = limited_row(), limited_row(), published()
+        desk.claim(first)
+        desk.claim(second, plain)
+        desk.work()
+        if error is LOCKED:
+            assert list(desk.answers) == [plain]
+            desk.reactor.advance(log_writer.ASIDE)
+            desk.work()
+        assert desk.answers.keys() == {first, second, plain}
+        started = [key for key, one in desk.answers.items() if isinstance(one, Claimed)]
+        assert sorted(started) == sorted([first, plain])
+
+    def test_a_commit_whose_answer_was_lost_is_found(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch, handed_over: list[UUID]
+    ) -> None:
+        admit = admission.admit
+        calls = []
+
+        def lost(request: Any, *given: Any, **more: Any) -> Any:
+            done = admit(request, *given, **more)
+            calls.append(more)
+            if len(calls) == 1:
+                transaction.on_commit(fail)
+            return done
+
+        def fail() -> None:
+            raise AWAY
+
+        monkeypatch.setattr(admission, "admit", lost)
+        first, second = limited_row(), limited_row()
+        desk.claim(first, second)
+        desk.work()
+        assert [one["again"] for one in calls] == [False, True]
+        assert isinstance(desk.answers[first], Claimed)
+        assert desk.answers[second] is Verdict.LIMITED
+
+
 def test_tasks_that_are_short_and_end_cost_two_statements_a_batch(desk: Desk) -> None:
     """One claims, one writes the ends: neither statistics, attempts nor logs add any."""
     waiting = [published() for _ in range(20)]
@@ -812,6 +900,23 @@ def test_the_logs_of_those_that_go_on_cost_one_more_each(desk: Desk) -> None:
     for _ in range(2):
         desk.log(running(), "a")
     assert len(statements_of(desk)) == 3
+
+
+def test_those_under_limits_cost_five_a_batch_more(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looked at, locked, counted and claimed when they start, and locked when they end."""
+    monkeypatch.setattr(task_options, "_with_two", set())
+    monkeypatch.setitem(task_options._limits, task_limits.group_of(SLOT), Concurrency(50))
+    waiting = [limited_row() for _ in range(20)]
+    desk.claim(*waiting)
+    told = [sql.split()[0] for sql in statements_of(desk)]
+    assert told == ["UPDATE", "SELECT", "INSERT", "SELECT", "UPDATE"]
+    assert {status(pk) for pk in waiting} == {"IN_PROGRESS"}
+    for pk in waiting:
+        MessageLog.objects.filter(pk=pk).update(token=7)
+        desk.finish(pk, freed=(SLOT, "default"))
+    assert [sql.split()[0] for sql in statements_of(desk)] == ["UPDATE", "INSERT"]
 
 
 def statements_of(desk: Desk) -> list[str]:

@@ -654,6 +654,23 @@ def test_a_task_for_later_says_when_and_can_be_run_now(operator: Client) -> None
     assert OperatorAction.objects.count() == 1
 
 
+def test_a_task_that_its_limits_do_not_let_start_says_what_it_waits_for(operator: Client) -> None:
+    name = "slot shop.tasks.sync account:7 <b>"
+    row = make("PUBLISHED", slot_key=name, rate_key="rate shop", waits_for=name)
+    html = page_of(operator, row)
+    text = text_of(html)
+    for told in (
+        "Published waits for a slot of account:7 &lt;b&gt;",
+        "Waiting for a slot of account:7 &lt;b&gt; as many run, or have started, as its limits",
+        "Needs a slot of account:7 &lt;b&gt;, the rate of shop to start",
+    ):
+        assert told in text, text
+    listed = text_of(operator.get(reverse("carrot-tasks")).content.decode())
+    assert "waits for a slot of account:7 &lt;b&gt;" in listed
+    told_by_api = operator.get(f"/some/where/api/message-logs/{row.pk}/").json()
+    assert told_by_api["waits_for"] == told_by_api["slot_key"] == name
+
+
 def test_an_expired_task_says_so(operator: Client) -> None:
     row = make("CANCELLED", exception="expired", completion_time=timezone.now())
     html = page_of(operator, row)

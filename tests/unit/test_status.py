@@ -161,7 +161,7 @@ class TestCommand:
         lines = [line.split() for line in text.splitlines()]
         assert lines[0] == ["1", "problem"]
         assert lines[1] == ["Worker", "one:", "queue", "mail", "is", "closed"]
-        assert ["default", "1", "4", "min", "0", "0", "-", "1"] in lines
+        assert ["default", "1", "0", "4", "min", "0", "0", "-", "1"] in lines
         assert ["one", "h", "7", "0", "s", "ago", "2", "1", "0", "default,", "mail"] in lines
         assert ["default-1", "app.tasks.mail", "90.0", "s", "0198"] in lines
 

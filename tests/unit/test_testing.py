@@ -17,7 +17,7 @@ import pytest
 from django.db import connection, transaction
 
 import carrot_twisted
-from carrot_twisted import publisher, task, task_paths, testing
+from carrot_twisted import Concurrency, publisher, task, task_paths, testing
 from carrot_twisted.exceptions import PublishReturned
 from carrot_twisted.models import MessageLog, ScheduledTask
 from carrot_twisted.testing import TaskFailed, in_memory
@@ -27,7 +27,7 @@ from carrot_twisted.utilities import (
     publish_many,
     publish_message,
 )
-from tests.project import tasks
+from tests.project import limited, tasks
 
 if TYPE_CHECKING:
     from carrot_twisted.testing import InMemory
@@ -129,6 +129,36 @@ def test_eager_tasks_run_where_they_are_published() -> None:
         publish_message(publish_two)
         statuses = [log.status for log in carrot.published]
         assert statuses == ["COMPLETED", "FAILED", *["COMPLETED"] * 3]
+
+
+def test_rates_let_more_start_as_time_passes(
+    carrot: InMemory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CARROT_TEST_LEDGER", str(tmp_path / "ledger"))
+    publish_many(limited.ask.options().message("a") for _ in range(12))
+    assert len(carrot.run_pending()) == 5
+    assert carrot.run_pending() == []
+    (waiting, *_) = [log for log in carrot.published if log.status == "PUBLISHED"]
+    assert waiting.limited_by == "the rate of a"
+    carrot.advance(seconds=1.1)
+    assert len(carrot.run_pending()) == 5
+    carrot.advance(seconds=1.1)
+    assert len(carrot.run_pending()) == 2
+
+
+@task(concurrency=Concurrency(1))
+def alone(inner: bool = False) -> None:
+    """Publish another one of this kind, which has to wait."""
+    if not inner:
+        log = publish_message(alone, inner=True)
+        log.refresh_from_db()
+        assert log.limited_by == "a slot of tests.unit.test_testing.alone"
+
+
+def test_an_eager_task_waits_for_the_slot_of_the_one_that_has_published_it() -> None:
+    with in_memory(eager=True) as carrot:
+        publish_message(alone)
+        assert [log.status for log in carrot.published] == ["COMPLETED"] * 2
 
 
 def test_schedules_publish_a_task_for_each_slot_that_comes(carrot: InMemory) -> None:

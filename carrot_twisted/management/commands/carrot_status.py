@@ -73,11 +73,12 @@ def _lines(found: Status) -> Iterable[str]:
     yield from (one.text for one in found.paused)
     yield ""
     yield from _table(
-        ("queue", "waiting", "oldest", "running", "unsent", "oldest", "workers"),
+        ("queue", "waiting", "limited", "oldest", "running", "unsent", "oldest", "workers"),
         [
             (
                 one.name,
                 _number(one.waiting, one.waiting_is_exact),
+                _number(one.limited, one.limited_is_exact),
                 _duration(one.oldest),
                 one.running,
                 _number(one.unsent, one.unsent_is_exact),
