@@ -89,6 +89,7 @@ setup(
             "djangorestframework-stubs",
             "drf-spectacular",  # writes the description of the JSON API
             "hypothesis",
+            "matplotlib>=3.9",  # the benchmark's charts
             "mypy",
             "mypy-zope",
             "opentelemetry-sdk>=1.24",  # keeps the spans that tests look at
@@ -100,7 +101,13 @@ setup(
             "ruff",
             "schemathesis>=4",  # asks the JSON API what its description allows
         ],
-        "benchmark": ["celery>=5.5", "django-celery-results>=2.6"],  # whom we compare with
+        "benchmark": [
+            # Whom we compare with beside us; the others have environments of their own, see
+            # benchmarks/peers.py.
+            "celery>=5.5",
+            "django-celery-results>=2.6",
+            "matplotlib>=3.9",  # draws the charts
+        ],
     },
     classifiers=[
         "Development Status :: 3 - Alpha",

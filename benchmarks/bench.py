@@ -3,37 +3,36 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from benchmarks import facts
+from benchmarks import charts, facts
 from benchmarks.broker import Broker
-from benchmarks.consumers import CONSUMERS, SLOW, Consumer
+from benchmarks.catalogue import MEASURES
+from benchmarks.consumers import CONSUMERS, RAW, Consumer
+from benchmarks.contestants import SYSTEMS
 from benchmarks.databases import Database, Postgres, Sqlite
 from benchmarks.failure import BenchmarkFailed
 from benchmarks.measures import NO_DATABASE, Bench, Sample
-from benchmarks.options import OF_MESSAGES
-from benchmarks.report import Report, label_of, text_of, write_json
-from benchmarks.systems import SYSTEMS, Deployment
-from devtools.steps import say, step
+from benchmarks.report import label_of
+from benchmarks.systems import Deployment
+from benchmarks.tables import text_of, write_json
+from devtools.steps import StepFailed, say, step
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from benchmarks.options import Options
+    from benchmarks.report import Report
 
-TITLES = {
-    "publish": "publish {n:,} tasks one by one",
-    "publish_many": "publish {n:,} tasks in one go",
-    "drain": "drain {n:,} tasks",
-    "drain_logs": "drain {n:,} tasks with two log lines each",
-    "consume": "call a callback with {n:,} messages",
-    "handle": "call a handler with {n:,} messages",
-}
+#: Failures whose text says it all.
+KNOWN = (BenchmarkFailed, StepFailed)
 
 
 class What(NamedTuple):
@@ -45,13 +44,117 @@ class What(NamedTuple):
     system: str
 
 
-Measure = Callable[[int, int], Sample]
+Measuring = Callable[[int, int], Sample]
 """From the number of tasks or messages, and that of the round."""
 
 
-def run(options: Options, *, broker_url: str, postgres_url: str | None, folder: Path) -> int:
-    """Measure, print the tables, and return the exit status: 1 if anything was lost."""
-    report = Report(options=options, facts=facts.gather())
+class Stage:
+    """Servers that are up, and on them all that is measured.
+
+    Args:
+        options: what is measured.
+        report: is told what cannot be deployed.
+        broker: one for all.
+        databases: by their keys.
+        folder: for files.
+        stack: what tidies up.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        report: Report,
+        broker: Broker,
+        databases: Mapping[str, Database],
+        folder: Path,
+        stack: ExitStack,
+    ) -> None:
+        self._options = options
+        self._report = report
+        self._broker = broker
+        self._databases = databases
+        self._folder = folder
+        self._stack = stack
+        # Beside other runs, if need be.
+        self._name = f"carrot_benchmark_{secrets.token_hex(3)}"
+        self.measures: dict[What, Measuring] = {}
+
+    def deploy(self) -> None:
+        """Give each system a queue, and a database of each kind where it needs one."""
+        for measure in self._options.measures:
+            if MEASURES[measure].of_messages:
+                for system in self._options.systems_of(measure):
+                    self._deploy_consumer(measure, system)
+        for database in self._databases:
+            wanted: dict[str, list[str]] = {}
+            for measure in self._options.measures:
+                if not MEASURES[measure].of_messages:
+                    for system in self._options.systems_of(measure, database):
+                        wanted.setdefault(system, []).append(measure)
+            for system, measures in wanted.items():
+                title = f"{label_of(system, self._options)} on {self._databases[database].label}"
+                with attempted(title, self._report):
+                    self._deploy(system, database, measures)
+
+    def _deploy(self, key: str, database: str, measures: list[str]) -> None:
+        server = self._databases[database]
+        system = SYSTEMS["carrot" if key == "raw" else key]
+        name = f"{self._name}_{key}_{database}".replace("-", "_")
+        deployment = Deployment(
+            system,
+            database=server.create(name),
+            broker=self._broker.url,
+            queue=name,
+            concurrency=self._options.concurrency,
+            folder=self._folder,
+            workers=self._options.workers,
+        )
+        bench = Bench(deployment, self._broker, server)
+        self._stack.callback(bench.tidy_up)
+        for measure in measures:
+            what = What(measure, database, key)
+            if key != "raw":
+                self.measures[what] = partial(bench.measure, measure)
+                continue
+            # It consumes what carrot-twisted has published.
+            self.measures[what] = Consumer(
+                RAW,
+                measure=measure,
+                broker=self._broker,
+                queue=name,
+                folder=self._folder,
+                fill=bench.fill,
+                database=server.label,
+            ).measure
+
+    def _deploy_consumer(self, measure: str, key: str) -> None:
+        with attempted(f"{label_of(key, self._options, measure)}: {measure}", self._report):
+            consumer = Consumer(
+                CONSUMERS[measure, key],
+                measure=measure,
+                broker=self._broker,
+                queue=f"{self._name}_{key}_{measure}",
+                folder=self._folder,
+            )
+            self._stack.callback(consumer.tidy_up)
+            self.measures[What(measure, NO_DATABASE, key)] = consumer.measure
+
+
+@contextmanager
+def attempted(title: str, report: Report) -> Iterator[None]:
+    """Whatever fails in this block is told, and the others go on."""
+    try:
+        yield
+    except Exception as error:
+        what = str(error) if isinstance(error, KNOWN) else repr(error)
+        report.failures.append(f"{title}: {what}")
+        say(f"    FAILED: {what}")
+
+
+def run(report: Report, *, broker_url: str, postgres_url: str | None, folder: Path) -> int:
+    """Measure, print the tables, and return the exit status: 1 if anything failed or was lost."""
+    options = report.options
+    report.facts |= facts.gather()
     with ExitStack() as stack:
         broker = stack.enter_context(Broker(broker_url))
         report.facts["RabbitMQ"] = broker.version
@@ -60,93 +163,39 @@ def run(options: Options, *, broker_url: str, postgres_url: str | None, folder: 
             database = Sqlite(folder) if key == "sqlite" else Postgres(postgres_url or "")
             databases[key] = stack.enter_context(database)
             report.facts |= database.facts()
+        stage = Stage(options, report, broker, databases, folder, stack)
         with step("Creating databases and tables"):
-            measures = {
-                **_deploy(options, broker, databases, folder, stack),
-                **_deploy_consumers(options, broker, folder, stack),
-            }
-        plan = list(_plan(options))
+            stage.deploy()
+        begin = time.monotonic()
+        plan = [(number, what) for number, what in _plan(options) if what in stage.measures]
         for number, (round_number, what) in enumerate(plan, 1):
-            tasks = _tasks(options, what)
-            where = label_of(what.measure, what.system)
+            tasks = options.number_of(what.measure, what.system)
+            where = label_of(what.system, options, what.measure)
             if what.database != NO_DATABASE:
                 where += f" on {databases[what.database].label}"
-            title = TITLES[what.measure].format(n=tasks)
+            title = MEASURES[what.measure].title.format(n=tasks)
             title = f"[{number}/{len(plan)}] Round {round_number}: {where}: {title}"
-            try:
-                with step(title):
-                    sample = measures[what](tasks, round_number)
-            except BenchmarkFailed as error:
-                report.failures.append(f"{title}: {error}")
-                say(f"    FAILED: {error}")
-            else:
+            with attempted(title, report), step(title):
+                sample = stage.measures[what](tasks, round_number)
                 report.samples.append(sample)
                 say(f"    {sample.per_second:,.0f} per second")
+        report.facts["measured in"] = f"{(time.monotonic() - begin) / 60:.1f} minutes"
+    report.facts["load of the machine in the end"] = ", ".join(f"{n:.1f}" for n in os.getloadavg())
     say(text_of(report))
     if options.json:
         write_json(report, options.json)
+    if options.charts:
+        for file in charts.draw(report, options.charts):
+            say(f"Written: {file}")
     return 1 if report.failures else 0
-
-
-def _deploy(
-    options: Options,
-    broker: Broker,
-    databases: dict[str, Database],
-    folder: Path,
-    stack: ExitStack,
-) -> dict[What, Measure]:
-    """Give each system of tasks a database of each kind; beside other runs, if need be."""
-    run_name = f"carrot_benchmark_{secrets.token_hex(3)}"
-    measures: dict[What, Measure] = {}
-    for key, database in databases.items():
-        for system in (one for one in SYSTEMS if one in options.systems):
-            name = f"{run_name}_{system}_{key}"
-            deployment = Deployment(
-                SYSTEMS[system],
-                database=database.create(name),
-                broker=broker.url,
-                queue=name,
-                concurrency=options.concurrency,
-                folder=folder,
-            )
-            bench = Bench(deployment, broker, database)
-            stack.callback(bench.tidy_up)
-            for measure in options.measures:
-                measures[What(measure, key, system)] = partial(bench.measure, measure)
-    return measures
-
-
-def _deploy_consumers(
-    options: Options, broker: Broker, folder: Path, stack: ExitStack
-) -> dict[What, Measure]:
-    """Give each consumer of messages a queue."""
-    run_name = f"carrot_benchmark_{secrets.token_hex(3)}"
-    measures: dict[What, Measure] = {}
-    for measure in (one for one in options.measures if one in OF_MESSAGES):
-        for key in options.systems_of(measure):
-            queue = f"{run_name}_{key}_{measure}"
-            system = CONSUMERS[measure, key]
-            consumer = Consumer(system, measure=measure, broker=broker, queue=queue, folder=folder)
-            stack.callback(consumer.tidy_up)
-            measures[What(measure, NO_DATABASE, key)] = consumer.measure
-    return measures
 
 
 def _plan(options: Options) -> Iterator[tuple[int, What]]:
     """Yield what each round measures: the systems side by side, in changing order."""
-    databases = dict.fromkeys(OF_MESSAGES, (NO_DATABASE,))
     for number in range(1, options.rounds + 1):
         for measure in options.measures:
-            systems = options.systems_of(measure)
-            for database in databases.get(measure, options.databases):
+            of_messages = MEASURES[measure].of_messages
+            for database in (NO_DATABASE,) if of_messages else options.databases:
+                systems = options.systems_of(measure, database)
                 for system in systems if number % 2 else reversed(systems):
                     yield number, What(measure, database, system)
-
-
-def _tasks(options: Options, what: What) -> int:
-    if what.measure in OF_MESSAGES:
-        slow = (what.measure, what.system) in SLOW
-        return options.slow_messages if slow else options.messages
-    if what.measure == "publish":
-        return options.single_tasks
-    return options.tasks if what.system == "carrot" else options.peer_tasks
