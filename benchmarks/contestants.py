@@ -85,10 +85,7 @@ _ALL = (
         key="procrastinate",
         label="procrastinate",
         site="benchmarks.site_procrastinate",
-        service=(
-            *(*_DJANGO, "procrastinate", "worker"),
-            *("--queues={queue}", "--concurrency={concurrency}"),
-        ),
+        service=(*(*_DJANGO, "procrastinate", "worker", "--concurrency={concurrency}"),),
         peer=peers.PROCRASTINATE,
         has_queue=False,
         lacks="de",
@@ -99,7 +96,7 @@ _ALL = (
         site="benchmarks.site_tasks_db",
         # A worker runs one task at a time: as many workers as others have threads.
         service=(
-            *("{python}", *_COPIES, *_DJANGO, "db_worker", "--queue-name={queue}"),
+            *("{python}", *_COPIES, *_DJANGO, "db_worker"),
             *("--interval=0.1", "--no-startup-delay"),
         ),
         peer=peers.TASKS_DB,
@@ -115,6 +112,8 @@ _ALL = (
             "--logfile=/dev/null",
         ),
         peer=peers.DJANGO_CARROT,
+        # Its main thread runs the loops that its consumers' threads are still running.
+        killed=True,
         lacks="bdf",
     ),
 )

@@ -17,6 +17,12 @@ LISTENING = "0A"
 SERVERS = ("postgres", "beam.smp")
 
 
+def cpu_seconds(pid: int) -> float | None:
+    """Return the CPU time of a process and of its children that have ended."""
+    fields = _stat(pid)
+    return _seconds(fields) if fields else None
+
+
 def tree_cpu_seconds(pid: int) -> float:
     """Return the CPU time of a process and of all that descend from it, ended or not."""
     children: dict[int, list[int]] = {}

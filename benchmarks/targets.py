@@ -63,9 +63,7 @@ def targets(report: Report) -> list[Target]:
         where = MEASURES[measure].label
         if database != NO_DATABASE:
             where += f", {database}"
-        found += [
-            target for target in _targets(report, measure, database, where) if target.values
-        ]
+        found += [target for target in _targets(report, measure, database, where) if target.values]
     return found
 
 

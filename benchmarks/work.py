@@ -45,6 +45,4 @@ def publish_another() -> None:
     site.publish("no_op")
 
 
-TASKS = {
-    task.__name__: task for task in (no_op, wait, calculate, ten_lines, publish_another)
-}
+TASKS = {task.__name__: task for task in (no_op, wait, calculate, ten_lines, publish_another)}

@@ -15,7 +15,7 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "benchmarks.site_celery.settings
 
 app = Celery("benchmarks")
 app.config_from_object("django.conf:settings", namespace="CELERY")
-if settings.KEEPS_CONNECTIONS:
+if getattr(settings, "KEEPS_CONNECTIONS", False):
     # Celery closes the database connection before and after each task, whatever CONN_MAX_AGE says,
     # unless this is set. It is read under this very name, which a namespace cannot give.
     app.conf["CELERY_DB_REUSE_MAX"] = 1_000_000_000

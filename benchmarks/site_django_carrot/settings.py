@@ -13,7 +13,6 @@ SECRET_KEY = "benchmark"  # noqa: S105 - signs nothing
 USE_TZ = True
 TIME_ZONE = "UTC"
 INSTALLED_APPS = ["carrot", "benchmarks.site_django_carrot"]
-ROOT_URLCONF = "benchmarks.site_django_carrot.urls"
 
 _broker = urlsplit(BROKER)
 # It reads URLs by hand, and not all of them.

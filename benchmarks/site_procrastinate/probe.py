@@ -23,6 +23,13 @@ class ProcrastinateSite(Site):
         self._jobs = ProcrastinateJob.objects
         self._events = ProcrastinateEvent.objects
 
+    def begin(self) -> None:
+        from django.db import connection
+
+        # Django leaves these tables alone: they are procrastinate's own.
+        with connection.cursor() as cursor:
+            cursor.execute("TRUNCATE procrastinate_jobs, procrastinate_events CASCADE")
+
     def publish(self, task: str) -> None:
         self._calls.publish(task)
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 from procrastinate.contrib.django import app
 
-from benchmarks.settings import QUEUE
 from benchmarks.work import TASKS
 
-tasks = {name: app.task(function, name=name, queue=QUEUE) for name, function in TASKS.items()}
+tasks = {name: app.task(function, name=name) for name, function in TASKS.items()}
 
 
 def publish(name: str) -> None:

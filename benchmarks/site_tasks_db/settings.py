@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from benchmarks.settings import DATABASES, LOGGING, QUEUE
+from benchmarks.settings import DATABASES, LOGGING
 
 __all__ = ["DATABASES", "LOGGING"]
 
@@ -11,4 +11,4 @@ SECRET_KEY = "benchmark"  # noqa: S105 - signs nothing
 USE_TZ = True
 TIME_ZONE = "UTC"
 INSTALLED_APPS = ["django_tasks", "django_tasks_db", "benchmarks.site_tasks_db"]
-TASKS = {"default": {"BACKEND": "django_tasks_db.DatabaseBackend", "QUEUES": [QUEUE]}}
+TASKS = {"default": {"BACKEND": "django_tasks_db.DatabaseBackend"}}

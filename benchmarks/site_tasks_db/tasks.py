@@ -1,21 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tasks of django-tasks, and how it publishes them."""
+"""The tasks of django-tasks, and how it publishes them.
+
+A worker looks for a task where its function is defined: so each has a function here.
+"""
 
 from __future__ import annotations
 
 from django_tasks import task
 
 from benchmarks import work
-from benchmarks.settings import QUEUE
 
-# A worker finds a task by module and name, and must find the task there, not the function.
-no_op = task(queue_name=QUEUE)(work.no_op)
-wait = task(queue_name=QUEUE)(work.wait)
-calculate = task(queue_name=QUEUE)(work.calculate)
-ten_lines = task(queue_name=QUEUE)(work.ten_lines)
-publish_another = task(queue_name=QUEUE)(work.publish_another)
+
+@task()
+def no_op() -> None:
+    """See ``work``, here and below."""
+    work.no_op()
+
+
+@task()
+def wait() -> None:
+    """Waits."""
+    work.wait()
+
+
+@task()
+def calculate() -> None:
+    """Calculates."""
+    work.calculate()
+
+
+@task()
+def ten_lines() -> None:
+    """Writes log lines."""
+    work.ten_lines()
+
+
+@task()
+def publish_another() -> None:
+    """Publishes a task."""
+    work.publish_another()
+
+
+TASKS = {each.func.__name__: each for each in (no_op, wait, calculate, ten_lines, publish_another)}
 
 
 def publish(name: str) -> None:
     """As a view would."""
-    globals()[name].enqueue()
+    TASKS[name].enqueue()
