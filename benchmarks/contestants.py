@@ -30,7 +30,6 @@ _CELERY_TUNED = (
 # Celery drops the lines of tasks unless it logs at INFO; the others are told by Django's LOGGING.
 _CELERY_LOGGING = ("--loglevel=INFO",)
 _DJANGO = ("{python}", "-m", "django")
-_COPIES = ("-m", "benchmarks.copies", "{concurrency}")
 
 _ALL = (
     System(
@@ -96,8 +95,8 @@ _ALL = (
         site="benchmarks.site_tasks_db",
         # A worker runs one task at a time: as many workers as others have threads.
         service=(
-            *("{python}", *_COPIES, *_DJANGO, "db_worker"),
-            *("--interval=0.1", "--no-startup-delay"),
+            *("{python}", "-m", "benchmarks.copies", "{concurrency}"),
+            *("db_worker", "--interval=0.1", "--no-startup-delay"),
         ),
         peer=peers.TASKS_DB,
         has_queue=False,

@@ -1,30 +1,60 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a command so many times at once: a worker that has one slot, where others have threads.
+"""Runs a command of Django's in so many processes: a worker of one slot, where others have threads.
 
-    python -m benchmarks.copies 4 python -m django db_worker
+    python -m benchmarks.copies 4 db_worker --interval=0.1
 
-A signal to end goes on to each; the status is the worst one of theirs.
+All begin at the same time: they are forked when everything is imported, or else the first ones
+would work alone while the others are still starting. A signal to end goes on to each; the status is
+the worst one of theirs.
 """
 
 from __future__ import annotations
 
+import os
 import signal
-import subprocess
 import sys
+import traceback
+from typing import TYPE_CHECKING, NoReturn
+
+import django
+from django.core.management import call_command
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def main() -> int:
-    """Start them, pass signals on, wait for all."""
-    count, *command = sys.argv[1:]
-    processes: list[subprocess.Popen[bytes]] = []
+    """Start them, pass a signal on, wait for all."""
+    count, name, *arguments = sys.argv[1:]
+    django.setup()
+    children: list[int] = []
 
     def pass_on(number: int, _frame: object) -> None:
-        for process in processes:
-            process.send_signal(number)
+        for child in children:
+            os.kill(child, number)
 
+    for _ in range(int(count)):
+        child = os.fork()
+        if not child:
+            run(name, arguments)
+        children.append(child)
+    # Not before: the command sets its own.
     signal.signal(signal.SIGTERM, pass_on)
-    processes += [subprocess.Popen(command) for _ in range(int(count))]
-    return max(abs(process.wait()) for process in processes)
+    return max(abs(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])) for child in children)
+
+
+def run(name: str, arguments: Sequence[str]) -> NoReturn:
+    """Run the command, and end this process."""
+    status = 1
+    try:
+        call_command(name, *arguments)
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
 
 
 if __name__ == "__main__":

@@ -68,6 +68,9 @@ class Options:
             return self.single_tasks
         if system in ("carrot", "carrot-workers", "raw"):
             number = self.tasks * wanted.share
+            if system == "carrot-workers":
+                # So that it weighs less when one of them begins before another.
+                number *= self.workers
         else:
             number = self.peer_tasks * wanted.peer_share * SLOW.get(system, 1)
         return max(LEAST, round(number))

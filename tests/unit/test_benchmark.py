@@ -146,6 +146,7 @@ class TestRun:
         given = options.parse(["--messages=70", "--slow-messages=7", "--tasks=50"])
         assert [given.number_of("consume", s) for s in ("carrot", "fedora", "raw")] == [70, 7, 70]
         assert given.number_of("drain", "carrot") == given.number_of("drain", "raw") == 50
+        assert given.number_of("drain", "carrot-workers") == 100
         assert given.number_of("calculate", "carrot") == 10
         assert given.number_of("drain", "celery") > given.number_of("drain", "celery-default")
 
