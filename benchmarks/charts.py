@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import matplotlib as mpl
 
 from benchmarks.catalogue import MEASURES
+from benchmarks.consumers import RAW
 from benchmarks.measures import NO_DATABASE
 from benchmarks.report import label_of
 
@@ -34,12 +35,13 @@ def draw(report: Report, folder: Path) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     for measure, database in report.kinds:
         title = MEASURES[measure].label
+        what = "messages" if MEASURES[measure].of_messages else "tasks"
         if database != NO_DATABASE:
             title += f", {database}"
         name = measure if database == NO_DATABASE else f"{measure}-{database.lower()}"
         kinds: dict[str, tuple[str, Callable[[Sample], float | None], int]] = {
-            "rate": ("a second", lambda sample: sample.per_second, 0),
-            "cpu": ("CPU seconds of the service for 10,000", _cpu_per_10_000, 2),
+            "rate": (f"{what} a second", lambda sample: sample.per_second, 0),
+            "cpu": (f"CPU seconds of the process for 10,000 {what}", _cpu_per_10_000, 2),
         }
         for kind, (unit, value, digits) in kinds.items():
             bars = _bars(report, measure, database, value)
@@ -56,9 +58,14 @@ def _cpu_per_10_000(sample: Sample) -> float | None:
 def _bars(
     report: Report, measure: str, database: str, value: Callable[[Sample], float | None]
 ) -> list[tuple[str, str, list[float]]]:
-    """Of each system its key, its label and the value of each round."""
+    """Of each system its key, its label and the value of each round.
+
+    Not of the limit of tasks: beside its bar those of most systems would not be seen.
+    """
     bars = []
     for system in MEASURES[measure].systems:
+        if system == RAW.key and not MEASURES[measure].of_messages:
+            continue
         found = map(value, report.of(measure, database, system))
         values = [one for one in found if one is not None]
         if values:
@@ -103,4 +110,4 @@ def _write(
 def _color(system: str) -> str:
     if system.startswith("carrot"):
         return OURS
-    return LIMIT if system == "raw" else OTHERS
+    return LIMIT if system == RAW.key else OTHERS

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from benchmarks.settings import BROKER, DATABASES, LOGGING
+import os
+
+from benchmarks.settings import BROKER, CONCURRENCY, DATABASES, LOGGING
 
 __all__ = ["DATABASES", "LOGGING"]
 
@@ -26,3 +28,5 @@ DRAMATIQ_BROKER = {
         "django_dramatiq.middleware.AdminMiddleware",
     ],
 }
+# As with Celery: 125 for each thread; its own is 2. Dramatiq has no setting for it.
+os.environ["dramatiq_queue_prefetch"] = str(125 * CONCURRENCY)  # noqa: SIM112 - its name

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -26,6 +27,7 @@ from benchmarks.report import Report, label_of, lacks_of
 from benchmarks.tables import text_of
 from benchmarks.tally import Found, Tally
 from benchmarks.targets import targets
+from devtools.environment import TOP
 from devtools.interpreters import find_python
 from devtools.steps import StepFailed
 
@@ -289,6 +291,20 @@ class TestProcesses:
         assert counted is not None
         assert counted >= 0.3
         assert Family(process.pid).cpu_seconds() is None
+
+    def test_copies_end_with_the_worst_status_of_theirs(self) -> None:
+        variables = {**os.environ, "DJANGO_SETTINGS_MODULE": "benchmarks.site_handlers.settings"}
+        statuses = {
+            command: subprocess.run(
+                [sys.executable, "-m", "benchmarks.copies", "2", command],
+                env=variables,
+                cwd=TOP,
+                capture_output=True,
+                check=False,
+            ).returncode
+            for command in ("diffsettings", "no_such_command")
+        }
+        assert statuses == {"diffsettings": 0, "no_such_command": 1}
 
 
 class TestPeers:
