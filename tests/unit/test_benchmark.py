@@ -16,6 +16,7 @@ from benchmarks import bench, charts, options, tally
 from benchmarks.catalogue import MEASURES
 from benchmarks.consumers import CONSUMERS, RAW, _toml, check
 from benchmarks.contestants import LACKS, SYSTEMS
+from benchmarks.deployments import attempted
 from benchmarks.failure import BenchmarkFailed
 from benchmarks.measures import NO_DATABASE, Sample
 from benchmarks.pages.report import verdict
@@ -164,9 +165,9 @@ class TestRun:
 
     def test_who_fails_is_told_and_the_others_go_on(self) -> None:
         report = Report(options=options.parse([]), facts={})
-        with bench.attempted("one", report):
+        with attempted("one", report):
             raise BenchmarkFailed("it is gone")
-        with bench.attempted("another", report):
+        with attempted("another", report):
             raise ValueError("what?")
         assert report.failures == ["one: it is gone", "another: ValueError('what?')"]
         assert "FAILED:\none: it is gone" in text_of(report)
