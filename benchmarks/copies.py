@@ -4,14 +4,12 @@
     python -m benchmarks.copies 4 db_worker --interval=0.1
 
 All begin at the same time: they are forked when everything is imported, or else the first ones
-would work alone while the others are still starting. A signal to end goes on to each; the status is
-the worst one of theirs.
+would work alone while the others are still starting. The status is the worst one of theirs.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import traceback
 from typing import TYPE_CHECKING, NoReturn
@@ -24,23 +22,16 @@ if TYPE_CHECKING:
 
 
 def main() -> int:
-    """Start them, pass a signal on, wait for all."""
+    """Start them, and wait for all."""
     count, name, *arguments = sys.argv[1:]
     django.setup()
-    children: list[int] = []
-
-    def pass_on(number: int, _frame: object) -> None:
-        for child in children:
-            os.kill(child, number)
-
+    children = []
     for _ in range(int(count)):
         child = os.fork()
         if not child:
             run(name, arguments)
         children.append(child)
-    # Not before: the command sets its own.
-    signal.signal(signal.SIGTERM, pass_on)
-    return max(abs(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])) for child in children)
+    return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
 
 
 def run(name: str, arguments: Sequence[str]) -> NoReturn:
@@ -49,8 +40,6 @@ def run(name: str, arguments: Sequence[str]) -> NoReturn:
     try:
         call_command(name, *arguments)
         status = 0
-    except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else 0
     except BaseException:
         traceback.print_exc()
     finally:

@@ -65,8 +65,8 @@ class Options:
         if wanted.of_messages:
             return self.slow_messages if system in SLOW_CONSUMERS else self.messages
         if measure == "publish":
-            return self.single_tasks
-        if system in ("carrot", "carrot-workers", "raw"):
+            number = self.single_tasks * SLOW.get(system, 1)
+        elif system in ("carrot", "carrot-workers", "raw"):
             number = self.tasks * wanted.share
             if system == "carrot-workers":
                 # So that it weighs less when one of them begins before another.

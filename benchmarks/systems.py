@@ -47,7 +47,7 @@ class System:
     has_queue: bool = True
     """Whether its tasks wait in the broker; else, in the database."""
     killed: bool = False
-    """Whether it is killed in the end, since it may hang when told to stop."""
+    """Whether it is killed in the end, since it may hang or fail when told to stop."""
     lacks: str = ""
     """What it does not promise, as letters of ``contestants.LACKS``."""
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables, as plain text and as JSON: medians with their range, ratios of the same round."""
+"""The tables, in Markdown and as JSON: medians with their range, ratios of the same round."""
 
 from __future__ import annotations
 
@@ -47,11 +47,10 @@ def text_of(report: Report) -> str:
     parts = [
         f"\nRounds: {report.options.rounds}, in turns. Threads of each system: "
         f"{report.options.concurrency}, where the measure says no other number.",
-        table([HEADINGS, *rows]),
+        table(HEADINGS, rows),
         LEGEND,
         "\n".join(["What is lacking:", *lacking]) if lacking else "",
-        "Targets and comparisons, of the same round",
-        table(compared),
+        table(("compared in the same round", "median (min-max)", "target"), compared),
         _milliseconds(report),
         "\n".join(f"{name}: {fact}" for name, fact in report.facts.items()),
     ]
@@ -141,7 +140,7 @@ def _milliseconds(report: Report) -> str:
                     ]
                     if each:
                         rows.append((what, database, f"{spread(each, 3)} ms"))
-    return f"The caller's time\n\n{table(rows)}" if rows else ""
+    return table(("the caller's time", "database", "median (min-max)"), rows)
 
 
 def _median(values: Sequence[float | None], digits: int = 2) -> str:
@@ -159,10 +158,10 @@ def spread(values: Sequence[float], digits: int = 0) -> str:
     return f"{middle} ({low}-{high})"
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns of plain text."""
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """In Markdown, with columns of the same width; nothing without rows."""
     if not rows:
-        return "-"
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-    return "\n".join(lines)
+        return ""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    padded = (map(str.ljust, row, widths) for row in (head, ["-" * w for w in widths], *rows))
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in padded)

@@ -247,7 +247,7 @@ class TestRun:
         }
         # What does less is told beside its number.
         rows = text_of(report).splitlines()
-        assert any("Celery, as it comes" in row and " abc " in row for row in rows)
+        assert any("| Celery, as it comes" in row and "| abc " in row for row in rows)
         assert f"  a  {LACKS['a']}" in rows
 
     def test_charts_show_each_system_with_its_number(self, tmp_path: Path) -> None:
