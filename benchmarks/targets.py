@@ -103,27 +103,39 @@ def _against_peers(
     """Against the best of the others: in the rate, and, as hard as can be, in CPU time."""
     name = label_of(system, report.options)
     peers = [report.by_round(measure, database, peer) for peer in TUNED]
-    own = report.by_round(measure, database, system)
     rates, costs = [], []
-    for number, sample in own.items():
+    fastest, least = set(), set()
+    for number, sample in report.by_round(measure, database, system).items():
         others = [peer[number] for peer in peers if number in peer]
         if others:
-            rates.append(sample.per_second / max(o.per_second for o in others))
-        least = min((cost for o in others if (cost := _cpu_of_a_task(o))), default=None)
+            best = max(others, key=lambda one: one.per_second)
+            fastest.add(label_of(best.system, report.options))
+            rates.append(sample.per_second / best.per_second)
+        # Where there is no /proc, or was hardly any work, it is not known.
+        known = {one.system: cost for one in others if (cost := _cpu_of_a_task(one))}
         mine = _cpu_of_a_task(sample)
-        if least is not None and mine is not None:
-            costs.append(mine / least)
+        if known and mine is not None:
+            cheapest = min(known, key=known.__getitem__)
+            least.add(label_of(cheapest, report.options))
+            costs.append(mine / known[cheapest])
     drains = measure == "drain"
-    limit = DRAIN[system] if drains else None
-    yield Target(label=f"{where}: {name} / the best of the others", values=rates, limit=limit)
+    yield Target(
+        label=f"{where}: {name} / the fastest other ({_names(fastest)})",
+        values=rates,
+        limit=DRAIN[system] if drains else None,
+    )
     if measure not in ("publish", "publish_many"):
         yield Target(
-            label=f"{where}: CPU of {name} for a task / the least of the others",
+            label=f"{where}: CPU for a task, {name} / the least other ({_names(least)})",
             values=costs,
             limit=CPU if drains else None,
             at_least=False,
             digits=3,
         )
+
+
+def _names(labels: set[str]) -> str:
+    return " or ".join(sorted(labels))
 
 
 def _of_messages(report: Report, measure: str, where: str) -> Iterator[Target]:
