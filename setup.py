@@ -90,6 +90,7 @@ setup(
             "djangorestframework-stubs",
             "drf-spectacular",  # writes the description of the JSON API
             "hypothesis",
+            "matplotlib>=3.9",  # the benchmark's charts
             "mypy",
             "mypy-zope",
             "opentelemetry-sdk>=1.24",  # keeps the spans that tests look at
@@ -107,7 +108,13 @@ setup(
         # docstrings itself, and tells each link that leads nowhere. Pages stay Markdown, by
         # myst-parser; furo is a theme that needs no scripts of others.
         "docs": ["furo>=2024.8", "myst-parser>=4", "sphinx>=8"],
-        "benchmark": ["celery>=5.5", "django-celery-results>=2.6"],  # whom we compare with
+        "benchmark": [
+            # Whom we compare with beside us; the others have environments of their own, see
+            # benchmarks/peers.py.
+            "celery>=5.5",
+            "django-celery-results>=2.6",
+            "matplotlib>=3.9",  # draws the charts
+        ],
     },
     classifiers=[
         "Development Status :: 3 - Alpha",

@@ -16,13 +16,12 @@ from contextlib import ExitStack
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from benchmarks import options, peers
+from benchmarks import options
 from devtools.environment import (
     PYTHON,
     TOP,
     environment_variables,
     prepare_environment,
-    prepare_peer,
 )
 from devtools.machine import prepare_machine
 from devtools.servers import PostgreSQL, RabbitMQ, ServerError, temporary_folder
@@ -48,10 +47,9 @@ def main(arguments: Sequence[str]) -> int:
     with temporary_folder("carrot-benchmark-") as folder, ExitStack() as servers:
         log = folder / "preparation.log"
         try:
-            if not all(map(find_spec, NEEDED)):
+            # The charts are of tasks and messages alone.
+            if not all(map(find_spec, (*NEEDED, "matplotlib"))):
                 return _in_the_environment(arguments, log)
-            if "consume" in given.measures and "fedora" in given.systems:
-                prepare_peer(peers.FEDORA, peers.REQUIREMENT, log=log)
             prepare_machine(
                 rabbitmq=not broker_url, postgresql=use_postgres and not postgres_url, log=log
             )
@@ -64,8 +62,12 @@ def main(arguments: Sequence[str]) -> int:
             return 1
         # Only now: these imports need the packages.
         from benchmarks.bench import run
+        from benchmarks.preparation import prepare_peers
+        from benchmarks.report import Report
 
-        return run(given, broker_url=broker_url, postgres_url=postgres_url, folder=folder)
+        report = Report(options=given, facts={})
+        report.options = prepare_peers(report, log)
+        return run(report, broker_url=broker_url, postgres_url=postgres_url, folder=folder)
 
 
 def _in_the_environment(arguments: Sequence[str], log: Path) -> int:

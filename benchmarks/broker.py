@@ -25,9 +25,10 @@ NOT_FOUND = 404
 SECONDS_TO_SETTLE = 10.0
 #: Of a queue of messages: the same for all who declare it.
 QUEUE_ARGUMENTS = {"x-queue-type": "classic"}
-#: What is made beside a queue of tasks, of messages with a handler, or of Celery's worker.
+#: What is made beside a queue of tasks, of messages with a handler, of Celery's worker, of
+#: Dramatiq's.
 BESIDE = (
-    *("dead", "archived", "tasks", "retry"),
+    *("dead", "archived", "tasks", "retry", "DQ", "XQ"),
     *("retry.200ms", "retry.1000ms", "retry.60000ms", "retry.1800000ms"),
 )
 

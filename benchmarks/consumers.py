@@ -13,7 +13,8 @@ import signal
 import sys
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,6 +55,8 @@ class ConsumerSystem:
     """``{queue}`` is put in."""
     settings: str | None = None
     """Django settings; None: no Django."""
+    prefetch: int = PREFETCH
+    """Where it is fixed."""
     prepare: Callable[[Consumer], None] = lambda _consumer: None
     """What it needs beforehand."""
 
@@ -63,21 +66,33 @@ class Consumer:
 
     Args:
         system: which one.
-        measure: "consume" or "handle".
+        measure: which one its samples are of.
         broker: where the queue is.
         queue: its name.
         folder: for its files.
+        fill: publishes a backlog into the queue; None: messages of others.
+        database: label of the one that has a part in that.
     """
 
     def __init__(
-        self, system: ConsumerSystem, *, measure: str, broker: Broker, queue: str, folder: Path
+        self,
+        system: ConsumerSystem,
+        *,
+        measure: str,
+        broker: Broker,
+        queue: str,
+        folder: Path,
+        fill: Callable[[int], None] | None = None,
+        database: str = NO_DATABASE,
     ) -> None:
         self.queue = queue
         self.broker = broker
         self._system = system
         self._measure = measure
+        self._database_label = database
         # Callbacks get their messages as topics, handlers by the queue's name.
-        self._exchange = TOPICS if measure == "consume" else ""
+        exchange = TOPICS if measure == "consume" else ""
+        self._fill = fill or partial(broker.fill, queue, exchange)
         self.configuration = folder / f"{queue}.toml"
         self._tally = folder / f"{queue}.tally"
         self._log = folder / f"{queue}.log"
@@ -92,7 +107,7 @@ class Consumer:
         """
         self.tidy_up()
         self._tally.unlink(missing_ok=True)
-        self.broker.fill(self.queue, self._exchange, messages)
+        self._fill(messages)
         broker_cpu, begin = self.broker.cpu_seconds(), time.time()
         with self._running(messages) as process:
             samples = self._watch(process)
@@ -106,7 +121,7 @@ class Consumer:
         at_begin = processes.interpolate(samples, found.begin) if samples else None
         return Sample(
             system=self._system.key,
-            database=NO_DATABASE,
+            database=self._database_label,
             measure=self._measure,
             round_number=round_number,
             tasks=messages,
@@ -130,7 +145,7 @@ class Consumer:
             "BENCHMARK_QUEUE": self.queue,
             "BENCHMARK_TALLY": str(self._tally),
             "BENCHMARK_MESSAGES": str(messages),
-            "BENCHMARK_PREFETCH": str(PREFETCH),
+            "BENCHMARK_PREFETCH": str(self._system.prefetch),
             "CARROT_BROKER": self.broker.url,
             "PYTHONPATH": str(TOP),
             "PYTHONUNBUFFERED": "1",
@@ -171,7 +186,10 @@ class Consumer:
             for part in self._system.command
         ]
         variables = self.variables(messages)
-        process = Process(command, folder=TOP, log=self._log, environment=variables)
+        try:
+            process = Process(command, folder=TOP, log=self._log, environment=variables)
+        except ServerError as error:
+            raise BenchmarkFailed(f"the consumer did not start: {error}") from None
         try:
             yield process
             process.send(signal.SIGTERM)
@@ -186,13 +204,14 @@ class Consumer:
     def _watch(self, process: Process) -> list[tuple[float, float]]:
         """Note the consumer's CPU time until it has handled everything."""
         samples = []
+        family = processes.Family(process.pid)
         deadline = time.monotonic() + SECONDS_TO_HANDLE
         while not self._tally.exists():
             if not process.running:
                 raise BenchmarkFailed(f"the consumer ended by itself. {self._log_tail()}")
             if time.monotonic() > deadline:
                 raise BenchmarkFailed(f"not all messages were handled. {self._log_tail()}")
-            cpu = processes.cpu_seconds(process.pid)
+            cpu = family.cpu_seconds()
             if cpu is not None:
                 samples.append((time.time(), cpu))
             time.sleep(SECONDS_BETWEEN_SAMPLES)
@@ -221,6 +240,22 @@ def _toml(value: object) -> str:
     return json.dumps(value)
 
 
+_STEP = ConsumerSystem(
+    key="kombu",
+    label="step of Celery's worker",
+    command=(
+        *(sys.executable, "-m", "celery", "--app=benchmarks.site_kombu.app", "worker"),
+        *("--pool=solo", "--without-gossip", "--without-mingle", "--without-heartbeat"),
+    ),
+    settings="benchmarks.site_kombu.settings",
+    # One message at a time, as the original has it.
+    prefetch=1,
+)
+RAW = ConsumerSystem(
+    key="raw",
+    label="pika, ack only",
+    command=(sys.executable, "-m", "benchmarks.raw"),
+)
 CONSUMERS = {
     ("consume", "carrot"): ConsumerSystem(
         key="carrot",
@@ -235,16 +270,12 @@ CONSUMERS = {
         key="fedora",
         label="fedora-messaging",
         command=(
-            peer_program(FEDORA),
+            peer_program(FEDORA.name),
             *("--conf={configuration}", "consume", "--callback=benchmarks.callbacks:fedora"),
         ),
         prepare=Consumer.configure,
     ),
-    ("consume", "raw"): ConsumerSystem(
-        key="raw",
-        label="pika, ack only",
-        command=(sys.executable, "-m", "benchmarks.raw"),
-    ),
+    ("consume", "raw"): RAW,
     ("handle", "carrot"): ConsumerSystem(
         key="carrot",
         label="carrot-twisted",
@@ -252,15 +283,8 @@ CONSUMERS = {
         settings="benchmarks.site_handlers.settings",
         prepare=Consumer.migrate,
     ),
-    ("handle", "kombu"): ConsumerSystem(
-        key="kombu",
-        label="step of Celery's worker",
-        command=(
-            *(sys.executable, "-m", "celery", "--app=benchmarks.site_kombu.app", "worker"),
-            *("--pool=solo", "--without-gossip", "--without-mingle", "--without-heartbeat"),
-        ),
-        settings="benchmarks.site_kombu.settings",
+    ("handle", "kombu"): _STEP,
+    ("handle", "kombu-tuned"): replace(
+        _STEP, key="kombu-tuned", label="step of Celery's worker, tuned", prefetch=PREFETCH
     ),
 }
-#: Those whose backlog is the smaller one.
-SLOW = (("consume", "fedora"),)

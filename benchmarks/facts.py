@@ -9,7 +9,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.peers import FEDORA
+from benchmarks.peers import PEERS
 from carrot_twisted import __version__
 from devtools.environment import peer_version
 
@@ -22,9 +22,9 @@ PACKAGES = (
 def gather() -> dict[str, str]:
     """Return what is known of this machine and its packages."""
     versions = [f"carrot-twisted {__version__}", *(f"{name} {version(name)}" for name in PACKAGES)]
-    apart = peer_version(FEDORA)
-    if apart is not None:
-        versions.append(f"{FEDORA} {apart}")
+    for peer in PEERS:
+        apart = {name: peer_version(peer.name, name) for name in peer.told}
+        versions += [f"{name} {found}" for name, found in apart.items() if found]
     return {
         "machine": f"{_cores()} cores, {_processor()}",
         "system": f"{platform.system()} {platform.release()}",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import processes
+from benchmarks.catalogue import MEASURES
 from benchmarks.failure import BenchmarkFailed
 from benchmarks.probe import READY
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import subprocess
 
     from benchmarks.broker import Broker
+    from benchmarks.catalogue import Measure
     from benchmarks.databases import Database
     from benchmarks.systems import Deployment
     from devtools.process import Process
@@ -38,7 +40,7 @@ class Sample:
     """Until the broker has confirmed all; or from the start of the first task to the last row
     final, of the first call to the last one."""
     cpu: float | None
-    """CPU seconds of that process in that time."""
+    """CPU seconds of that process, and of those that it has started, in that time."""
     caller_seconds: float | None = None
     """How long the caller of single publishes waited."""
     bare_insert_seconds: float | None = None
@@ -73,9 +75,9 @@ class Bench:
         """
         self.tidy_up()
         if measure in ("publish", "publish_many"):
-            values = self._publish(measure, "no_op", tasks)
+            values = self._publish(measure, MEASURES[measure].task, tasks)
         else:
-            values = self._drain("two_lines" if measure == "drain_logs" else "no_op", tasks)
+            values = self._drain(MEASURES[measure], tasks)
         return Sample(
             system=self._deployment.system.key,
             database=self._database.label,
@@ -94,12 +96,18 @@ class Bench:
             raise BenchmarkFailed(
                 f"{result['rows']:,} rows are confirmed of {result['expected_rows']:,} published"
             )
-        self._broker.expect(self._deployment.queue, result["messages"])
+        if self._deployment.system.has_queue:
+            self._broker.expect(self._deployment.queue, result["messages"])
         return result["values"]  # type: ignore[no-any-return]
 
-    def _drain(self, task: str, tasks: int) -> dict[str, Any]:
-        self._publish("fill", task, tasks)
+    def fill(self, tasks: int) -> None:
+        """Publish a backlog of tasks that do nothing."""
+        self._publish("fill", "no_op", tasks)
+
+    def _drain(self, measure: Measure, published: int) -> dict[str, Any]:
+        self._publish("fill", measure.task, published)
         deployment = self._deployment
+        tasks = published * measure.rows
         with deployment.probe("watch", tasks) as watcher:
             assert watcher.stdout is not None
             # Its imports are over, and leave the processors to the service.
@@ -107,7 +115,9 @@ class Bench:
                 deployment.result(watcher)
             servers = self._servers_cpu()
             begin = time.time()
-            with deployment.service(keep_lines=task == "two_lines") as service:
+            with deployment.service(
+                keep_lines=measure.task == "ten_lines", concurrency=measure.threads
+            ) as service:
                 samples = self._watch(watcher, service)
                 costs = [
                     None if before is None or after is None else after - before
@@ -135,10 +145,11 @@ class Bench:
     ) -> list[tuple[float, float]]:
         """Note the service's CPU time until the watcher has seen the end."""
         samples = []
+        family = processes.Family(service.pid)
         while watcher.poll() is None:
             if not service.running:
                 raise BenchmarkFailed(f"the service ended by itself. {self._deployment.log_tail()}")
-            cpu = processes.cpu_seconds(service.pid)
+            cpu = family.cpu_seconds()
             if cpu is not None:
                 samples.append((time.time(), cpu))
             time.sleep(SECONDS_BETWEEN_SAMPLES)

@@ -8,22 +8,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.catalogue import MEASURES, ON_SQLITE, SLOW, SYSTEMS
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 DATABASES = ("postgres", "sqlite")
-#: What is measured, and with whom. Celery has no call that publishes many tasks.
-MEASURES = {
-    "publish": ("carrot", "celery"),
-    "publish_many": ("carrot",),
-    "drain": ("carrot", "celery"),
-    "drain_logs": ("carrot", "celery"),
-    "consume": ("carrot", "fedora", "raw"),
-    "handle": ("carrot", "kombu"),
-}
-#: Of messages that others publish. A database has no part in it.
-OF_MESSAGES = ("consume", "handle")
-SYSTEMS = tuple(dict.fromkeys(system for systems in MEASURES.values() for system in systems))
+#: Numbers, in a whole run and in a quick one.
+NUMBERS = (
+    ("--rounds", 3, 1, "times each measure is repeated"),
+    ("--tasks", 20_000, 4_000, "backlog of carrot-twisted"),
+    ("--peer-tasks", 1_600, 300, "backlog of other task queues"),
+    ("--single-tasks", 2_000, 300, "tasks published one by one"),
+    ("--messages", 40_000, 8_000, "backlog of messages that others have published"),
+    ("--slow-messages", 4_000, 1_000, "the same for fedora-messaging and a prefetch of 1"),
+    ("--concurrency", 4, 4, "threads of each system, where a measure has no number of its own"),
+    ("--workers", 2, 2, "processes of carrot-twisted in a row of its own"),
+)
+#: Consumers of messages whose backlog is the smaller one.
+SLOW_CONSUMERS = ("fedora", "kombu")
+LEAST = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,19 +41,49 @@ class Options:
     messages: int
     slow_messages: int
     concurrency: int
+    workers: int
     systems: tuple[str, ...]
     databases: tuple[str, ...]
     measures: tuple[str, ...]
     json: Path | None
+    charts: Path | None
 
-    def systems_of(self, measure: str) -> tuple[str, ...]:
-        """Those that a measure is taken of."""
-        return tuple(system for system in MEASURES[measure] if system in self.systems)
+    def systems_of(self, measure: str, database: str | None = None) -> tuple[str, ...]:
+        """Those that a measure is taken of, on a database."""
+        of_all = MEASURES[measure].systems
+        if database == "sqlite":
+            of_all = ON_SQLITE if MEASURES[measure].on_sqlite else ()
+        return tuple(s for s in MEASURES[measure].systems if s in self.systems and s in of_all)
+
+    def threads_of(self, measure: str) -> int:
+        """How many threads each system has."""
+        return MEASURES[measure].threads or self.concurrency
+
+    def number_of(self, measure: str, system: str) -> int:
+        """How many tasks or messages are published."""
+        wanted = MEASURES[measure]
+        if wanted.of_messages:
+            return self.slow_messages if system in SLOW_CONSUMERS else self.messages
+        if measure == "publish":
+            number = self.single_tasks * SLOW.get(system, 1)
+        elif system in ("carrot", "carrot-workers", "raw"):
+            number = self.tasks * wanted.share
+            if system == "carrot-workers":
+                # So that it weighs less when one of them begins before another.
+                number *= self.workers
+        else:
+            number = self.peer_tasks * wanted.peer_share * SLOW.get(system, 1)
+        return max(LEAST, round(number))
 
     @property
     def of_tasks(self) -> bool:
         """Whether anything is measured that needs a database."""
-        return any(measure not in OF_MESSAGES for measure in self.measures)
+        return any(not MEASURES[measure].of_messages for measure in self.measures)
+
+    @property
+    def taking_part(self) -> frozenset[str]:
+        """All systems of all measures that are taken."""
+        return frozenset(system for measure in self.measures for system in self.systems_of(measure))
 
 
 def parse(arguments: Sequence[str]) -> Options:
@@ -58,37 +92,46 @@ def parse(arguments: Sequence[str]) -> Options:
         prog="python -m benchmarks",
         description="Publishes and drains tasks, and consumes messages, with carrot-twisted and "
         "with others in the same run.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        epilog="Systems: " + ", ".join(SYSTEMS) + ". Measures: " + ", ".join(MEASURES) + ".",
     )
-    for name, default, meaning in (
-        ("--rounds", 3, "times each measure is repeated"),
-        ("--tasks", 20_000, "backlog of carrot-twisted"),
-        ("--peer-tasks", 4_000, "backlog of Celery"),
-        ("--single-tasks", 4_000, "tasks published one by one"),
-        ("--messages", 40_000, "backlog of messages that others have published"),
-        ("--slow-messages", 4_000, "the same for fedora-messaging"),
-        ("--concurrency", 4, "threads of each system, for tasks"),
-    ):
-        parser.add_argument(name, default=default, type=_positive, metavar="N", help=meaning)
-    parser.add_argument("--only", choices=SYSTEMS, help="leave the other systems out")
-    parser.add_argument("--database", choices=(*DATABASES, "both"), default="both", help="where")
+    for name, whole, quick, meaning in NUMBERS:
+        told = f"{meaning} (default: {whole:,}; quick: {quick:,})"
+        parser.add_argument(name, type=_positive, metavar="N", help=told)
     parser.add_argument(
-        "--measure", choices=MEASURES, action="append", help="may be repeated; default: all"
+        "--quick", action="store_true", help="one round of small backlogs, without SQLite"
+    )
+    parser.add_argument(
+        *("--only", "--system"),
+        choices=SYSTEMS,
+        action="append",
+        metavar="SYSTEM",
+        help="leave the other systems out; may be repeated",
+    )
+    parser.add_argument(
+        "--database", choices=(*DATABASES, "both"), help="where (default: both; quick: postgres)"
+    )
+    parser.add_argument(
+        "--measure",
+        choices=MEASURES,
+        action="append",
+        metavar="MEASURE",
+        help="may be repeated; default: all",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples to a file")
+    parser.add_argument("--charts", type=Path, metavar="FOLDER", help="write bar charts as SVG")
     given = parser.parse_args(arguments)
+    numbers = {}
+    for name, whole, quick, _ in NUMBERS:
+        field = name[2:].replace("-", "_")
+        numbers[field] = getattr(given, field) or (quick if given.quick else whole)
+    database = given.database or ("postgres" if given.quick else "both")
     return Options(
-        rounds=given.rounds,
-        tasks=given.tasks,
-        peer_tasks=given.peer_tasks,
-        single_tasks=given.single_tasks,
-        messages=given.messages,
-        slow_messages=given.slow_messages,
-        concurrency=given.concurrency,
-        systems=(given.only,) if given.only else SYSTEMS,
-        databases=DATABASES if given.database == "both" else (given.database,),
+        **numbers,
+        systems=tuple(s for s in SYSTEMS if s in (given.only or SYSTEMS)),
+        databases=DATABASES if database == "both" else (database,),
         measures=tuple(m for m in MEASURES if m in (given.measure or MEASURES)),
         json=given.json.absolute() if given.json else None,
+        charts=given.charts.absolute() if given.charts else None,
     )
 
 

@@ -2,7 +2,8 @@
 """What runs inside a site's own process: fills the queue, times publishing, watches the rows.
 
 Each step is a process of its own (`python -m benchmarks.site_carrot.probe watch 2000`) whose
-last line of output is its result as JSON. A site says how its system does each thing.
+last line of output is its result as JSON. A site says how its system does each thing. One of the
+sites runs with an old Python: nothing here is newer than 3.7.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ import os
 import sys
 import time
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import django
 from django.core.management import call_command
@@ -27,16 +27,15 @@ WARM_UP = 20
 #: Publishing is timed in turns, so that a slow second of the machine hits both contestants.
 TURNS = 10
 #: The watcher gives up when no row became final for so long.
-SECONDS_WITHOUT_PROGRESS = 120.0
+SECONDS_WITHOUT_PROGRESS = 60.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rows:
+class Rows(NamedTuple):
     """What the database says when all is done."""
 
     total: int
     confirmed: int
-    """Of how many it is noted that the broker has the message."""
+    """Of how many it is known that they are published."""
     succeeded: int
     first_start: float | None
     """Seconds since the epoch."""
@@ -47,20 +46,25 @@ class Rows:
 class Site(ABC):
     """One system under test, inside its Django project."""
 
-    inserts_rows: ClassVar[bool] = False
+    has_rows_first: ClassVar[bool] = False
     """Whether a published task has a row before it is run."""
+    compares_inserts: ClassVar[bool] = False
+    """Whether publishing is timed beside bare inserts of a row."""
+
+    def begin(self) -> None:  # noqa: B027 - most have nothing to do
+        """Make what must be there before anything is published."""
 
     @abstractmethod
     def publish(self, task: str) -> None:
         """Publish one task, as a view would."""
 
-    @abstractmethod
     def publish_all(self, task: str, count: int) -> None:
         """Publish a backlog by the fastest way that the system has; return when it is confirmed."""
+        for _ in range(count):
+            self.publish(task)
 
-    @abstractmethod
-    def settle(self) -> None:
-        """Return when the broker has everything that was published."""
+    def settle(self) -> None:  # noqa: B027 - most do not return before
+        """Return when the broker, or the database, has everything that was published."""
 
     @abstractmethod
     def count_final(self) -> int:
@@ -71,7 +75,7 @@ class Site(ABC):
         """Return what the rows say."""
 
     def insert_row(self) -> None:
-        """Insert a bare row with its own commit, where publishing inserts one."""
+        """Insert a bare row with its own commit, as publishing does."""
         raise NotImplementedError
 
 
@@ -97,10 +101,10 @@ def prepare(_site: Site) -> dict[str, Any]:
 
 def publish(site: Site, task: str, count: str) -> dict[str, Any]:
     """Time the caller of single publishes, in turns with bare inserts of a row."""
-    empty_tables()
+    begin(site)
     per_turn = max(1, int(count) // TURNS)
     contestants: dict[str, Callable[[], None]] = {"publish": lambda: site.publish(task)}
-    if site.inserts_rows:
+    if site.compares_inserts:
         contestants["bare_insert"] = site.insert_row
     caller_seconds = dict.fromkeys(contestants, 0.0)
     for call in contestants.values():
@@ -110,13 +114,13 @@ def publish(site: Site, task: str, count: str) -> dict[str, Any]:
     for turn in range(TURNS):
         # Who goes first changes from turn to turn.
         for name in sorted(contestants, reverse=bool(turn % 2)):
-            begin, cpu_before = time.perf_counter(), time.process_time()
+            started, cpu_before = time.perf_counter(), time.process_time()
             caller_seconds[name] += timed(contestants[name], per_turn)
             # Confirms come in behind the caller's back: inserts do not pay for them, the rate of
             # publishing does.
             site.settle()
             if name == "publish":
-                seconds += time.perf_counter() - begin
+                seconds += time.perf_counter() - started
                 cpu += time.process_time() - cpu_before
     return {
         **published(site, per_turn * TURNS + WARM_UP),
@@ -132,11 +136,11 @@ def publish(site: Site, task: str, count: str) -> dict[str, Any]:
 
 def publish_many(site: Site, task: str, count: str) -> dict[str, Any]:
     """Time a backlog from the first message made to the last one confirmed."""
-    empty_tables()
+    begin(site)
     site.publish_all(task, 1)
-    begin, cpu = time.perf_counter(), time.process_time()
+    started, cpu = time.perf_counter(), time.process_time()
     site.publish_all(task, int(count))
-    seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
+    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     return {
         **published(site, int(count) + 1),
         "values": {"tasks": int(count), "seconds": seconds, "cpu": cpu},
@@ -145,14 +149,14 @@ def publish_many(site: Site, task: str, count: str) -> dict[str, Any]:
 
 def fill(site: Site, task: str, count: str) -> dict[str, Any]:
     """Publish a backlog, for a service to drain."""
-    empty_tables()
+    begin(site)
     site.publish_all(task, int(count))
     return {**published(site, int(count)), "values": {}}
 
 
 def published(site: Site, messages: int) -> dict[str, int]:
     """Return what must be in the broker now, and what must be and is confirmed by the rows."""
-    confirmed = messages if site.inserts_rows else 0
+    confirmed = messages if site.has_rows_first else 0
     return {
         "messages": messages,
         "expected_rows": confirmed,
@@ -164,14 +168,14 @@ def watch(site: Site, count: str) -> dict[str, Any]:
     """Wait until that many tasks are final; tell when that was, and what the rows say."""
     expected = int(count)
     print(READY, flush=True)
-    begin = progress = time.monotonic()
+    started = progress = time.monotonic()
     first_seen = 0.0
     final = 0
     parent = os.getppid()
     while final < expected and time.monotonic() - progress < SECONDS_WITHOUT_PROGRESS:
         if os.getppid() != parent:
             raise SystemExit("Nobody waits for this any more.")
-        time.sleep(pause(final, expected, time.monotonic() - (first_seen or begin)))
+        time.sleep(pause(final, expected, time.monotonic() - (first_seen or started)))
         now_final = site.count_final()
         if now_final > final:
             progress = time.monotonic()
@@ -207,6 +211,7 @@ def timed(call: Callable[[], None], times: int) -> float:
     return time.perf_counter() - begin
 
 
-def empty_tables() -> None:
-    """Begin as the first round did."""
+def begin(site: Site) -> None:
+    """Begin as the first round did, with empty tables."""
     call_command("flush", verbosity=0, interactive=False)
+    site.begin()

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The limit: pika's Twisted adapter consumes, and acknowledges as rarely as it can.
 
-No thread, no reconnection, no retry: what remains is reading AMQP, and counting the message.
+No thread, no reconnection, no retry: what remains is reading AMQP, and counting the message. It
+knows a message by the number in it; tasks, which have none, by the order in which they come.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from itertools import count
 from typing import Any
 
 import pika
@@ -28,9 +30,11 @@ class Acknowledger:
     def __init__(self, channel: Any) -> None:
         self._channel = channel
         self._newest = 0
+        self._order = count()
 
     def on_message(self, _channel: Any, method: Any, _properties: Any, body: bytes) -> None:
-        tally.handled(json.loads(body)["number"])
+        read = json.loads(body)
+        tally.handled(read["number"] if "number" in read else next(self._order))
         if not self._newest:
             reactor.callLater(0, self.flush)
         self._newest = method.delivery_tag

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the Django settings of both sites share, read from the environment.
+"""What the Django settings of all sites share, read from the environment.
 
-The benchmark starts each site's processes with these variables; see `systems.py`.
+The benchmark starts each site's processes with these variables; see `systems.py`. One of the sites
+runs with an old Python: nothing here is newer than 3.7.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ CONCURRENCY = int(os.environ.get("BENCHMARK_CONCURRENCY", "4"))
 def database(url: str) -> dict[str, Any]:
     """Return an entry of DATABASES for postgres://user:password@host:port/name or sqlite:///path.
 
-    The same for both systems, and durable: a committed row survives a power cut on both databases.
+    The same for all systems, and durable: a committed row survives a power cut on both databases.
     """
     parts = urlsplit(url)
     if parts.scheme == "sqlite":
@@ -43,4 +44,11 @@ def database(url: str) -> dict[str, Any]:
     }
 
 
+# For those who leave the log to Django: what tasks write is kept where the measure asks for it.
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "handlers": {"stream": {"class": "logging.StreamHandler"}},
+    "root": {"handlers": ["stream"], "level": os.environ.get("BENCHMARK_LOG_LEVEL", "WARNING")},
+}
 DATABASES = {"default": database(os.environ.get("BENCHMARK_DATABASE", "sqlite:////dev/null"))}

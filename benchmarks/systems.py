@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two systems, and one of them deployed: its database, its queue, its processes."""
+"""A system of tasks, and one deployed: its database, its queue, its processes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.failure import BenchmarkFailed
+from devtools.environment import peer_python
 from devtools.process import Process, ServerError, tail
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from benchmarks.peers import Peer
 
 TOP = Path(__file__).resolve().parent.parent
 SECONDS_FOR_A_STEP = 1200
@@ -33,35 +36,24 @@ class System:
     site: str
     """The package of its Django project."""
     service: tuple[str, ...]
-    """Command that runs tasks."""
+    """Command that runs tasks. ``{python}``, ``{folder}`` of its programs, ``{queue}``,
+    ``{concurrency}`` and ``{workers}`` are put in."""
     logging: tuple[str, ...] = ()
     """More arguments, where the log lines of tasks are to be kept."""
+    settings: str = "settings"
+    """Module of its site."""
+    peer: Peer | None = None
+    """Whose environment it runs in; None: ours."""
+    has_queue: bool = True
+    """Whether its tasks wait in the broker; else, in the database."""
+    killed: bool = False
+    """Whether it is killed in the end, since it may hang or fail when told to stop."""
+    lacks: str = ""
+    """What it does not promise, as letters of ``contestants.LACKS``."""
 
-
-SYSTEMS = {
-    "carrot": System(
-        key="carrot",
-        label="carrot-twisted",
-        site="benchmarks.site_carrot",
-        service=(
-            str(Path(sys.executable).with_name("twistd")),
-            *("--nodaemon", "--pidfile="),
-            *("carrot", "--settings=benchmarks.site_carrot.settings", "--no-scheduler"),
-        ),
-    ),
-    "celery": System(
-        key="celery",
-        label="Celery",
-        site="benchmarks.site_celery",
-        service=(
-            *(sys.executable, "-m", "celery", "--app=benchmarks.site_celery.app", "worker"),
-            *("--pool=threads", "--concurrency={concurrency}"),
-            *("--without-gossip", "--without-mingle", "--without-heartbeat"),
-        ),
-        # Without this it would throw away the lines that carrot-twisted stores.
-        logging=("--loglevel=INFO",),
-    ),
-}
+    @property
+    def python(self) -> str:
+        return sys.executable if self.peer is None else peer_python(self.peer.name)
 
 
 class Deployment:
@@ -72,8 +64,9 @@ class Deployment:
         database: URL of its database.
         broker: URL of the broker.
         queue: name of its queue.
-        concurrency: threads of its service.
+        concurrency: threads of its service, where a measure asks for no other number.
         folder: for log files.
+        workers: processes of its service, where it is asked for that.
     """
 
     def __init__(
@@ -85,9 +78,11 @@ class Deployment:
         queue: str,
         concurrency: int,
         folder: Path,
+        workers: int = 1,
     ) -> None:
         self.system = system
         self.queue = queue
+        self._workers = workers
         self._concurrency = concurrency
         self._log = folder / f"{queue}.log"
         self._variables: Mapping[str, str] = {
@@ -96,7 +91,8 @@ class Deployment:
             "BENCHMARK_DATABASE": database,
             "BENCHMARK_QUEUE": queue,
             "BENCHMARK_CONCURRENCY": str(concurrency),
-            "DJANGO_SETTINGS_MODULE": f"{system.site}.settings",
+            "BENCHMARK_SITE": system.site,
+            "DJANGO_SETTINGS_MODULE": f"{system.site}.{system.settings}",
             # twistd and celery are scripts: they find neither the project nor the plugin here.
             "PYTHONPATH": str(TOP),
             "PYTHONUNBUFFERED": "1",
@@ -110,7 +106,13 @@ class Deployment:
     @contextmanager
     def probe(self, name: str, *arguments: object) -> Iterator[subprocess.Popen[bytes]]:
         """Have a step of the site's probe running inside the block."""
-        command = [sys.executable, "-m", f"{self.system.site}.probe", name, *map(str, arguments)]
+        command = [
+            self.system.python,
+            "-m",
+            f"{self.system.site}.probe",
+            name,
+            *map(str, arguments),
+        ]
         with self._log.open("ab") as log:
             process = subprocess.Popen(
                 command,
@@ -129,29 +131,47 @@ class Deployment:
 
     def result(self, process: subprocess.Popen[bytes]) -> dict[str, Any]:
         """Wait for a step to end; return its result."""
-        output, _ = process.communicate(timeout=SECONDS_FOR_A_STEP)
+        try:
+            output, _ = process.communicate(timeout=SECONDS_FOR_A_STEP)
+        except subprocess.TimeoutExpired as error:
+            raise BenchmarkFailed(f"a step did not end. {self.log_tail()}") from error
         if process.returncode:
             raise BenchmarkFailed(f"a step failed. End of its output:\n{tail(self._log)}")
         result: dict[str, Any] = json.loads(output.splitlines()[-1])
         return result
 
     @contextmanager
-    def service(self, *, keep_lines: bool) -> Iterator[Process]:
+    def service(self, *, keep_lines: bool, concurrency: int | None = None) -> Iterator[Process]:
         """Have the service running inside the block; it must stop cleanly when asked to."""
+        threads = str(concurrency or self._concurrency)
         command = [
-            part.format(concurrency=self._concurrency)
+            part.format(
+                python=self.system.python,
+                folder=Path(self.system.python).parent,
+                queue=self.queue,
+                concurrency=threads,
+                workers=self._workers,
+            )
             for part in (*self.system.service, *(self.system.logging if keep_lines else ()))
         ]
-        process = Process(command, folder=TOP, log=self._log, environment=self._variables)
+        variables = {
+            **self._variables,
+            "BENCHMARK_CONCURRENCY": threads,
+            "BENCHMARK_LOG_LEVEL": "INFO" if keep_lines else "WARNING",
+        }
+        try:
+            process = Process(command, folder=TOP, log=self._log, environment=variables)
+        except ServerError as error:
+            raise BenchmarkFailed(f"the service did not start: {error}") from None
         try:
             yield process
-            process.send(signal.SIGTERM)
+            process.send(signal.SIGKILL if self.system.killed else signal.SIGTERM)
             status = process.wait(SECONDS_TO_STOP)
         except ServerError as error:
             raise BenchmarkFailed(f"the service did not stop: {error}") from None
         finally:
             process.kill()
-        if status:
+        if status and not self.system.killed:
             raise BenchmarkFailed(f"the service ended with status {status}. {self.log_tail()}")
 
     def log_tail(self) -> str:

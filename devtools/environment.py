@@ -11,8 +11,12 @@ import os
 import sys
 from importlib.metadata import distributions
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from devtools.steps import run_quietly, step
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 TOP = Path(__file__).resolve().parent.parent
 VENV = TOP / ".venv"
@@ -36,22 +40,37 @@ def prepare_environment(extras: str, *, log: Path) -> None:
             _stamp(extras).write_text(wanted)
 
 
-def prepare_peer(package: str, requirement: str, *, log: Path) -> None:
+def prepare_peer(
+    package: str,
+    *requirements: str,
+    log: Path,
+    alone: Sequence[str] = (),
+    python: str | None = None,
+) -> None:
     """Have a package of others installed, in an environment of its own.
 
     Args:
         package: its name.
-        requirement: the package with its version, as pip takes it.
+        requirements: the package with its version, and what else is wanted, as pip takes it.
         log: for pip's output.
+        alone: more packages, installed without what they ask for.
+        python: the program that makes the environment; None: this one.
     """
     folder = _peer_folder(package)
-    wanted = _digest(sys.version, str(folder), requirement)
+    wanted = _digest(sys.version, str(folder), *requirements, "alone", *alone, python or "")
     if not _is_current(package, wanted):
-        with step(f"Installing {requirement} into an environment of its own"):
-            run_quietly([sys.executable, "-m", "venv", "--clear", str(folder)], log=log)
-            pip = [str(folder / "bin" / "python"), "-m", "pip", "install", requirement]
-            run_quietly([*pip, "--disable-pip-version-check"], log=log)
+        with step(f"Installing {package} into an environment of its own"):
+            run_quietly([python or sys.executable, "-m", "venv", "--clear", str(folder)], log=log)
+            pip = [peer_python(package), "-m", "pip", "install", "--disable-pip-version-check"]
+            run_quietly([*pip, *requirements], log=log)
+            if alone:
+                run_quietly([*pip, "--no-deps", *alone], log=log)
             _stamp(package).write_text(wanted)
+
+
+def peer_python(package: str) -> str:
+    """The Python of that package's environment."""
+    return str(_peer_folder(package) / "bin" / "python")
 
 
 def peer_program(package: str) -> str:
@@ -59,10 +78,15 @@ def peer_program(package: str) -> str:
     return str(_peer_folder(package) / "bin" / package)
 
 
-def peer_version(package: str) -> str | None:
-    """The version of that package; None: it is not installed."""
-    folders = _peer_folder(package).glob("lib/python*/site-packages")
-    found = distributions(name=package, path=[str(folder) for folder in folders])
+def peer_version(peer: str, package: str | None = None) -> str | None:
+    """The version of a package in the environment of a peer; None: it is not installed.
+
+    Args:
+        peer: whose environment.
+        package: which package; None: the one of that name.
+    """
+    folders = _peer_folder(peer).glob("lib/python*/site-packages")
+    found = distributions(name=package or peer, path=[str(folder) for folder in folders])
     return next((one.version for one in found), None)
 
 

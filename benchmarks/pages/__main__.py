@@ -22,7 +22,7 @@ from benchmarks import facts, peers
 from benchmarks.databases import Database, Postgres, Sqlite
 from benchmarks.pages.report import Part, text_of
 from benchmarks.pages.timing import Timing
-from devtools.environment import TOP, peer_version, prepare_peer
+from devtools.environment import TOP, peer_python, peer_version
 from devtools.machine import prepare_machine
 from devtools.servers import PostgreSQL, ServerError, temporary_folder
 from devtools.steps import StepFailed, say, step
@@ -34,7 +34,6 @@ SITE = "benchmarks.site_pages.settings"
 ROWS = (1000, 100_000, 1_000_000)
 #: Flower forgets the oldest tasks above this number, if nobody sets another.
 MOST_OF_FLOWER = 100_000
-PEERS = TOP / ".venv" / "peers"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -48,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
                 rabbitmq=False, postgresql="postgres" in given.database and not url, log=log
             )
             if given.flower:
-                prepare_peer(peers.FLOWER, peers.FLOWER_REQUIREMENT, log=log)
+                peers.FLOWER.prepare(log)
             databases: list[Database] = []
             if "postgres" in given.database:
                 if not url:
@@ -65,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
         for database in databases:
             known |= database.facts()
         if given.flower:
-            known["Flower"] = str(peer_version(peers.FLOWER))
+            known["Flower"] = str(peer_version(peers.FLOWER.name))
         say(text_of(parts, known))
         if given.json:
             content = {"facts": known, "parts": [vars(part) for part in parts]}
@@ -109,7 +108,7 @@ def _parts(
             yield _part(database.label, count, found)
         if given.flower and count <= MOST_OF_FLOWER:
             with step(f"Flower: feeding it {count:,} tasks, and asking for its list"):
-                python = str(PEERS / peers.FLOWER / "bin" / "python")
+                python = peer_python(peers.FLOWER.name)
                 command = [python, "-m", "benchmarks.pages.flower_probe"]
                 found = _run([*command, str(count), str(given.requests)], {}, folder)
             yield _part("memory", count, found)

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from celery import Celery, signals
+from django.conf import settings
 
 from benchmarks.work import TASKS
 
@@ -14,9 +15,10 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "benchmarks.site_celery.settings
 
 app = Celery("benchmarks")
 app.config_from_object("django.conf:settings", namespace="CELERY")
-# Celery closes the database connection before and after each task, whatever CONN_MAX_AGE says,
-# unless this is set. It is read under this very name, which a namespace cannot give.
-app.conf["CELERY_DB_REUSE_MAX"] = 1_000_000_000
+if getattr(settings, "KEEPS_CONNECTIONS", False):
+    # Celery closes the database connection before and after each task, whatever CONN_MAX_AGE says,
+    # unless this is set. It is read under this very name, which a namespace cannot give.
+    app.conf["CELERY_DB_REUSE_MAX"] = 1_000_000_000
 
 tasks = {name: app.task(name=name)(function) for name, function in TASKS.items()}
 
