@@ -176,6 +176,8 @@ def take_unsent(queues: Sequence[str], limit: int, using: str) -> list[MessageLo
     seconds, or until it is confirmed. Should the taker die meanwhile, another one follows. Call it
     inside a transaction.
     """
+    if not statements.has_unsent(MessageLog._meta.db_table, GRACE, using):
+        return []
     token = new_token()
     waiting = (
         MessageLog.objects.using(using)

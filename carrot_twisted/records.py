@@ -322,9 +322,8 @@ def reap(claimant: Claimant, using: str) -> int:
     """
     logs = MessageLog.objects.using(using)
     in_progress = logs.filter(status=MessageLog.IN_PROGRESS)
-    owners = set(in_progress.order_by().values_list("worker", flat=True).distinct())
-    others = set(Worker.objects.using(using).values_list("name", flat=True))
-    dead = dead_workers(owners | others, claimant, using)
+    others = statements.owners(_TABLE, Worker._meta.db_table, using) - {claimant.worker}
+    dead = dead_workers(others, claimant, using) if others else others
     if not dead:
         return 0
     # What others have locked they are taking over, or finishing after all.

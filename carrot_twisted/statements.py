@@ -11,7 +11,7 @@ Table and column names are constants of this package; every value is a parameter
 from __future__ import annotations
 
 import json
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -519,6 +519,75 @@ def sum_histograms(
         read = connection.ops.convert_datetimefield_value
         rows = [(*row[:at], read(row[at], None, connection), *row[at + 1 :]) for row in rows]
     return [(*row[:-2], int(row[-2]), int(row[-1])) for row in rows]
+
+
+# What a service asks again and again while it has nothing to do. Each is one look at an index that
+# is empty then; to have the ORM make the statement would take several times as long.
+
+
+def has_unsent(table: str, grace: float, using: str) -> bool:
+    """Whether the outbox has a row that a relay should take.
+
+    Args:
+        table: of the MessageLogs.
+        grace: seconds for which a row is its publisher's business.
+        using: database alias.
+    """
+    condition = "status = 'PUBLISHED' AND confirmed_at IS NULL AND relay_at <= {}"
+    return _is_any(table, [condition], -grace, using)
+
+
+def has_expired(table: str, using: str) -> bool:
+    """Whether a waiting row has not started in time."""
+    condition = (
+        "expires_at IS NOT NULL AND status = 'PUBLISHED' AND attempts = 0 AND expires_at <= {}"
+    )
+    return _is_any(table, [condition], 0.0, using)
+
+
+def has_due(table: str, ahead: float, using: str) -> bool:
+    """Whether an active schedule is due, or is to be planned.
+
+    Args:
+        table: of the ScheduledTasks.
+        ahead: seconds from now that count as due.
+        using: database alias.
+    """
+    # Not by OR: SQLite would walk through the whole index.
+    conditions = ["active AND next_run_time IS NULL", "active AND next_run_time <= {}"]
+    return _is_any(table, conditions, ahead, using)
+
+
+def _is_any(table: str, conditions: Sequence[str], seconds: float, using: str) -> bool:
+    """Whether a row meets one of the conditions; ``{}`` is the time so many seconds from now."""
+    connection = connections[using]
+    values: list[Any] = []
+    if _is_postgresql(connection):
+        then = f"statement_timestamp() + interval '{seconds:f} seconds'"
+    else:
+        then = "%s"
+        when = _now(connection) + timedelta(seconds=seconds)
+        values = [_adapted(connection, when)] * sum("{}" in one for one in conditions)
+    looks = (f"EXISTS (SELECT 1 FROM {table} WHERE {one.format(then)})" for one in conditions)
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT {' OR '.join(looks)}", values)
+        return bool(cursor.fetchone()[0])
+
+
+def owners(table: str, workers: str, using: str) -> set[str]:
+    """The names of all workers that are known, or under whose name a row is in progress.
+
+    Args:
+        table: of the MessageLogs.
+        workers: that of the Workers.
+        using: database alias.
+    """
+    sql = (
+        f"SELECT worker FROM {table} WHERE status = 'IN_PROGRESS' UNION SELECT name FROM {workers}"
+    )
+    with connections[using].cursor() as cursor:
+        cursor.execute(sql)
+        return {row[0] for row in cursor.fetchall()}
 
 
 def retentions(table: str, using: str) -> list[int]:

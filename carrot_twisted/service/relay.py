@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import LoopingCall
 from txaio.tx import make_logger
 
-from carrot_twisted import failpoints, outbox, records
+from carrot_twisted import failpoints, outbox, records, statements
 from carrot_twisted.models import MessageLog
 from carrot_twisted.service.chore import Chore
 
@@ -152,7 +152,8 @@ class Relay:
             return
 
         def look() -> int:
-            MessageLog.objects.using(self._using).cancel_expired(EXPIRE_BATCH)
+            if statements.has_expired(MessageLog._meta.db_table, self._using):
+                MessageLog.objects.using(self._using).cancel_expired(EXPIRE_BATCH)
             # Who is asked when it is done: leases may not be judged any more by then.
             return records.reap(self._claimant(), self._using)
 
