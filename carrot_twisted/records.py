@@ -545,13 +545,16 @@ def heartbeat(worker: Worker, using: str) -> tuple[float, Wishes]:
     Returns:
         The database's time, in seconds since the epoch, and the wishes.
     """
-    rows = Worker.objects.using(using)
-    if not rows.filter(name=worker.name).update(heartbeat_at=Now(), state=worker.state):
+    table = Worker._meta.db_table
+    renewed = statements.renew_lease(table, worker.name, worker.state, using)
+    if renewed is None:
         # Or another service took this one for dead: its rows may be gone, its name is its own.
         worker.save(force_insert=True, using=using)
+        renewed = statements.renew_lease(table, worker.name, worker.state, using)
+        assert renewed is not None
     failpoints.reached("on_heartbeat")
-    beat, command = rows.values_list("heartbeat_at", "command").get(name=worker.name)
+    beat, command = renewed
     # Should another service forget this one, its new row says the same.
     worker.command = command
-    paused = PausedQueue.objects.using(using).values_list("name", flat=True)
-    return beat.timestamp(), Wishes(command=command, paused=frozenset(paused))
+    paused = statements.names_in(PausedQueue._meta.db_table, using)
+    return beat, Wishes(command=command, paused=paused)

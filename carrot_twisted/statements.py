@@ -574,6 +574,44 @@ def _is_any(table: str, conditions: Sequence[str], seconds: float, using: str) -
         return bool(cursor.fetchone()[0])
 
 
+def renew_lease(table: str, name: str, state: Any, using: str) -> tuple[float, str] | None:
+    """Note a heartbeat of a worker, and its state.
+
+    Args:
+        table: of the Workers.
+        name: the worker's.
+        state: of its process, for the column of that name.
+        using: database alias.
+
+    Returns:
+        The database's time, in seconds since the epoch, and what operators want of the worker;
+        None: it is not known.
+    """
+    connection = connections[using]
+    if _is_postgresql(connection):
+        now, times = "statement_timestamp()", []
+        seconds, state_type = "extract(epoch FROM heartbeat_at)::float8", "::jsonb"
+    else:
+        moment = _now(connection)
+        now, times = "%s", [_adapted(connection, moment)]
+        seconds, state_type = repr(moment.timestamp()), ""
+    sql = (
+        f"UPDATE {table} SET heartbeat_at = {now}, state = %s{state_type} "
+        f"WHERE name = %s RETURNING {seconds}, command"
+    )
+    with connection.cursor() as cursor:
+        cursor.execute(sql, [*times, json.dumps(state), name])
+        rows = cursor.fetchall()
+    return (rows[0][0], rows[0][1]) if rows else None
+
+
+def names_in(table: str, using: str) -> frozenset[str]:
+    """All names in a table that has few rows."""
+    with connections[using].cursor() as cursor:
+        cursor.execute(f"SELECT name FROM {table}")
+        return frozenset(row[0] for row in cursor.fetchall())
+
+
 def owners(table: str, workers: str, using: str) -> set[str]:
     """The names of all workers that are known, or under whose name a row is in progress.
 
