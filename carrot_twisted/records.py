@@ -16,7 +16,7 @@ from django.db.models.functions import Now, Right
 
 from carrot_twisted import begun_message, failpoints, processes, statements, task_options
 from carrot_twisted.attempt import MAX_ATTEMPTS, MAX_EXCEPTION, MAX_LOG
-from carrot_twisted.message_log import GRACE, due_in, is_due, since_due
+from carrot_twisted.message_log import GRACE, due_in, in_state, is_due, since_due
 from carrot_twisted.models import Attempt, MessageLog, PausedQueue, Worker
 from carrot_twisted.outcomes import WORKER_LOST, Kind, Result, Verdict
 from carrot_twisted.running import CancelRequest
@@ -147,7 +147,7 @@ def _has_time() -> Case:
 
 def _judge_times(ids: Sequence[UUID], claimant: Claimant, using: str) -> dict[UUID, Verdict]:
     """Of waiting rows with times of their own: why they were not claimed."""
-    rows = MessageLog.objects.using(using).filter(pk__in=ids, status=MessageLog.PUBLISHED)
+    rows = MessageLog.objects.using(using).filter(in_state(MessageLog.PUBLISHED), pk__in=ids)
     rows.cancel_expired(len(ids))
     # The message has come early. Its row goes back to the outbox, which sends another in time.
     rows.filter(run_after__gt=Now()).update(
@@ -194,7 +194,7 @@ def _take_over(
 ) -> Claimed | Verdict:
     """Claim a row whose worker is gone; too many of those, and the task is to blame."""
     logs = MessageLog.objects.using(using)
-    lost = logs.filter(pk=pk, status=MessageLog.IN_PROGRESS, token=lost_token)
+    lost = logs.filter(in_state(MessageLog.IN_PROGRESS), pk=pk, token=lost_token)
     if _cancel_asked(lost):
         return Verdict.FINAL
     if _fail_after(lost, claimant.max_crashes):
@@ -387,8 +387,8 @@ def finish(runs: Sequence[Finished], clock_offset: float, using: str) -> int:
         # to that very worker, which acknowledges it with the old run. It needs another one.
         MessageLog.objects.using(using).filter(
             is_due(),
+            in_state(MessageLog.PUBLISHED),
             pk__in=[run.uuid for run in runs],
-            status=MessageLog.PUBLISHED,
             token__isnull=False,
         ).update(confirmed_at=None, token=None, relay_at=due_in(0))
     return changed
@@ -429,7 +429,8 @@ def _release(runs: Sequence[Finished], using: str) -> int:
             more = {"retries": F("retries") + 1, "run_after": later}
         elif not result.started:
             more = {"attempts": _one_less()}
-        changed = logs.filter(pk=run.uuid, token=run.token, status=MessageLog.IN_PROGRESS).update(
+        mine = logs.filter(in_state(MessageLog.IN_PROGRESS), pk=run.uuid, token=run.token)
+        changed = mine.update(
             status=Case(
                 When(cancel_request__isnull=False, then=Value(MessageLog.CANCELLED)),
                 default=Value(MessageLog.PUBLISHED),

@@ -98,6 +98,26 @@ def _adapted(connection: Any, value: Any) -> Any:
     return value
 
 
+def _is(column: str, state: str, *also: str) -> str:
+    """That a row is in this state, for statements that know their rows' keys.
+
+    Written so, the planner of PostgreSQL finds the rows by their keys. By the plain condition it
+    might walk through a partial index instead, all of a backlog with each batch: what it knows of
+    the table is from an hour, perhaps, when no task waited.
+    """
+    condition = " AND ".join([f"{column} = '{state}'", *also])
+    return f"CASE WHEN {condition} THEN TRUE ELSE FALSE END"
+
+
+#: Joins the table with an array of keys. That is said twice, so that rows are found by their keys:
+#: for the join alone a table of some ten thousand rows might be read as a whole.
+_SAME = "m.uuid = v.uuid AND m.token = v.token AND m.uuid = ANY(%s::uuid[])"
+
+
+def _uuids(rows: Sequence[Sequence[Any]]) -> str:
+    return _array(row[0] for row in rows)
+
+
 def _execute_each(connection: Any, sql: str, rows: Sequence[Sequence[Any]]) -> int:
     with connection.cursor() as cursor:
         cursor.executemany(sql, [[_adapted(connection, v) for v in row] for row in rows])
@@ -238,10 +258,10 @@ def finish_rows(
     assignments = ", ".join(f"{name} = v.{name}" for name in _FINISHED)
     sql = (
         f"UPDATE {table} AS m SET {assignments} FROM {_arrays(_KEY | _FINISHED)} "
-        "WHERE m.uuid = v.uuid AND m.token = v.token AND m.status = 'IN_PROGRESS'"
+        f"WHERE {_SAME} AND {_is('m.status', 'IN_PROGRESS')}"
     )
     with connection.cursor() as cursor:
-        cursor.execute(sql, [*_columns(keys), *_columns(values)])
+        cursor.execute(sql, [*_columns(keys), *_columns(values), _uuids(keys)])
         return int(cursor.rowcount)
 
 
@@ -268,10 +288,10 @@ def progress_rows(
     sql = (
         f"UPDATE {table} AS m SET progress = v.progress::jsonb "
         f"FROM {_arrays({**_KEY, 'progress': 'text'})} "
-        "WHERE m.uuid = v.uuid AND m.token = v.token AND m.status = 'IN_PROGRESS'"
+        f"WHERE {_SAME} AND {_is('m.status', 'IN_PROGRESS')}"
     )
     with connection.cursor() as cursor:
-        cursor.execute(sql, [*_columns(keys), list(values)])
+        cursor.execute(sql, [*_columns(keys), list(values), _uuids(keys)])
 
 
 def log_rows(
@@ -294,13 +314,12 @@ def log_rows(
         sql = (
             f"WITH free AS MATERIALIZED (SELECT m.uuid, v.log, v.progress FROM {table} AS m "
             f"JOIN {_arrays({**_KEY, 'log': 'text', 'progress': 'text'})} "
-            "ON m.uuid = v.uuid AND m.token = v.token "
-            "WHERE m.status = 'IN_PROGRESS' FOR UPDATE OF m SKIP LOCKED) "
+            f"ON {_SAME} WHERE {_is('m.status', 'IN_PROGRESS')} FOR UPDATE OF m SKIP LOCKED) "
             f"UPDATE {table} AS m SET log = free.log, progress = free.progress::jsonb "
             "FROM free WHERE m.uuid = free.uuid RETURNING m.uuid"
         )
         with connection.cursor() as cursor:
-            cursor.execute(sql, _columns(logs))
+            cursor.execute(sql, [*_columns(logs), _uuids(logs)])
             return {row[0] for row in cursor.fetchall()}
     sql = (
         f"UPDATE {table} SET log = %s, progress = %s "
@@ -366,7 +385,7 @@ def claim_rows(
         f"UPDATE {table} SET status = 'IN_PROGRESS', worker = %s, token = %s, publish_error = '', "
         f"log = NULL, progress = NULL, attempts = attempts + 1, start_time = {now} "
         f"WHERE {matching} "
-        "AND status = 'PUBLISHED' AND crashes < %s "
+        f"AND {_is('status', 'PUBLISHED')} AND crashes < %s "
         f"AND (run_after IS NULL OR run_after <= {now}) "
         f"AND (expires_at IS NULL OR expires_at > {now} OR attempts > 0) "
     )
@@ -447,17 +466,17 @@ def confirm_rows(table: str, keys: Sequence[tuple[UUID, int]], using: str) -> No
     if not keys:
         return
     connection = connections[using]
-    condition = "status = 'PUBLISHED' AND confirmed_at IS NULL"
+    condition = _is("status", "PUBLISHED", "confirmed_at IS NULL")
     if _is_postgresql(connection):
         sql = (
             f"WITH free AS MATERIALIZED (SELECT m.uuid FROM {table} AS m JOIN {_arrays(_KEY)} "
-            f"ON m.uuid = v.uuid AND m.token = v.token WHERE {condition} "
+            f"ON {_SAME} WHERE {condition} "
             "FOR UPDATE OF m SKIP LOCKED) "
             f"UPDATE {table} AS m SET confirmed_at = statement_timestamp(), publish_error = '' "
             "FROM free WHERE m.uuid = free.uuid"
         )
         with connection.cursor() as cursor:
-            cursor.execute(sql, _columns(keys))
+            cursor.execute(sql, [*_columns(keys), _uuids(keys)])
     else:
         sql = (
             f"UPDATE {table} SET confirmed_at = %s, publish_error = '' "

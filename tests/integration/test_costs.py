@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import re
 import sys
 import tracemalloc
 from collections import Counter
@@ -17,7 +18,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pika
 import pytest
-from django.db import connection
+from django.db import connection, transaction
+from django.db.models.functions import Now
 
 from carrot_twisted import conf, execution, outbox, publisher
 from carrot_twisted.consumer import Consumer
@@ -239,6 +241,41 @@ def test_a_thousand_tasks_are_claimed_by_one_statement_and_ended_by_another(way:
     assert Counter(MessageLog.objects.values_list("status", flat=True)) == {
         "COMPLETED": 2 * THOUSAND
     }
+
+
+@pytest.mark.only("postgres")
+def test_no_statement_reads_a_whole_backlog(way: Way, handed_over: RecordingPublisher) -> None:
+    """Also while the database believes that no task waits, as it does after a quiet hour.
+
+    Counted are rows that were read and did not match, in all statements from confirm to end.
+    """
+    publish(5 * THOUSAND)
+    MessageLog.objects.update(status="COMPLETED", confirmed_at=Now())
+    with connection.cursor() as cursor:
+        cursor.execute(f"VACUUM ANALYZE {MessageLog._meta.db_table}")
+    # The backlog, which others work on, and some of it that comes here.
+    publish(10 * THOUSAND)
+    handed_over.rows.clear()
+    keys = publish(THOUSAND // 10)
+    ((_, posts),) = outbox.posts(handed_over.rows).items()
+    plans: list[str] = []
+
+    def explain(
+        execute: Callable[..., Any], sql: str, params: Any, many: bool, context: Any
+    ) -> Any:
+        if sql.startswith(("UPDATE", "WITH")):
+            with transaction.atomic():
+                execute(f"EXPLAIN ANALYZE {sql}", params, many, context)
+                plans.extend(row[0] for row in context["cursor"].fetchall())
+                transaction.set_rollback(True)
+        return execute(sql, params, many, context)
+
+    with connection.execute_wrapper(explain):
+        way.confirm(posts)
+        way.go(keys)
+    removed = [int(n) for line in plans for n in re.findall(r"Rows Removed by Filter: (\d+)", line)]
+    assert len([line for line in plans if line.startswith("Execution Time")]) == 3
+    assert sum(removed) < THOUSAND, "\n".join(plans)
 
 
 def test_a_thousand_tasks_cost_one_frame_and_one_hand_over_to_the_reactor(way: Way) -> None:
