@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from datetime import timedelta
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -44,15 +45,19 @@ def publish(count: str) -> dict[str, Any]:
     from benchmarks.work import no_op
     from carrot_twisted import publisher
     from carrot_twisted.message_log import message_id
+    from carrot_twisted.models import MessageLog
     from carrot_twisted.utilities import create_message, publish_many
 
     publisher.BUDGET = SECONDS_TO_CONFIRM
     first = message_id()
     numbers = iter(range(int(count)))
-    while chunk := [number for number, _ in zip(numbers, range(CHUNK), strict=False)]:
+    while chunk := list(islice(numbers, CHUNK)):
         publish_many(create_message(no_op, QUEUES[number % len(QUEUES)]) for number in chunk)
         if not publisher.flush(SECONDS_TO_CONFIRM):
             raise SystemExit(f"Not all was confirmed within {SECONDS_TO_CONFIRM:g} s.")
+    left = MessageLog.objects.filter(pk__gte=first, confirmed_at__isnull=True)
+    if left.exists():
+        raise SystemExit(f"Not confirmed: {list(left.values('pk', 'publish_error')[:3])}")
     return {"first": str(first)}
 
 
