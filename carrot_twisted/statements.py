@@ -666,18 +666,26 @@ def retentions(table: str, using: str) -> list[int]:
         return [row[0] for row in cursor.fetchall()]
 
 
-def queues_with(table: str, states: Sequence[str], limit: int, using: str) -> list[str]:
+def queues_with(table: str, states: Sequence[str], limit: int | None, using: str) -> list[str]:
     """The queues that have rows of these states: those of an index that begins with the queue.
 
     One look at that index for each, however many rows there are.
+
+    Args:
+        table: of the MessageLogs.
+        states: unfinished ones.
+        limit: how many queues at most; None: all.
+        using: database alias.
     """
     words = ", ".join(f"'{state}'" for state in states)
     first = f"SELECT MIN(queue) FROM {table} WHERE status IN ({words})"
     sql = (
         f"WITH RECURSIVE q (queue) AS ({first} UNION ALL "
         f"SELECT ({first} AND queue > q.queue) FROM q WHERE q.queue IS NOT NULL) "
-        f"SELECT queue FROM q WHERE queue IS NOT NULL LIMIT {limit:d}"
+        "SELECT queue FROM q WHERE queue IS NOT NULL"
     )
+    if limit is not None:
+        sql += f" LIMIT {limit:d}"
     with connections[using].cursor() as cursor:
         cursor.execute(sql)
         return [row[0] for row in cursor.fetchall()]

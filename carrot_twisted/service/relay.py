@@ -170,8 +170,15 @@ class Relay:
 
     async def _ring(self) -> None:
         """Rows whose message was confirmed and is gone: ring again, if their queue is empty."""
+        if not self._publisher.protocols:
+            # There is no broker to ask.
+            return
+        # Only those with waiting rows: of two hundred queues the broker would be asked without end.
+        table, states = MessageLog._meta.db_table, [MessageLog.PUBLISHED]
+        look = partial(statements.queues_with, table, states, None, self._using)
+        waiting = set(await self._writer.call(look))
         for queue in self._queues:
-            if await self._is_empty(queue):
+            if queue.name in waiting and await self._is_empty(queue):
                 ring = partial(outbox.ring_again, queue.name, QUIET, self._using)
                 await self._put_back(queue.name, ring)
 
