@@ -151,7 +151,7 @@ def due() -> dict[str, Any]:
         if time.monotonic() - progress > SECONDS_WITHOUT_PROGRESS:
             raise SystemExit(f"Only {ended:,} of {count:,} schedules have run.")
         time.sleep(0.2)
-    last = max(rows.values_list("publish_time", flat=True))
+    last = max(rows.values_list("publish_time", flat=True), default=begin)
     return {
         "first": str(first),
         "rows": rows.count(),
