@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 from contextlib import ExitStack
+from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -33,13 +34,15 @@ if TYPE_CHECKING:
 
     from devtools.server import Server
 
+#: What else is measured than tasks and messages: sub-commands, each a package of its own.
+OTHERS = ("growth", "idle", "latency", "pages")
 NEEDED = ("celery", "django", "django_celery_results", "pika", "psycopg", "twisted", "txaio")
 
 
 def main(arguments: Sequence[str]) -> int:
     """Prepare, measure, tidy up; return the exit status."""
-    if arguments[:1] == ["pages"]:
-        return _of_pages(arguments)
+    if arguments[:1] and arguments[0] in OTHERS:
+        return _other(arguments)
     given = options.parse(arguments)
     broker_url = os.environ.get("CARROT_BROKER_URL")
     postgres_url = os.environ.get("CARROT_DATABASE_URL")
@@ -76,14 +79,13 @@ def _in_the_environment(arguments: Sequence[str], log: Path) -> int:
     return subprocess.run(command, cwd=TOP, env=environment_variables(), check=False).returncode
 
 
-def _of_pages(arguments: Sequence[str]) -> int:
-    """Measure pages instead of tasks and messages."""
+def _other(arguments: Sequence[str]) -> int:
+    """Run a sub-command."""
     if not all(map(find_spec, NEEDED)):
         with temporary_folder("carrot-benchmark-") as folder:
             return _in_the_environment(arguments, folder / "preparation.log")
-    from benchmarks.pages.__main__ import main as measure
-
-    return measure(arguments[1:])
+    measure = import_module(f"benchmarks.{arguments[0]}.__main__").main
+    return int(measure(arguments[1:]))
 
 
 def _start(server: Server, servers: ExitStack) -> str:

@@ -35,6 +35,10 @@ class Database(ABC):
         """Return the CPU time that the server has used so far, where there is one to be seen."""
         return None
 
+    def transactions(self, name: str) -> int:
+        """Return how many transactions a database has seen, where its server counts them."""
+        return 0
+
     def __enter__(self) -> Self:
         return self
 
@@ -99,6 +103,12 @@ class Postgres(Database):
 
     def cpu_seconds(self) -> float | None:
         return processes.tree_cpu_seconds(self._pid) if self._pid else None
+
+    def transactions(self, name: str) -> int:
+        row = self._connection.execute(
+            "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = %s", [name]
+        ).fetchone()
+        return 0 if row is None else int(row[0])
 
     def _show(self, setting: LiteralString) -> str:
         try:

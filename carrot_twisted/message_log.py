@@ -94,6 +94,18 @@ def is_due() -> Q:
     return Q(run_after__isnull=True) | Q(run_after__lte=Now())
 
 
+def in_state(state: str, *also: Q) -> Case:
+    """That a row is in this state, for queries that know the rows' keys.
+
+    See ``statements``: by the plain condition PostgreSQL might walk through all of a backlog.
+    """
+    return Case(
+        When(*also, status=state, then=Value(True)),
+        default=Value(False),
+        output_field=models.BooleanField(),
+    )
+
+
 def message_id() -> uuid.UUID:
     """A new time-ordered UUID (version 7): rows of one time stand together in the index.
 

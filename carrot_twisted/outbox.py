@@ -21,7 +21,7 @@ from django.db.models.functions import Now
 from django.db.models.lookups import GreaterThan
 
 from carrot_twisted import conf, failpoints, statements, topology, wire
-from carrot_twisted.message_log import GRACE, due_in, is_due, new_token, since_due
+from carrot_twisted.message_log import GRACE, due_in, in_state, is_due, new_token, since_due
 from carrot_twisted.models import MessageLog
 from carrot_twisted.signing import Seal
 
@@ -146,11 +146,15 @@ def _note(
     by_text: dict[str, list[str]] = {}
     for message_id, text in errors.items():
         by_text.setdefault(text, []).append(message_id)
-    unsent = MessageLog.objects.using(using).unsent()
+    rows = MessageLog.objects.using(using)
     for text, message_ids in by_text.items():
         with transaction.atomic(using=using):
-            ids = _free(unsent.filter(pk__in=message_ids))
-            unsent.filter(pk__in=ids).update(publish_error=text, relay_at=due(text))
+            ids = _free(rows.filter(_unsent(), pk__in=message_ids))
+            rows.filter(pk__in=ids).update(publish_error=text, relay_at=due(text))
+
+
+def _unsent() -> Case:
+    return in_state(MessageLog.PUBLISHED, Q(confirmed_at__isnull=True))
 
 
 def _free(rows: QuerySet[MessageLog]) -> list[UUID]:
@@ -165,7 +169,7 @@ def give_back(posts: Sequence[Post], using: str) -> None:
     """What a relay took and could not send is due again, for any relay."""
     keys = [post.message_id for post in posts]
     tokens = {post.token for post in posts}
-    rows = MessageLog.objects.using(using).unsent().filter(pk__in=keys, token__in=tokens)
+    rows = MessageLog.objects.using(using).filter(_unsent(), pk__in=keys, token__in=tokens)
     rows.update(relay_at=due_in(0))
 
 
@@ -176,6 +180,8 @@ def take_unsent(queues: Sequence[str], limit: int, using: str) -> list[MessageLo
     seconds, or until it is confirmed. Should the taker die meanwhile, another one follows. Call it
     inside a transaction.
     """
+    if not statements.has_unsent(MessageLog._meta.db_table, GRACE, using):
+        return []
     token = new_token()
     waiting = (
         MessageLog.objects.using(using)
@@ -185,8 +191,11 @@ def take_unsent(queues: Sequence[str], limit: int, using: str) -> list[MessageLo
     candidates = _free(waiting.order_by("relay_at")[:limit])
     if not candidates:
         return []
-    waiting.filter(pk__in=candidates).update(token=token, relay_at=due_in(LEASE))
-    return list(MessageLog.objects.using(using).unsent().filter(pk__in=candidates, token=token))
+    # By their keys alone: they are locked. What more is asked for might be looked up by an index
+    # of all unsent rows.
+    taken = MessageLog.objects.using(using).filter(pk__in=candidates)
+    taken.update(token=token, relay_at=due_in(LEASE))
+    return list(taken)
 
 
 def ring_again(queue: str, quiet: float, using: str) -> int:
@@ -271,7 +280,7 @@ def ring_for_all(queues: Sequence[str], using: str) -> int:
             ids = list(candidates.values_list("pk", flat=True)[:RING_BATCH])
             if not ids:
                 return total
-            total += _put_back(waiting.filter(pk__in=ids))
+            total += _put_back(ids, using)
         rest = waiting.filter(pk__gt=ids[-1], pk__lte=newest)
 
 
@@ -280,8 +289,9 @@ def _unsend(rows: QuerySet[MessageLog], skip_locked: bool) -> int:
         # Where this has to wait: in the order in which claims mostly come to the rows.
         locked = rows.order_by("publish_time").select_for_update(skip_locked=skip_locked)
         ids = list(locked.values_list("pk", flat=True)[:RING_BATCH])
-        return _put_back(rows.filter(pk__in=ids)) if ids else 0
+        return _put_back(ids, rows.db) if ids else 0
 
 
-def _put_back(rows: QuerySet[MessageLog]) -> int:
+def _put_back(locked: Sequence[UUID], using: str) -> int:
+    rows = MessageLog.objects.using(using).filter(pk__in=locked)
     return rows.update(confirmed_at=None, token=None, relay_at=due_in(0))

@@ -24,7 +24,7 @@ from carrot_twisted import (
 )
 from carrot_twisted.attempt import MAX_ATTEMPTS, MAX_EXCEPTION, MAX_LOG
 from carrot_twisted.limit_state import wake
-from carrot_twisted.message_log import GRACE, due_in, is_due, since_due
+from carrot_twisted.message_log import GRACE, due_in, in_state, is_due, since_due
 from carrot_twisted.models import Attempt, MessageLog, PausedQueue, Worker
 from carrot_twisted.outcomes import WORKER_LOST, Kind, Result, Verdict
 from carrot_twisted.running import CancelRequest
@@ -206,7 +206,7 @@ def _has_time() -> Case:
 
 def _judge_times(ids: Sequence[UUID], claimant: Claimant, using: str) -> dict[UUID, Verdict]:
     """Of waiting rows with times of their own: why they were not claimed."""
-    rows = MessageLog.objects.using(using).filter(pk__in=ids, status=MessageLog.PUBLISHED)
+    rows = MessageLog.objects.using(using).filter(in_state(MessageLog.PUBLISHED), pk__in=ids)
     rows.cancel_expired(len(ids))
     # The message has come early. Its row goes back to the outbox, which sends another in time.
     rows.filter(run_after__gt=Now()).update(
@@ -256,7 +256,7 @@ def _take_over(
 ) -> Claimed | Verdict:
     """Claim a row whose worker is gone; too many of those, and the task is to blame."""
     logs = MessageLog.objects.using(using)
-    lost = logs.filter(pk=pk, status=MessageLog.IN_PROGRESS, token=lost_token)
+    lost = logs.filter(in_state(MessageLog.IN_PROGRESS), pk=pk, token=lost_token)
     if _cancel_asked(lost):
         return Verdict.FINAL
     if _fail_after(lost, claimant.max_crashes):
@@ -384,9 +384,8 @@ def reap(claimant: Claimant, using: str) -> int:
     """
     logs = MessageLog.objects.using(using)
     in_progress = logs.filter(status=MessageLog.IN_PROGRESS)
-    owners = set(in_progress.order_by().values_list("worker", flat=True).distinct())
-    others = set(Worker.objects.using(using).values_list("name", flat=True))
-    dead = dead_workers(owners | others, claimant, using)
+    others = statements.owners(_TABLE, Worker._meta.db_table, using) - {claimant.worker}
+    dead = dead_workers(others, claimant, using) if others else others
     if not dead:
         return 0
     # What others have locked they are taking over, or finishing after all.
@@ -456,8 +455,8 @@ def finish(runs: Sequence[Finished], clock_offset: float, using: str) -> int:
         # to that very worker, which acknowledges it with the old run. It needs another one.
         MessageLog.objects.using(using).filter(
             is_due(),
+            in_state(MessageLog.PUBLISHED),
             pk__in=[run.uuid for run in runs],
-            status=MessageLog.PUBLISHED,
             token__isnull=False,
         ).update(confirmed_at=None, token=None, relay_at=due_in(0))
     return changed
@@ -509,7 +508,8 @@ def _release(runs: Sequence[Finished], using: str) -> int:
             more = {"retries": F("retries") + 1, "run_after": later}
         elif not result.started:
             more = {"attempts": _one_less()}
-        changed = logs.filter(pk=run.uuid, token=run.token, status=MessageLog.IN_PROGRESS).update(
+        mine = logs.filter(in_state(MessageLog.IN_PROGRESS), pk=run.uuid, token=run.token)
+        changed = mine.update(
             status=Case(
                 When(cancel_request__isnull=False, then=Value(MessageLog.CANCELLED)),
                 default=Value(MessageLog.PUBLISHED),
@@ -625,13 +625,16 @@ def heartbeat(worker: Worker, using: str) -> tuple[float, Wishes]:
     Returns:
         The database's time, in seconds since the epoch, and the wishes.
     """
-    rows = Worker.objects.using(using)
-    if not rows.filter(name=worker.name).update(heartbeat_at=Now(), state=worker.state):
+    table = Worker._meta.db_table
+    renewed = statements.renew_lease(table, worker.name, worker.state, using)
+    if renewed is None:
         # Or another service took this one for dead: its rows may be gone, its name is its own.
         worker.save(force_insert=True, using=using)
+        renewed = statements.renew_lease(table, worker.name, worker.state, using)
+        assert renewed is not None
     failpoints.reached("on_heartbeat")
-    beat, command = rows.values_list("heartbeat_at", "command").get(name=worker.name)
+    beat, command = renewed
     # Should another service forget this one, its new row says the same.
     worker.command = command
-    paused = PausedQueue.objects.using(using).values_list("name", flat=True)
-    return beat.timestamp(), Wishes(command=command, paused=frozenset(paused))
+    paused = statements.names_in(PausedQueue._meta.db_table, using)
+    return beat, Wishes(command=command, paused=paused)

@@ -11,7 +11,7 @@ Table and column names are constants of this package; every value is a parameter
 from __future__ import annotations
 
 import json
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -103,6 +103,26 @@ def _adapted(connection: Any, value: Any) -> Any:
     if isinstance(value, datetime):
         return connection.ops.adapt_datetimefield_value(value)
     return value
+
+
+def _is(column: str, state: str, *also: str) -> str:
+    """That a row is in this state, for statements that know their rows' keys.
+
+    Written so, the planner of PostgreSQL finds the rows by their keys. By the plain condition it
+    might walk through a partial index instead, all of a backlog with each batch: what it knows of
+    the table is from an hour, perhaps, when no task waited.
+    """
+    condition = " AND ".join([f"{column} = '{state}'", *also])
+    return f"CASE WHEN {condition} THEN TRUE ELSE FALSE END"
+
+
+#: Joins the table with an array of keys. That is said twice, so that rows are found by their keys:
+#: for the join alone a table of some ten thousand rows might be read as a whole.
+_SAME = "m.uuid = v.uuid AND m.token = v.token AND m.uuid = ANY(%s::uuid[])"
+
+
+def _uuids(rows: Sequence[Sequence[Any]]) -> str:
+    return _array(row[0] for row in rows)
 
 
 def _execute_each(connection: Any, sql: str, rows: Sequence[Sequence[Any]]) -> int:
@@ -245,10 +265,10 @@ def finish_rows(
     assignments = ", ".join(f"{name} = v.{name}" for name in _FINISHED)
     sql = (
         f"UPDATE {table} AS m SET {assignments} FROM {_arrays(_KEY | _FINISHED)} "
-        "WHERE m.uuid = v.uuid AND m.token = v.token AND m.status = 'IN_PROGRESS'"
+        f"WHERE {_SAME} AND {_is('m.status', 'IN_PROGRESS')}"
     )
     with connection.cursor() as cursor:
-        cursor.execute(sql, [*_columns(keys), *_columns(values)])
+        cursor.execute(sql, [*_columns(keys), *_columns(values), _uuids(keys)])
         return int(cursor.rowcount)
 
 
@@ -275,10 +295,10 @@ def progress_rows(
     sql = (
         f"UPDATE {table} AS m SET progress = v.progress::jsonb "
         f"FROM {_arrays({**_KEY, 'progress': 'text'})} "
-        "WHERE m.uuid = v.uuid AND m.token = v.token AND m.status = 'IN_PROGRESS'"
+        f"WHERE {_SAME} AND {_is('m.status', 'IN_PROGRESS')}"
     )
     with connection.cursor() as cursor:
-        cursor.execute(sql, [*_columns(keys), list(values)])
+        cursor.execute(sql, [*_columns(keys), list(values), _uuids(keys)])
 
 
 def log_rows(
@@ -301,13 +321,12 @@ def log_rows(
         sql = (
             f"WITH free AS MATERIALIZED (SELECT m.uuid, v.log, v.progress FROM {table} AS m "
             f"JOIN {_arrays({**_KEY, 'log': 'text', 'progress': 'text'})} "
-            "ON m.uuid = v.uuid AND m.token = v.token "
-            "WHERE m.status = 'IN_PROGRESS' FOR UPDATE OF m SKIP LOCKED) "
+            f"ON {_SAME} WHERE {_is('m.status', 'IN_PROGRESS')} FOR UPDATE OF m SKIP LOCKED) "
             f"UPDATE {table} AS m SET log = free.log, progress = free.progress::jsonb "
             "FROM free WHERE m.uuid = free.uuid RETURNING m.uuid"
         )
         with connection.cursor() as cursor:
-            cursor.execute(sql, _columns(logs))
+            cursor.execute(sql, [*_columns(logs), _uuids(logs)])
             return {row[0] for row in cursor.fetchall()}
     sql = (
         f"UPDATE {table} SET log = %s, progress = %s "
@@ -381,7 +400,7 @@ def claim_rows(
         f"log = NULL, progress = NULL, attempts = attempts + 1, start_time = {now}"
         f"{', waits_for = NULL' if limited else ''} "
         f"WHERE {matching} "
-        "AND status = 'PUBLISHED' AND crashes < %s "
+        f"AND {_is('status', 'PUBLISHED')} AND crashes < %s "
         f"AND (run_after IS NULL OR run_after <= {now}) "
         f"AND (expires_at IS NULL OR expires_at > {now} OR attempts > 0) "
     )
@@ -465,17 +484,17 @@ def confirm_rows(table: str, keys: Sequence[tuple[UUID, int]], using: str) -> No
     if not keys:
         return
     connection = connections[using]
-    condition = "status = 'PUBLISHED' AND confirmed_at IS NULL"
+    condition = _is("status", "PUBLISHED", "confirmed_at IS NULL")
     if _is_postgresql(connection):
         sql = (
             f"WITH free AS MATERIALIZED (SELECT m.uuid FROM {table} AS m JOIN {_arrays(_KEY)} "
-            f"ON m.uuid = v.uuid AND m.token = v.token WHERE {condition} "
+            f"ON {_SAME} WHERE {condition} "
             "FOR UPDATE OF m SKIP LOCKED) "
             f"UPDATE {table} AS m SET confirmed_at = statement_timestamp(), publish_error = '' "
             "FROM free WHERE m.uuid = free.uuid"
         )
         with connection.cursor() as cursor:
-            cursor.execute(sql, _columns(keys))
+            cursor.execute(sql, [*_columns(keys), _uuids(keys)])
     else:
         sql = (
             f"UPDATE {table} SET confirmed_at = %s, publish_error = '' "
@@ -539,6 +558,113 @@ def sum_histograms(
     return [(*row[:-2], int(row[-2]), int(row[-1])) for row in rows]
 
 
+# What a service asks again and again while it has nothing to do. Each is one look at an index that
+# is empty then; to have the ORM make the statement would take several times as long.
+
+
+def has_unsent(table: str, grace: float, using: str) -> bool:
+    """Whether the outbox has a row that a relay should take.
+
+    Args:
+        table: of the MessageLogs.
+        grace: seconds for which a row is its publisher's business.
+        using: database alias.
+    """
+    condition = "status = 'PUBLISHED' AND confirmed_at IS NULL AND relay_at <= {}"
+    return _is_any(table, [condition], -grace, using)
+
+
+def has_expired(table: str, using: str) -> bool:
+    """Whether a waiting row has not started in time."""
+    condition = (
+        "expires_at IS NOT NULL AND status = 'PUBLISHED' AND attempts = 0 AND expires_at <= {}"
+    )
+    return _is_any(table, [condition], 0.0, using)
+
+
+def has_due(table: str, ahead: float, using: str) -> bool:
+    """Whether an active schedule is due, or is to be planned.
+
+    Args:
+        table: of the ScheduledTasks.
+        ahead: seconds from now that count as due.
+        using: database alias.
+    """
+    # Not by OR: SQLite would walk through the whole index.
+    conditions = ["active AND next_run_time IS NULL", "active AND next_run_time <= {}"]
+    return _is_any(table, conditions, ahead, using)
+
+
+def _is_any(table: str, conditions: Sequence[str], seconds: float, using: str) -> bool:
+    """Whether a row meets one of the conditions; ``{}`` is the time so many seconds from now."""
+    connection = connections[using]
+    values: list[Any] = []
+    if _is_postgresql(connection):
+        then = f"statement_timestamp() + interval '{seconds:f} seconds'"
+    else:
+        then = "%s"
+        when = _now(connection) + timedelta(seconds=seconds)
+        values = [_adapted(connection, when)] * sum("{}" in one for one in conditions)
+    looks = (f"EXISTS (SELECT 1 FROM {table} WHERE {one.format(then)})" for one in conditions)
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT {' OR '.join(looks)}", values)
+        return bool(cursor.fetchone()[0])
+
+
+def renew_lease(table: str, name: str, state: Any, using: str) -> tuple[float, str] | None:
+    """Note a heartbeat of a worker, and its state.
+
+    Args:
+        table: of the Workers.
+        name: the worker's.
+        state: of its process, for the column of that name.
+        using: database alias.
+
+    Returns:
+        The database's time, in seconds since the epoch, and what operators want of the worker;
+        None: it is not known.
+    """
+    connection = connections[using]
+    if _is_postgresql(connection):
+        now, times = "statement_timestamp()", []
+        seconds, state_type = "extract(epoch FROM heartbeat_at)::float8", "::jsonb"
+    else:
+        moment = _now(connection)
+        now, times = "%s", [_adapted(connection, moment)]
+        seconds, state_type = repr(moment.timestamp()), ""
+    sql = (
+        f"UPDATE {table} SET heartbeat_at = {now}, state = %s{state_type} "
+        f"WHERE name = %s RETURNING {seconds}, command"
+    )
+    with connection.cursor() as cursor:
+        cursor.execute(sql, [*times, json.dumps(state), name])
+        rows = cursor.fetchall()
+    return (rows[0][0], rows[0][1]) if rows else None
+
+
+def names_in(table: str, using: str) -> frozenset[str]:
+    """All names in a table that has few rows."""
+    with connections[using].cursor() as cursor:
+        cursor.execute(f"SELECT name FROM {table}")
+        return frozenset(row[0] for row in cursor.fetchall())
+
+
+def owners(table: str, workers: str, using: str) -> set[str]:
+    """The names of all workers that are known, or under whose name a row is in progress.
+
+    Args:
+        table: of the MessageLogs.
+        workers: that of the Workers.
+        using: database alias.
+    """
+    sql = (
+        f"SELECT worker FROM {table} WHERE status = 'IN_PROGRESS' UNION SELECT name FROM {workers}"
+    )
+    with connections[using].cursor() as cursor:
+        cursor.execute(sql)
+        return {row[0] for row in cursor.fetchall()}
+
+
 def retentions(table: str, using: str) -> list[int]:
     """The retentions that rows at their end have of their own, in order.
 
@@ -558,18 +684,26 @@ def retentions(table: str, using: str) -> list[int]:
         return [row[0] for row in cursor.fetchall()]
 
 
-def queues_with(table: str, states: Sequence[str], limit: int, using: str) -> list[str]:
+def queues_with(table: str, states: Sequence[str], limit: int | None, using: str) -> list[str]:
     """The queues that have rows of these states: those of an index that begins with the queue.
 
     One look at that index for each, however many rows there are.
+
+    Args:
+        table: of the MessageLogs.
+        states: unfinished ones.
+        limit: how many queues at most; None: all.
+        using: database alias.
     """
     words = ", ".join(f"'{state}'" for state in states)
     first = f"SELECT MIN(queue) FROM {table} WHERE status IN ({words})"
     sql = (
         f"WITH RECURSIVE q (queue) AS ({first} UNION ALL "
         f"SELECT ({first} AND queue > q.queue) FROM q WHERE q.queue IS NOT NULL) "
-        f"SELECT queue FROM q WHERE queue IS NOT NULL LIMIT {limit:d}"
+        "SELECT queue FROM q WHERE queue IS NOT NULL"
     )
+    if limit is not None:
+        sql += f" LIMIT {limit:d}"
     with connections[using].cursor() as cursor:
         cursor.execute(sql)
         return [row[0] for row in cursor.fetchall()]

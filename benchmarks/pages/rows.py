@@ -27,11 +27,22 @@ SERVICES, TASKS = 4, 50
 def fill(count: int) -> None:
     """Make so many rows of each kind; the tables are empty."""
     with connection.cursor() as cursor:
-        for statement in (_logs(count), _results(count)):
+        for statement in (_logs(count, ended=False), _results(count)):
             cursor.execute(statement)
         for resolution, buckets in ((60, 60), (600, 144), (3600, 168), (86_400, 8)):
             for statement in _statistics(resolution, buckets):
                 cursor.execute(statement)
+    _analyze()
+
+
+def fill_logs(count: int) -> None:
+    """Make so many rows of tasks that have all ended."""
+    with connection.cursor() as cursor:
+        cursor.execute(_logs(count, ended=True))
+    _analyze()
+
+
+def _analyze() -> None:
     with connection.cursor() as cursor:
         # As autovacuum does in a while: a table that was just filled has no statistics yet.
         cursor.execute("VACUUM ANALYZE" if _is_postgresql() else "ANALYZE")
@@ -63,7 +74,7 @@ def _hexadecimal(number: str, digits: int) -> str:
     return f"printf('%0{digits}x', {number})"
 
 
-def _logs(count: int) -> str:
+def _logs(count: int, *, ended: bool) -> str:
     age = f"(({count} - n) * {WEEK}.0 / {count})"
     now = "extract(epoch FROM now())" if _is_postgresql() else "unixepoch('now')"
     text = (
@@ -75,6 +86,11 @@ def _logs(count: int) -> str:
         f"CASE WHEN n >= {count - 8} THEN 'IN_PROGRESS' WHEN n % 20 < 4 THEN 'PUBLISHED' "
         "WHEN n % 20 = 4 THEN 'CANCELLED' WHEN n % 20 < 7 THEN 'FAILED' ELSE 'COMPLETED' END"
     )
+    if ended:
+        status = (
+            "CASE WHEN n % 20 = 4 THEN 'CANCELLED' WHEN n % 20 < 7 THEN 'FAILED' "
+            "ELSE 'COMPLETED' END"
+        )
     failed, completed = f"{status} = 'FAILED'", f"{status} = 'COMPLETED'"
     started = f"{status} NOT IN ('PUBLISHED', 'CANCELLED')"
     queues = " ".join(f"WHEN {n} THEN '{name}'" for n, name in enumerate(QUEUES))

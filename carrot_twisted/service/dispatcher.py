@@ -238,6 +238,9 @@ class Dispatcher:
 
     def long_runs(self, seconds: float) -> list[Run]:
         """What has run for so long, and goes on. From any thread."""
+        if not self._jobs:
+            # So it is with most of many queues, each time that all of them are looked at.
+            return []
         now = time.monotonic()
         found = []
         for slot in [*self._pool.slots, *self._coroutines.slots]:

@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import LoopingCall
 from txaio.tx import make_logger
 
-from carrot_twisted import failpoints, flow_settling, outbox, records
+from carrot_twisted import failpoints, flow_settling, outbox, records, statements
 from carrot_twisted.models import MessageLog
 from carrot_twisted.service.chore import Chore
 
@@ -157,7 +157,8 @@ class Relay:
             return
 
         def look() -> int:
-            MessageLog.objects.using(self._using).cancel_expired(EXPIRE_BATCH)
+            if statements.has_expired(MessageLog._meta.db_table, self._using):
+                MessageLog.objects.using(self._using).cancel_expired(EXPIRE_BATCH)
             # Who is asked when it is done: leases may not be judged any more by then.
             return records.reap(self._claimant(), self._using)
 
@@ -176,8 +177,15 @@ class Relay:
 
     async def _ring(self) -> None:
         """Rows whose message was confirmed and is gone: ring again, if their queue is empty."""
+        if not self._publisher.protocols:
+            # There is no broker to ask.
+            return
+        # Only those with waiting rows: of two hundred queues the broker would be asked without end.
+        table, states = MessageLog._meta.db_table, [MessageLog.PUBLISHED]
+        look = partial(statements.queues_with, table, states, None, self._using)
+        waiting = set(await self._writer.call(look))
         for queue in self._queues:
-            if await self._is_empty(queue):
+            if queue.name in waiting and await self._is_empty(queue):
                 ring = partial(outbox.ring_again, queue.name, QUIET, self._using)
                 await self._put_back(queue.name, ring)
 

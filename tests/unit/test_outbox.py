@@ -367,9 +367,9 @@ class TestRingingForAll:
         rows = {stored(confirmed_at=Now()).pk for _ in range(5)}
         put_back = outbox._put_back
 
-        def meanwhile(query: Any) -> int:
+        def meanwhile(*given: Any) -> int:
             stored(confirmed_at=Now())
-            return put_back(query)
+            return put_back(*given)
 
         monkeypatch.setattr(outbox, "_put_back", meanwhile)
         assert outbox.ring_for_all(["default"], "default") == 5

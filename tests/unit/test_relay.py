@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 from django.db import OperationalError
+from django.db.models.functions import Now
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 
 from carrot_twisted import conf
+from carrot_twisted.models import MessageLog
 from carrot_twisted.records import Claimant
 from carrot_twisted.scheduler import ScheduledTaskManager
 from carrot_twisted.service import chore
-from carrot_twisted.service.relay import Relay
+from carrot_twisted.service.relay import RING_INTERVAL, Relay
 from tests.unit.test_outcomes import driver_error
 
 ME = Claimant(worker="me", lease=10.0, max_crashes=5, alone=False, judges=True)
@@ -46,11 +48,11 @@ class Publisher:
         return True
 
 
-def start(writer: Writer, clock: Clock) -> Relay:
+def start(writer: Writer, clock: Clock, publisher: Publisher | None = None) -> Relay:
     relay = Relay(
         queues=[conf.current().queue("default")],
         writer=writer,  # type: ignore[arg-type]
-        publisher=Publisher(),  # type: ignore[arg-type]
+        publisher=publisher or Publisher(),  # type: ignore[arg-type]
         claimant=lambda: ME,
         using="default",
         reactor=clock,
@@ -148,3 +150,32 @@ def test_tasks_of_dead_workers_are_counted(monkeypatch: pytest.MonkeyPatch) -> N
     clock.pump([0.5] * 20)
     assert writer.calls > 1
     assert relay.recovered == writer.calls, "two of every other call: the rest sees to flows"
+
+
+@pytest.mark.django_db
+def test_only_queues_with_waiting_rows_are_looked_at_for_lost_messages() -> None:
+    """Whatever the number of queues, a service at rest asks one question, and not the broker."""
+
+    class Broker:
+        asked = 0
+
+        def channel(self) -> Deferred[Any]:
+            self.asked += 1
+            return Deferred()
+
+    class Direct(Writer):
+        def call(self, function: Any) -> Deferred[Any]:
+            return succeed(function())
+
+    broker = Broker()
+    queue = conf.current().queue("default")
+    publisher = Publisher()
+    publisher.protocols = {queue.host: broker}
+    publisher.takes = lambda _queue: False  # type: ignore[method-assign]
+    clock = Clock()
+    start(Direct(), clock, publisher)
+    clock.advance(RING_INTERVAL)
+    assert broker.asked == 0
+    MessageLog.objects.create(task="t.t", queue="default", confirmed_at=Now())
+    clock.advance(RING_INTERVAL)
+    assert broker.asked == 1

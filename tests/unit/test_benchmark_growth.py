@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sub-commands of the benchmark: what they count, compare and refuse. Nothing is measured."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks.failure import BenchmarkFailed
+from benchmarks.growth.__main__ import _drains, compared, system
+from benchmarks.growth.__main__ import _parse as parse_growth
+from benchmarks.growth.drains import Drain
+from benchmarks.idle.__main__ import Footprint
+from benchmarks.idle.__main__ import text_of as text_of_idle
+from benchmarks.idle.footprint import Memory, cpu_seconds, family
+from benchmarks.latency.__main__ import Latencies, quantiles, starts
+from benchmarks.latency.__main__ import text_of as text_of_latency
+
+
+class TestLatency:
+    def test_it_is_the_time_from_publishing_to_the_start_in_order(self) -> None:
+        assert starts("1 0 5000000\n-1 0 9\n0 1000000 2000000\n", 2) == [1.0, 5.0]
+
+    @pytest.mark.parametrize("text", ["0 1 2\n", "0 1 2\n1 1 2\n1 1 2\n", "0 1 2\n7 1 2\n"])
+    def test_a_task_that_is_missing_or_came_twice_is_a_failure(self, text: str) -> None:
+        with pytest.raises(BenchmarkFailed):
+            starts(text, 2)
+
+    def test_quantiles(self) -> None:
+        found = quantiles([float(n) for n in range(1000)])
+        assert found == {"p50": 500.0, "p99": 990.0, "p99.9": 999.0}
+        assert set(quantiles([3.0]).values()) == {3.0}
+
+    def test_ours_is_compared_with_celerys_rate_by_rate(self) -> None:
+        def run(name: str, rate: float, milliseconds: float) -> Latencies:
+            start = dict.fromkeys(("p50", "p99", "p99.9"), milliseconds)
+            return Latencies(
+                system=name, rate=rate, tasks=9, reached=rate, start=start, caller=start
+            )
+
+        text = text_of_latency(
+            [
+                *(run("carrot-twisted", 50, 2.0), run("Celery", 50, 3.0)),
+                *(run("carrot-twisted", 500, 2.0), run("Celery", 500, 1.0)),
+            ]
+        )
+        assert "50 a second, p99 below Celery's: met" in text
+        assert "500 a second, p50 below Celery's: NOT MET" in text
+
+
+class TestIdle:
+    def footprint(self, name: str, cpu: float, megabytes: float) -> Footprint:
+        memory = Memory(rss=megabytes, pss=megabytes, threads=5)
+        return Footprint(
+            system=name,
+            start=1.0,
+            start_cpu=0.5,
+            idle_cpu=cpu,
+            database_cpu=0.0,
+            transactions=100.0,
+            idle=memory,
+            loaded=memory,
+        )
+
+    @pytest.mark.parametrize(
+        ("cpu", "megabytes", "kept"), [(0.1, 100.0, "met"), (0.3, 130.0, "NOT MET")]
+    )
+    def test_targets(self, cpu: float, megabytes: float, kept: str) -> None:
+        text = text_of_idle(
+            [self.footprint("carrot-twisted", cpu, megabytes), self.footprint("Celery", 0.0, 100.0)]
+        )
+        assert f"target below 0.2 %: {kept}" in text
+        assert text.count(f"target at most 1.2: {kept}") == 2
+
+    def test_a_process_is_seen_with_its_children(self) -> None:
+        with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+            assert child.pid in family(os.getpid())
+            child.communicate(b"\n")
+        assert cpu_seconds(os.getpid()) > 0
+        memory = Memory.of(os.getpid())
+        assert memory.rss >= memory.pss > 1
+        assert memory.threads >= 1
+        assert family(2**22 + 1) == []
+
+
+class TestGrowth:
+    def test_the_service_is_that_of_the_other_measures(self) -> None:
+        plain = system("--workers=2").service
+        assert "--settings=benchmarks.site_growth.settings" in plain
+        assert plain[-2:] == ("--no-scheduler", "--workers=2")
+        assert "--no-scheduler" not in system(scheduler=True).service
+
+    @pytest.mark.parametrize(
+        ("ratio", "at_least", "kept"),
+        [(0.91, True, "met"), (0.89, True, "NOT MET"), (1.09, False, "met"), (1.2, False, "NOT")],
+    )
+    def test_ten_percent(self, ratio: float, at_least: bool, kept: str) -> None:
+        assert f": {kept}" in compared(ratio, at_least=at_least)
+
+    def test_what_is_compared_is_measured_in_turns(self) -> None:
+        given = parse_growth(["--rounds=2"])
+        order = []
+
+        def measure(count: int) -> Drain:
+            order.append(count)
+            slow = 2.0 if count else 1.0
+            return Drain(
+                tasks=100, seconds=slow, cpu=slow, database_cpu=slow, broker_cpu=0.1, memory=80.0
+            )
+
+        text = _drains("Rows", given, [0, 7], measure)
+        assert order == [0, 7, 7, 0]
+        assert "| 7 | 50 (50-50) | 200.00 | 200.00 | 10.00 | 80 | 0.50: NOT MET | 2.00: NOT" in text
