@@ -48,9 +48,12 @@ BATCH, HOLDING = 20, 4
 def exported(folder: Path) -> Path:
     """The sources of the older version."""
     git = ["git", "-c", f"safe.directory={REPOSITORY}", "-C", str(REPOSITORY)]
-    if shutil.which("git") is None or subprocess.run(
-        [*git, "cat-file", "-e", f"{OLDER}^{{commit}}"], check=False, capture_output=True
-    ).returncode:
+    if (
+        shutil.which("git") is None
+        or subprocess.run(
+            [*git, "cat-file", "-e", f"{OLDER}^{{commit}}"], check=False, capture_output=True
+        ).returncode
+    ):
         pytest.skip("the older version is not here: this is no clone, or a shallow one, or no git")
     archive = subprocess.run([*git, "archive", OLDER], check=True, capture_output=True).stdout
     subprocess.run(["tar", "-x", "-C", str(folder)], input=archive, check=True)
