@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An upgrade without a pause: services and publishers of two versions on the same queues and tables.
+"""An upgrade without a pause: two versions of services and publishers share queues and tables.
 
 The older version is a commit of this repository, built as a wheel and installed into an environment
 of its own. The order is that of docs/deployment.md: migrate, then replace services one by one.
@@ -9,35 +9,32 @@ from __future__ import annotations
 
 import os
 import shutil
-import sqlite3
 import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pika
+import psycopg
 import pytest
 
 from carrot_twisted.virtual_host import VirtualHost
-from tests.acceptance.test_package import TWISTD, Environment, copy_of_the_sources, succeed
-from tests.conftest import kind_of_database
+from tests.acceptance.test_package import TWISTD, Environment, succeed
 from tests.processes import REPOSITORY, ServiceProcess, run_to_end, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 # What another database would show besides, that old code may leave out new columns, a unit test of
 # the migrations shows.
 pytestmark = pytest.mark.only("postgres")
 
-#: The last commit before migration 0009, and so the furthest back that the tables differ. Once there
-#: is a release, this is the tag of the last one.
+#: The last commit whose tables were those of migration 0008. Once there is a release, this is the
+#: tag of the last one.
 OLDER = "28a49c1caf595d70f8ce56c220792e9c79936f62"
 PROJECT = REPOSITORY / "tests" / "rolling"
 QUEUE = "rolling"
@@ -80,30 +77,23 @@ class Database:
     """A database for both versions, read past either."""
 
     url: str
-    connect: Callable[[], Any]
 
     def rows(self, columns: str = "status, count(*)", rest: str = "GROUP BY status") -> list[Any]:
         """Of the messages."""
-        with closing(self.connect()) as connection, closing(connection.cursor()) as cursor:
-            cursor.execute(f"SELECT {columns} FROM carrot_twisted_messagelog {rest}")  # noqa: S608
-            return list(cursor.fetchall())
+        query = f"SELECT {columns} FROM carrot_twisted_messagelog {rest}"  # noqa: S608
+        with psycopg.connect(self.url) as connection:
+            return connection.execute(query.encode()).fetchall()
 
 
 @pytest.fixture
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+def database(database_url: str) -> Iterator[Database]:
     """An empty one."""
-    if kind_of_database() == "sqlite":
-        path = str(tmp_path / "rolling.sqlite3")
-        yield Database(f"sqlite://{path}", partial(sqlite3.connect, path, timeout=20))
-        return
-    import psycopg
-
-    server = request.getfixturevalue("database_url").replace("postgres://", "postgresql://", 1)
+    server = database_url.replace("postgres://", "postgresql://", 1)
     url = urlsplit(server)._replace(path="/carrot_rolling").geturl()
     with psycopg.connect(server, autocommit=True) as connection:
         connection.execute("DROP DATABASE IF EXISTS carrot_rolling WITH (FORCE)")
         connection.execute("CREATE DATABASE carrot_rolling")
-        yield Database(url, partial(psycopg.connect, url))
+        yield Database(url)
         connection.execute("DROP DATABASE carrot_rolling WITH (FORCE)")
 
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Migrations are applied while services of the version before run: what they may change, and how."""
+"""Migrations are applied while services of the version before run: what they may change."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -39,7 +40,7 @@ def operations() -> Iterator[tuple[str, Operation, ProjectState]]:
     """Of each migration but the first: its name, its operations, and the models before each."""
     loader = MigrationLoader(connection)
     names = sorted(name for app, name in loader.disk_migrations if app == APP)
-    for before, name in zip(names, names[1:], strict=False):
+    for before, name in pairwise(names):
         state = loader.project_state((APP, before))
         for operation in loader.disk_migrations[APP, name].operations:
             yield name, operation, state.clone()

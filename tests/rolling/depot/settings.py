@@ -12,16 +12,6 @@ INSTALLED_APPS = ["carrot_twisted"]
 _url = urlsplit(os.environ["ROLLING_DATABASE"])
 DATABASES = {
     "default": {
-        "ENGINE": "django.db.backends.sqlite3",
-        "NAME": _url.path,
-        "OPTIONS": {
-            "transaction_mode": "IMMEDIATE",
-            "timeout": 20,
-            "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
-        },
-    }
-    if _url.scheme == "sqlite"
-    else {
         "ENGINE": "django.db.backends.postgresql",
         "NAME": _url.path.lstrip("/"),
         "USER": unquote(_url.username or ""),
