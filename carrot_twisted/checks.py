@@ -2,8 +2,8 @@
 """What ``manage.py check`` says about the ``CARROT`` setting; the service asks the same at start.
 
 Errors of the setting itself (E001 to E006, E013) come from ``conf``; here stands what needs the
-project's code (E007 to E009, E014 to E017, W003, W004), its other settings (E010, E012, W001, W002)
-or files (E011).
+project's code (E007 to E009, E014 to E017, W003, W004), its other settings (E010, E012, E018, W001,
+W002) or files (E011).
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.core.exceptions import ImproperlyConfigured
+from django.db import connections, router
 from django.utils.module_loading import import_string
 
 from carrot_twisted import conf, handlers, task_limits, task_options, view_decorators
 from carrot_twisted.exceptions import CarrotConfigException
+from carrot_twisted.models import MessageLog, ScheduledTask
 from carrot_twisted.signing import Seal
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 #: Last part of ENGINE, Django's own and those of GeoDjango.
 SQLITE = ("sqlite3", "spatialite")
 POSTGRESQL = ("postgresql", "postgis")
+#: Django's names of the kinds that our statements are written for.
+VENDORS = ("sqlite", "postgresql")
 #: The consumer of queues that name none.
 BASE = conf.QUEUE_DEFAULTS["consumer_class"]
 
@@ -47,6 +51,7 @@ def check_carrot(**_: Any) -> list[CheckMessage]:
         *_tls_files(value),
         *_monitor_authentication(value),
         *_time_zones(),
+        *_unknown_databases(),
         *_databases(),
     ]
 
@@ -232,6 +237,20 @@ def _time_zones() -> Iterator[CheckMessage]:
             hint="Set USE_TZ = True, Django's default.",
             id="carrot_twisted.E010",
         )
+
+
+def _unknown_databases() -> Iterator[CheckMessage]:
+    for alias in {router.db_for_write(model): None for model in (MessageLog, ScheduledTask)}:
+        # Not connected to: the name of the product might be asked of the server.
+        if connections[alias].vendor not in VENDORS:
+            engine = connections[alias].settings_dict["ENGINE"]
+            yield Error(
+                f"Tasks would be kept in database {alias!r}, of {engine}: they could be published "
+                "there, and none would ever be run.",
+                hint="Keep the tables of the app carrot_twisted in PostgreSQL, or in SQLite; a "
+                "database router can do that for them alone. See docs/deployment.md.",
+                id="carrot_twisted.E018",
+            )
 
 
 def _databases() -> Iterator[CheckMessage]:

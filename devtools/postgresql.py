@@ -122,11 +122,7 @@ class PostgreSQL(Server):
 
     @cached_property
     def _account(self) -> pwd.struct_passwd | None:
-        """Who runs the server where we are root, which PostgreSQL refuses; else None."""
-        if os.geteuid() != 0:
-            return None
-        accounts = {account.pw_name: account for account in pwd.getpwall()}
-        return accounts.get("postgres") or accounts["nobody"]
+        return account_beside_root()
 
     @cached_property
     def _environment(self) -> dict[str, str]:
@@ -219,6 +215,14 @@ class PostgreSQL(Server):
     def _hand_over(self, path: Path) -> None:
         if self._account:
             os.chown(path, self._account.pw_uid, self._account.pw_gid)
+
+
+def account_beside_root() -> pwd.struct_passwd | None:
+    """Who runs a server where we are root, which PostgreSQL and PgBouncer refuse; else None."""
+    if os.geteuid() != 0:
+        return None
+    accounts = {account.pw_name: account for account in pwd.getpwall()}
+    return accounts.get("postgres") or accounts["nobody"]
 
 
 def reachable(folder: Path, account: pwd.struct_passwd) -> bool:

@@ -8,20 +8,37 @@ with temporary_folder() as folder, RabbitMQ(folder / "rabbitmq") as broker:
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import sys
 
 from devtools.folders import temporary_folder
+from devtools.pgbouncer import PgBouncer
 from devtools.postgresql import PostgreSQL, find_programs
 from devtools.process import ServerError
 from devtools.rabbitmq import RabbitMQ, find_scripts
 
-__all__ = ["PostgreSQL", "RabbitMQ", "ServerError", "find_missing", "temporary_folder"]
+__all__ = [
+    "PgBouncer",
+    "PostgreSQL",
+    "RabbitMQ",
+    "ServerError",
+    "find_missing",
+    "temporary_folder",
+]
 
 
 #: Debian packages, and a program of each: one reads the package's units, one publishes messages as
-#: programs do that know nothing of Python, one is the browser that looks at the monitor.
-TOOLS = {"systemd": "systemd-analyze", "amqp-tools": "amqp-publish", "chromium": "chromium"}
+#: programs do that know nothing of Python, one is the browser that looks at the monitor, one stands
+#: between services and PostgreSQL.
+TOOLS = {
+    "systemd": "systemd-analyze",
+    "amqp-tools": "amqp-publish",
+    "chromium": "chromium",
+    "pgbouncer": "pgbouncer",
+}
+#: Where Debian has programs for administrators, off the PATH of other users.
+ADMINISTRATION = f"{os.environ.get('PATH', os.defpath)}{os.pathsep}/usr/sbin"
 
 
 def find_missing(
@@ -42,5 +59,9 @@ def find_missing(
     if postgresql and find_programs() is None:
         missing.append("postgresql")
     if tools:
-        missing += [package for package, program in TOOLS.items() if not shutil.which(program)]
+        missing += [
+            package
+            for package, program in TOOLS.items()
+            if not shutil.which(program, path=ADMINISTRATION)
+        ]
     return missing

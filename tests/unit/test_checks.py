@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
+from django.db import connections
 
 from carrot_twisted import checks
 from carrot_twisted.exceptions import CarrotConfigException
@@ -227,9 +228,21 @@ def test_w001_an_sqlite_database_that_would_lock_up(
     assert "'transaction_mode': 'IMMEDIATE'" in told["W001"]
 
 
-def test_other_databases_are_not_warned_of(databases: Databases) -> None:
-    databases["default"] = {"ENGINE": "django.db.backends.mysql"}
+def test_other_databases_may_be_of_any_kind(databases: Databases) -> None:
+    databases["shop"] = {"ENGINE": "django.db.backends.mysql"}
     assert checks.check_carrot() == []
+
+
+def test_e018_tasks_in_a_database_that_lacks_what_they_need(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connections["default"], "vendor", "mysql")
+    monkeypatch.setitem(connections["default"].settings_dict, "ENGINE", "our.mariadb")
+    told = found()
+    assert told.keys() == {"E018"}
+    assert "kept in database 'default', of our.mariadb" in told["E018"]
+    with pytest.raises(CarrotConfigException, match="PostgreSQL, or in SQLite"):
+        checks.require()
 
 
 @pytest.mark.parametrize("engine", ["django.db.backends.postgresql", "app.gis.postgis"])

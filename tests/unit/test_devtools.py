@@ -47,10 +47,10 @@ class TestMissingPackages:
     def test_what_only_tests_run_is_asked_for_by_them(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("shutil.which", lambda program: None)
+        monkeypatch.setattr("shutil.which", lambda program, path=None: None)
         assert {*servers.TOOLS} <= {*servers.find_missing(tools=True)}
         assert not {*servers.TOOLS} & {*servers.find_missing()}
-        monkeypatch.setattr("shutil.which", lambda program: f"/usr/bin/{program}")
+        monkeypatch.setattr("shutil.which", lambda program, path=None: f"/usr/bin/{program}")
         assert not {*servers.TOOLS} & {*servers.find_missing(tools=True)}
 
     def test_servers_that_are_not_needed_are_not_asked_for(self) -> None:

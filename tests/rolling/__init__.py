@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A project whose processes are of two versions of the package at the same time."""
