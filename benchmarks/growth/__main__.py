@@ -16,11 +16,11 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.contestants import SYSTEMS
 from benchmarks.failure import BenchmarkFailed
 from benchmarks.growth.drains import PROBE, Drain, drain
 from benchmarks.idle.footprint import Memory, cpu_seconds
 from benchmarks.stage import Stage, stage, table
-from benchmarks.systems import SYSTEMS, System
 from devtools.servers import ServerError
 from devtools.steps import StepFailed, say, step
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from benchmarks.stage import Site
+    from benchmarks.systems import System
 
 PARTS = ("rows", "backlog", "workers", "schedules", "queues", "handlers")
 #: How much there is of each; the first number is what the others are compared with.

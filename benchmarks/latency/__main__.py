@@ -14,9 +14,9 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+from benchmarks.contestants import SYSTEMS
 from benchmarks.failure import BenchmarkFailed
 from benchmarks.stage import Site, Stage, stage, table
-from benchmarks.systems import SYSTEMS
 from devtools.servers import ServerError
 from devtools.steps import StepFailed, say, step
 

@@ -44,7 +44,7 @@ class Publisher:
 
     protocols: dict[object, object] = {}  # noqa: RUF012
 
-    def takes(self, queue: object) -> bool:
+    def takes(self, _queue: object) -> bool:
         return True
 
 
