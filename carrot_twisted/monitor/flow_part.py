@@ -32,7 +32,6 @@ def of_flow(key: UUID) -> dict[str, Any] | None:
         "error": flow.error,
         "number": flow.step + 1,
         "count": len(flow.shape),
-        "first": first + 1,
         "steps": [_shown(one) for one in steps],
     }
 

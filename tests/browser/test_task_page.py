@@ -7,11 +7,15 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from django.db import transaction
 from django.urls import reverse
 from django.utils import timezone
 
+from carrot_twisted import flow_settling
+from carrot_twisted.flows import chain, group
 from carrot_twisted.models import Attempt, MessageLog
 from tests.browser.conftest import check_accessibility, check_width, expect
+from tests.project import flowing
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -57,6 +61,36 @@ def path(row: MessageLog) -> str:
 
 def grow(row: MessageLog, count: int) -> None:
     MessageLog.objects.filter(pk=row.pk).update(log=lines(count))
+
+
+def test_the_flow_of_a_task_is_seen_while_it_goes_on(visitor: Visitor) -> None:
+    flow = chain(
+        flowing.give.options().message(1),
+        group([flowing.multiply.options().signature(by=n) for n in range(3)]),
+        flowing.add_up,
+    ).publish()
+    first = flow.logs[0]
+    run = flow_settling.next_rows(flow.pk, flow.steps, flow.plan, 1, "1")[0]
+    MessageLog.objects.filter(pk=first.pk).update(status="COMPLETED", output="1", returned="=")
+    with transaction.atomic():
+        flow_settling.begin(flow, 1, run, "default")
+    flow.logs.filter(flow_position=1).order_by().update(status="FAILED", exception="no")
+    page = visitor.open(path(run[0]))
+    section = page.get_by_role("region", name="Flow")
+    expect(section.get_by_text("step 2 of 3")).to_be_visible()
+    expect(section.get_by_text("1 of 3, 1 not completed")).to_be_visible()
+    check_accessibility(page)
+    check_width(page)
+    MessageLog.objects.filter(pk=run[0].pk).update(status="COMPLETED", output="0", returned="=")
+    expect(section.get_by_text("2 of 3, 1 not completed")).to_be_visible()
+    section.get_by_role("link", name="all its tasks").click()
+    expect(page.get_by_text(f"Only tasks of the flow {flow.pk}")).to_be_visible()
+    expect(page.get_by_role("row")).to_have_count(5)
+    check_accessibility(page)
+    section = page.get_by_role("link", name="tests.project.flowing.give").first
+    section.click()
+    page.get_by_role("link", name="tests.project.flowing.give").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("tests.project.flowing.give")
 
 
 def test_the_log_grows_and_its_end_stays_in_view_until_the_reader_scrolls(
