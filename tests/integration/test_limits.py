@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from django.db import OperationalError, connection, transaction
 from django.db.models import Count
+from django.db.models.functions import Now
+from django.test.utils import CaptureQueriesContext
 
 from carrot_twisted import admission, outbox, outcomes, publisher, records
 from carrot_twisted.admission import Request
@@ -22,6 +24,7 @@ from carrot_twisted.outcomes import Kind, Result
 from carrot_twisted.records import Claimant, Finished
 from carrot_twisted.task_limits import Candidate
 from carrot_twisted.utilities import publish_many, publish_message
+from tests.conftest import kind_of_database
 from tests.integration.test_service import finished
 from tests.processes import ServiceProcess, constants, wait_until
 from tests.project import limited
@@ -259,6 +262,30 @@ def test_rows_that_are_run_again_or_thrown_away_while_they_run_hold_no_slot(
     file.touch()
     (done,) = finished([again])
     assert done.slot_key == "slot tests.project.limited.alone"
+
+
+@pytest.mark.skipif(kind_of_database() == "sqlite", reason="tests/unit looks at SQLite's plan")
+def test_thousands_that_wait_are_found_by_an_index(served: None) -> None:
+    name = "slot tests.project.limited.alone"
+    rows = {"task": "tests.project.limited.alone", "queue": "default", "slot_key": name}
+    MessageLog.objects.bulk_create(
+        MessageLog(**rows, waits_for=name, confirmed_at=Now(), priority=n % 9) for n in range(5000)
+    )
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE carrot_twisted_messagelog")
+    LimitState.objects.create(name=name, look_at=Now())
+    request = Request(token=new_token(), freed={name: 1})
+    with CaptureQueriesContext(connection) as queries, transaction.atomic():
+        (run,) = admission.admit(request, "me", {"default": 1}, "default").runs
+    assert MessageLog.objects.get(pk=run).priority == 8
+    reads = [one["sql"] for one in queries if "ORDER BY priority" in one["sql"]]
+    for read in reads:
+        with connection.cursor() as cursor:
+            cursor.execute(f"EXPLAIN {read}")
+            plan = "\n".join(line for (line,) in cursor.fetchall())
+        assert "carrot_limited" in plan, plan
+        assert "Sort" not in plan, plan
+    assert len(reads) == 2, "one is for tasks with two limits"
 
 
 def test_what_waits_expires(start_service: StartService, tmp_path: Path) -> None:
