@@ -22,6 +22,7 @@ import pika
 import psycopg
 import pytest
 
+from carrot_twisted.tap import EXIT_CONFIG
 from carrot_twisted.virtual_host import VirtualHost
 from tests.acceptance.test_package import TWISTD, Environment, succeed
 from tests.processes import REPOSITORY, ServiceProcess, run_to_end, wait_until
@@ -125,12 +126,10 @@ class Side:
         """Publish tasks that are called so."""
         self.run("depot.publish", name, kind)
 
-    def service(self, name: str) -> ServiceProcess:
-        """Start a service, and wait until it works."""
+    def begin(self, name: str) -> ServiceProcess:
+        """Start a service."""
         folder = self.folder / f"{self.name}-{name}"
-        service = ServiceProcess(folder, (), {}, settings="depot.settings", launch=self._launch)
-        service.wait_for(f"Consuming queue {QUEUE}")
-        return service
+        return ServiceProcess(folder, (), {}, settings="depot.settings", launch=self._launch)
 
     def _launch(
         self, command: Sequence[str], environment: Mapping[str, str], log: Path
@@ -214,14 +213,21 @@ def test_two_versions_share_queues_and_tables(
     services: list[ServiceProcess] = []
 
     def start(side: Side, name: str) -> ServiceProcess:
-        services.append(side.service(name))
-        return services[-1]
+        service = side.begin(name)
+        services.append(service)
+        service.wait_for(f"Consuming queue {QUEUE}")
+        return service
 
     try:
         story.older.run("django", "migrate", "--verbosity=0")
         begin = time.monotonic()
         old = start(story.older, "first")
         story.batch(story.older)
+        # Services cannot come first.
+        hasty = story.newer.begin("hasty")
+        services.append(hasty)
+        assert hasty.ends() == EXIT_CONFIG
+        assert "Run: python manage.py migrate" in hasty.log
         # First the tables: the old service works on, and old code publishes.
         story.newer.run("django", "migrate", "--verbosity=0")
         story.batch(story.older)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ from configparser import ConfigParser
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import pytest
 
@@ -22,7 +24,9 @@ from carrot_twisted.service.engine import CONFIRMS
 from carrot_twisted.service.log_writer import LAST_WRITES
 from carrot_twisted.service.process_end import EXIT_CONFIG, EXIT_RECYCLE, LAST_MOMENT
 from carrot_twisted.service.protocol import FAREWELL
+from carrot_twisted.service.workers import STOP_MARGIN
 from carrot_twisted.utilities import publish_message
+from devtools.ports import free_port
 from tests.conftest import missing, same_servers
 from tests.processes import REPOSITORY, wait_until
 from tests.project import misbehaving
@@ -86,7 +90,8 @@ class TestAUnit:
     def test_gives_a_stop_its_time_and_knows_the_statuses(self, unit: Path) -> None:
         service = service_of(unit)
         longest = conf.DEFAULTS["shutdown_timeout"] + 2 * LAST_WRITES + CONFIRMS + FAREWELL
-        assert float(service["TimeoutStopSec"]) > longest + LAST_MOMENT
+        # With --workers: they are killed so many seconds after that, at the latest.
+        assert float(service["TimeoutStopSec"]) > longest + LAST_MOMENT + STOP_MARGIN
         assert service["RestartPreventExitStatus"] == str(EXIT_CONFIG)
         # Status 0 is a stop that somebody wanted, perhaps by the database: it is the end.
         assert service["Restart"] == "on-failure"
@@ -194,6 +199,29 @@ def test_what_the_unit_starts_is_ready_gives_signs_of_life_and_stops(
         systemd.wait_for("STOPPING=1")
         assert service.wait(30) == 0
     assert "Consuming queue other" in (tmp_path / "log").read_text()
+
+
+def test_with_workers_and_metrics_the_unit_is_ready_when_all_of_them_are(
+    served: None, systemd: Systemd, broker_url: str, tmp_path: Path
+) -> None:
+    """Each has a port: docs/systemd.md has the options."""
+    (options,) = re.findall(r"`(--http=tcp:9090[^`]*)`", PAGE)
+    port = free_port()
+    environment = {
+        **environment_file("shop.env"),
+        **same_servers(broker_url),
+        "CARROT_OPTIONS": f"--workers=2 {options.replace('9090', str(port))}",
+    }
+    with started("carrot@.service", systemd, tmp_path, environment) as service:
+        names = set()
+        for one in (port, port + 1):
+            with urlopen(f"http://127.0.0.1:{one}/ready?format=json", timeout=10) as answer:
+                names.add(json.load(answer)["worker"])
+        assert len(names) == 2
+        assert systemd.signs_for(2 * PERIOD) >= 2
+        service.terminate()
+        systemd.wait_for("STOPPING=1")
+        assert service.wait(30) == 0
 
 
 def test_so_does_what_the_callbacks_unit_starts_with_the_pages_options(
