@@ -22,7 +22,7 @@ import pika
 import psycopg
 import pytest
 
-from carrot_twisted.tap import EXIT_CONFIG
+from carrot_twisted.service.process_end import EXIT_CONFIG
 from carrot_twisted.virtual_host import VirtualHost
 from tests.acceptance.test_package import TWISTD, Environment, succeed
 from tests.processes import REPOSITORY, ServiceProcess, run_to_end, wait_until
