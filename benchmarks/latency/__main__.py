@@ -190,7 +190,7 @@ def _verdicts(found: Sequence[Latencies]) -> str:
             if all(both):
                 mine, other = map(median, both)
                 met = "met" if mine < other else "NOT MET"
-                lines.append(f"{rate:g} a second, {name} below {theirs}'s: {met}")
+                lines.append(f"{rate:g} a second, {name} below that of {theirs}: {met}")
     return "\n".join(lines)
 
 

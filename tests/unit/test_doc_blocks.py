@@ -57,7 +57,10 @@ def run(text: str, **names: Any) -> dict[str, Any]:
 def test_settings_that_pages_show_have_no_mistakes(
     page: Path, monkeypatch: pytest.MonkeyPatch, settings: Any
 ) -> None:
-    for variable, value in (("BROKER_URL", "amqp://localhost"), ("BROKER_PASSWORD", "secret")):
+    for variable, value in (
+        *(("BROKER_URL", "amqp://localhost"), ("BROKER_PASSWORD", "secret")),
+        *(("DATABASE_URL", "postgres://ann:secret@localhost/shop"), ("SECRET_KEY", "secret")),
+    ):
         monkeypatch.setenv(variable, value)
     for text in blocks(page, "python"):
         if re.search(r"^CARROT = ", text, re.MULTILINE):

@@ -174,6 +174,7 @@ def test_a_task_of_celerys_is_published_as_the_guide_says(
     assert (row.task, row.queue, row.positionals) == ("billing.tasks.send_invoice", "mail", (7,))
 
 
+@pytest.mark.django_db
 def test_the_examples_of_flows_run(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
