@@ -2,7 +2,7 @@
 # Short names for the commands of run.py, which does the work.
 
 .DEFAULT_GOAL := help
-.PHONY: help example test brokers lint format bench clean
+.PHONY: help example test brokers lint coverage format bench package clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s  %s\n", $$1, $$2}' Makefile
@@ -19,12 +19,18 @@ brokers: ## Run the tests on several RabbitMQ versions, with classic and quorum 
 lint: ## Run ruff and mypy
 	python3 run.py lint
 
+coverage: ## Tell which lines the unit tests reach
+	python3 run.py coverage
+
 format: ## Let ruff format the code and repair what it can
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
 
 bench: ## Run the benchmarks
 	python3 run.py bench
+
+package: ## Build sdist and wheel into dist/, the same bytes each time
+	python3 run.py package
 
 clean: ## Delete the virtual environment and all caches
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -10,6 +10,8 @@
     python3 run.py brokers [--help]                      the tests on several RabbitMQ versions,
                                                          with classic and with quorum queues
     python3 run.py lint                                  ruff and mypy
+    python3 run.py coverage                              which lines the unit tests reach
+    python3 run.py package                               sdist and wheel, the same bytes each time
     python3 run.py openapi                               writes the description of the JSON API
     python3 run.py screenshots                           takes the pictures of the monitor anew
     python3 run.py stops   [--times 50]                  stops services in every state, many times
@@ -34,7 +36,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from devtools import brokers
+from devtools import brokers, package
 from devtools.environment import PYTHON, TOP, VENV, environment_variables, prepare_environment
 from devtools.machine import prepare_machine
 from devtools.ports import free_port
@@ -226,6 +228,27 @@ def run_linters(arguments: Sequence[str], log: Path) -> int:
     return run_lanes(parts)
 
 
+def run_coverage(arguments: Sequence[str], log: Path) -> int:
+    """Tell which lines and branches the unit tests reach; fewer than agreed is a failure."""
+    prepare_environment("postgres,test", log=log)
+    variables = environment_variables()
+    coverage = [str(PYTHON), "-m", "coverage"]
+    # One after the other: the report is of what the first has found.
+    return run_lanes(
+        {
+            "unit tests": ([*coverage, "run", "-m", "pytest", "tests/unit", *arguments], variables),
+            "report": ([*coverage, "report"], variables),
+        }
+    )
+
+
+def build_package(_arguments: Sequence[str], log: Path) -> int:
+    """Build what is released."""
+    prepare_environment("test", log=log)
+    package.release(log)
+    return 0
+
+
 def write_openapi(_arguments: Sequence[str], log: Path) -> int:
     """Write the description of the JSON API from its code."""
     prepare_environment("postgres,test", log=log)
@@ -240,6 +263,8 @@ COMMANDS: dict[str, Callable[[Sequence[str], Path], int]] = {
     "chaos": run_chaos,
     "brokers": run_brokers,
     "lint": run_linters,
+    "coverage": run_coverage,
+    "package": build_package,
     "screenshots": run_screenshots,
     "openapi": write_openapi,
     "stops": run_stops,

@@ -83,6 +83,7 @@ setup(
         "test": [
             "axe-playwright-python",  # looks at the monitor's pages for people who see less
             "build",  # the wheel that the acceptance tests install ...
+            "coverage[toml]>=7.6",  # which lines the unit tests reach
             "setuptools>=77",  # ... without fetching a build environment
             "django-stubs>=5.2",
             "django-tasks>=0.11",  # Django 5.2 has no django.tasks
@@ -99,6 +100,7 @@ setup(
             "pytest-twisted>=1.14.3",
             "ruff",
             "schemathesis>=4",  # asks the JSON API what its description allows
+            "twine",  # reads a package as an index of packages does
         ],
         "benchmark": ["celery>=5.5", "django-celery-results>=2.6"],  # whom we compare with
     },

@@ -32,12 +32,14 @@ class Acknowledger:
     def on_message(self, _channel: Any, method: Any, _properties: Any, body: bytes) -> None:
         tally.handled(json.loads(body)["number"])
         if not self._newest:
-            reactor.callLater(0, self._flush)
+            reactor.callLater(0, self.flush)
         self._newest = method.delivery_tag
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Acknowledge what has come."""
         newest, self._newest = self._newest, 0
-        self._channel.basic_ack(newest, multiple=True)
+        if newest:
+            self._channel.basic_ack(newest, multiple=True)
 
 
 async def consume() -> None:
@@ -50,7 +52,11 @@ async def consume() -> None:
     await channel.basic_qos(prefetch_count=int(os.environ["BENCHMARK_PREFETCH"]))
     # Below the adapter's own queue of deliveries, which costs a Deferred for each.
     raw = channel._channel
-    raw.basic_consume(os.environ["BENCHMARK_QUEUE"], Acknowledger(raw).on_message)
+    acknowledger = Acknowledger(raw)
+    raw.basic_consume(os.environ["BENCHMARK_QUEUE"], acknowledger.on_message)
+    # The broker answers a close when it has read all that came before.
+    reactor.addSystemEventTrigger("before", "shutdown", acknowledger.flush)
+    reactor.addSystemEventTrigger("before", "shutdown", protocol.close)
 
 
 def main() -> None:

@@ -130,7 +130,11 @@ def read(using: str) -> Status:
     settings = conf.current()
     workers = _workers(settings.lease, using)
     queues = _queues(settings, workers, using)
-    problems = [*_problems_of_workers(workers, settings.lease), *_problems_of_queues(queues)]
+    is_served = any(one.alive for one in workers)
+    problems = [
+        *_problems_of_workers(workers, settings.lease),
+        *_problems_of_queues(queues, is_served=is_served),
+    ]
     return Status(workers=workers, queues=queues, paused=_paused(using), problems=problems)
 
 
@@ -288,14 +292,15 @@ def _problems_of_workers(workers: Sequence[WorkerStatus], lease: float) -> Itera
             )
 
 
-def _problems_of_queues(queues: Sequence[QueueStatus]) -> Iterator[str]:
+def _problems_of_queues(queues: Sequence[QueueStatus], *, is_served: bool) -> Iterator[str]:
     for one in queues:
         if not one.configured:
             yield (
                 f"Queue {one.name} is not in CARROT['queues']: nobody runs its "
                 f"{_number(one.waiting + one.running, one.waiting_is_exact)} tasks."
             )
-        elif not one.workers and (one.consumable or one.waiting):
+        # That there is no worker at all has been said; then only what waits for one is news.
+        elif not one.workers and ((one.consumable and is_served) or one.waiting):
             waiting = _number(one.waiting, one.waiting_is_exact)
             yield f"Queue {one.name} has no worker; {waiting} tasks wait."
         if one.unsent_age is not None and one.unsent_age > UNSENT_PATIENCE:

@@ -10,18 +10,23 @@ from __future__ import annotations
 import inspect
 import sys
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+P = ParamSpec("P")
 
-class StandardTask(Protocol):
+
+class StandardTask(Protocol[P]):
     """What is used here of a ``Task`` of django.tasks."""
 
     @property
     def func(self) -> Callable[..., Any]:
         """The function that was decorated."""
+
+    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+        """Publish it. Tells a type checker which arguments the task takes."""
 
 
 #: Where the class ``Task`` may be: in Django since 6.0, and in the package django-tasks.

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, overload
 
 from carrot_twisted import conf, triggers
 from carrot_twisted.exceptions import InvalidMessage
@@ -42,7 +42,8 @@ __all__ = [
     "validate_task",
 ]
 
-Task = str | Callable[..., Any] | StandardTask
+P = ParamSpec("P")
+Task = str | Callable[..., Any] | StandardTask[...]
 """A dotted path or a function; a ``Task`` of django.tasks does, too."""
 
 
@@ -202,7 +203,76 @@ def _are_arguments(value: Any) -> bool:
     )
 
 
+# Types cannot say "these four, and else the task's own arguments": where one of the four is given,
+# the others are not checked. ``task.options(...).publish(...)`` is checked in any case.
+@overload
 def publish_message(
+    task: Callable[P, Any] | StandardTask[P], *task_args: P.args, **task_kwargs: P.kwargs
+) -> MessageLog: ...
+
+
+@overload
+def publish_message(
+    task: str,
+    *task_args: Any,
+    priority: int | None = None,
+    queue: str | None = None,
+    exchange: str = "",
+    routing_key: str | None = None,
+    **task_kwargs: Any,
+) -> MessageLog: ...
+
+
+@overload
+def publish_message(
+    task: Task,
+    *task_args: Any,
+    priority: int | None,
+    queue: str | None = None,
+    exchange: str = "",
+    routing_key: str | None = None,
+    **task_kwargs: Any,
+) -> MessageLog: ...
+
+
+@overload
+def publish_message(
+    task: Task,
+    *task_args: Any,
+    priority: int | None = None,
+    queue: str | None,
+    exchange: str = "",
+    routing_key: str | None = None,
+    **task_kwargs: Any,
+) -> MessageLog: ...
+
+
+@overload
+def publish_message(
+    task: Task,
+    *task_args: Any,
+    priority: int | None = None,
+    queue: str | None = None,
+    exchange: str,
+    routing_key: str | None = None,
+    **task_kwargs: Any,
+) -> MessageLog: ...
+
+
+@overload
+def publish_message(
+    task: Task,
+    *task_args: Any,
+    priority: int | None = None,
+    queue: str | None = None,
+    exchange: str = "",
+    routing_key: str | None,
+    **task_kwargs: Any,
+) -> MessageLog: ...
+
+
+# A task whose own argument has one of these names needs create_message: see below.
+def publish_message(  # type: ignore[misc]
     task: Task,
     *task_args: Any,
     priority: int | None = None,

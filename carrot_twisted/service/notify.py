@@ -10,6 +10,11 @@ import os
 import socket
 from contextlib import suppress
 
+#: Seconds between looks whether all queues are consumed, until they are.
+READY_INTERVAL = 0.1
+#: Seconds between looks whether they still are.
+STATE_INTERVAL = 1.0
+
 
 class Notifier:
     """The way to the socket that ``NOTIFY_SOCKET`` names; without that, nothing is told.
@@ -25,6 +30,8 @@ class Notifier:
         address = os.environ.pop("NOTIFY_SOCKET", "")
         # A name in the kernel, not in a file system.
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
+        self._ready = False
+        self._status = ""
 
     @property
     def is_heard(self) -> bool:
@@ -47,6 +54,27 @@ class Notifier:
             sender.send(text.encode("utf-8", "backslashreplace"))
             return True
         return False
+
+    def tell_news(self, *, ready: bool, status: str) -> float:
+        """Tell when it is ready, once, and from then on what keeps it from working.
+
+        Args:
+            ready: whether all queues are consumed.
+            status: the state for people; told when it has changed.
+
+        Returns:
+            Seconds until the next look.
+        """
+        news = {}
+        if ready and not self._ready:
+            news["READY"] = "1"
+        if status != self._status:
+            news["STATUS"] = status
+        # What is not taken is told again with the next look.
+        if news and self.tell(**news):
+            self._ready = self._ready or "READY" in news
+            self._status = status
+        return STATE_INTERVAL if self._ready else READY_INTERVAL
 
 
 def _seconds(microseconds: str, pid: str) -> float | None:

@@ -422,7 +422,7 @@ def test_threads_that_tasks_leave_behind_do_not_hold_up_the_end(
             "    await sync_to_async(time.sleep, thread_sensitive=False)(60)\n"
         ),
     )
-    environment |= constants({"tap.LAST_MOMENT": 0.5})
+    environment |= constants({"service.process_end.LAST_MOMENT": 0.5})
     monkeypatch.syspath_prepend(str(tmp_path))
     service = start_service("--shutdown-timeout=1", **environment)
     left = publish_message("stubborn.leave_a_thread")

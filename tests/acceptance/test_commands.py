@@ -177,7 +177,7 @@ def test_a_daemon_with_several_workers_has_one_pid_file_and_one_log(manage: Mana
     wait_for_status(row, MessageLog.COMPLETED)
     status, output = manage.daemon("stop")
     assert (status, f"carrot, pid {pid}, has stopped" in output) == (0, True)
-    assert manage.log().count("carrot_twisted.tap#info] Stopped;") == 2
+    assert manage.log().count("carrot_twisted.carrot_service#info] Stopped;") == 2
 
 
 @pytest.mark.defect(38)

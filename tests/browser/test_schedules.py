@@ -61,6 +61,12 @@ def test_without_scripts_it_is_all_there(visitor: Visitor) -> None:
     expect(page.get_by_text("The task of nightly is published.")).to_be_visible()
     assert MessageLog.objects.get().task == TASK
     page.get_by_role("link", name="nightly").click()
+    page.get_by_role("button", name="Switch off").click()
+    expect(page.get_by_text("no run is planned")).to_be_visible()
+    assert not ScheduledTask.objects.get().active
+    page.get_by_role("button", name="Switch on").click()
+    expect(page.get_by_role("button", name="Switch off")).to_be_visible()
+    assert ScheduledTask.objects.get().active
     page.get_by_role("link", name="Change").click()
     page.get_by_label("by a crontab").check()
     page.get_by_label("Crontab", exact=True).fill("61 * * * *")

@@ -134,3 +134,17 @@ def test_it_is_accessible_and_fits(visitor: Visitor, scheme: str, width: int) ->
     page = visitor.open("tasks/matching/requeue/", scheme=scheme, width=width)
     check_accessibility(page)
     check_width(page)
+
+
+def test_on_a_telephone_the_list_stands_above_most_filters(visitor: Visitor) -> None:
+    fill(3)
+    page = visitor.open("tasks/", width=390, scripts=False)
+    expect(page.get_by_label("Queue")).to_be_hidden()
+    page.get_by_label("More filters").check()
+    page.get_by_label("Queue").fill("other")
+    page.get_by_role("button", name="Show").click()
+    # What filters is seen.
+    expect(page.get_by_label("Queue")).to_have_value("other")
+    wide = visitor.open("tasks/")
+    expect(wide.get_by_label("Queue")).to_be_visible()
+    expect(wide.get_by_label("More filters")).to_be_hidden()

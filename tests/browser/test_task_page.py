@@ -162,6 +162,25 @@ def test_level_search_and_deletion_need_no_scripts(visitor: Visitor, scripts: bo
     assert not MessageLog.objects.exists()
 
 
+@pytest.mark.parametrize("scripts", [True, False])
+def test_a_task_runs_again_and_one_that_waits_for_its_time_at_once(
+    visitor: Visitor, scripts: bool
+) -> None:
+    failed = make("FAILED")
+    later = make("PUBLISHED", run_after=timezone.now() + timedelta(days=3))
+    page = visitor.open(path(failed), scripts=scripts)
+    page.get_by_role("button", name="Run again").click()
+    page.wait_for_url("**/tasks/*/")
+    expect(page.get_by_text("Published", exact=True).first).to_be_visible()
+    again = MessageLog.objects.exclude(pk=later.pk).get()
+    assert (again.status, again.retry_of) == ("PUBLISHED", failed.pk)
+    page = visitor.open(path(later), scripts=scripts)
+    page.get_by_role("button", name="Run now").click()
+    expect(page.get_by_role("button", name="Run now")).to_have_count(0)
+    later.refresh_from_db()
+    assert not later.due_later
+
+
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
 def test_it_is_accessible_and_fits(visitor: Visitor, scheme: str, width: int) -> None:
     long = "x" * 300

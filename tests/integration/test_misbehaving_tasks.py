@@ -63,7 +63,7 @@ def test_a_task_that_runs_too_long_fails_and_leaves_its_thread_to_the_next(
     service = start_service(
         "--concurrency=2",
         **carrot(time_limit=0.4),
-        **constants({"service.time_keeper.REPEAT": 0.2, "tap.LAST_MOMENT": 0.5}),
+        **constants({"service.time_keeper.REPEAT": 0.2, "service.process_end.LAST_MOMENT": 0.5}),
     )
     threads = worker_threads()
     cases = [
@@ -237,7 +237,7 @@ def test_a_connection_that_a_task_leaves_in_disorder_is_not_the_next_tasks(
 def test_a_task_that_stops_the_interpreter_delays_the_others_and_is_reported(
     start_service: StartService, broker_url: str, ledger: Ledger
 ) -> None:
-    port = urlsplit(broker_url).port
+    port = urlsplit(broker_url).port or 5672
     service = start_service(
         **constants({"service.reactor_watch.SILENCE": 0.5, "service.reactor_watch.INTERVAL": 0.5})
     )

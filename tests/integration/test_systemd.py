@@ -20,8 +20,8 @@ import pytest
 from carrot_twisted import conf
 from carrot_twisted.service.engine import CONFIRMS
 from carrot_twisted.service.log_writer import LAST_WRITES
+from carrot_twisted.service.process_end import EXIT_CONFIG, EXIT_RECYCLE, LAST_MOMENT
 from carrot_twisted.service.protocol import FAREWELL
-from carrot_twisted.tap import EXIT_CONFIG, EXIT_RECYCLE, LAST_MOMENT
 from carrot_twisted.utilities import publish_message
 from tests.conftest import missing, same_servers
 from tests.processes import REPOSITORY, wait_until
@@ -186,7 +186,7 @@ def test_what_the_unit_starts_is_ready_gives_signs_of_life_and_stops(
     with started("carrot@.service", systemd, tmp_path, environment) as service:
         assert systemd.signs_for(4 * PERIOD) >= 4
         # Nobody else can speak while a task holds Python itself.
-        publish_message(misbehaving.hold_gil, 2000, urlsplit(broker_url).port)
+        publish_message(misbehaving.hold_gil, 2000, urlsplit(broker_url).port or 5672)
         wait_until(lambda: "holds" in ledger())
         # Of 15 in three seconds.
         assert 1 <= systemd.signs_for(3) <= 8

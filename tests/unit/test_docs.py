@@ -22,7 +22,6 @@ from carrot_twisted import (
     flow_plan,
     flow_settling,
     records,
-    tap,
     task_options,
     task_paths,
     waiting,
@@ -30,7 +29,7 @@ from carrot_twisted import (
 from carrot_twisted.limits import limit_of
 from carrot_twisted.message_log import INSERT_BATCH
 from carrot_twisted.models import Flow, MessageLog
-from carrot_twisted.service import reactor_watch, recycling, time_keeper
+from carrot_twisted.service import process_end, reactor_watch, recycling, time_keeper
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -107,7 +106,7 @@ def test_the_examples_of_limits_run_and_the_numbers_are_those_of_the_code(tmp_pa
     for number in (
         f"does not end then, within {time_keeper.STUCK_AFTER:g} s",
         f"It has {time_keeper.STUCK_AFTER:g} s for that",
-        f"hold up its end by no more than {tap.LAST_MOMENT:g} s",
+        f"hold up its end by no more than {process_end.LAST_MOMENT:g} s",
         f"`max_crashes` ({conf.DEFAULTS['max_crashes']})",
         f"`lease` ({conf.DEFAULTS['lease']:g} s)",
         f"After {reactor_watch.SILENCE:g} to {reactor_watch.SILENCE + reactor_watch.INTERVAL:g} s",

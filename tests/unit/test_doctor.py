@@ -17,7 +17,7 @@ from django.db.migrations.executor import MigrationExecutor
 
 from carrot_twisted import conf, doctor, status
 from carrot_twisted.doctor import MAX_SKEW, Finding, Level
-from carrot_twisted.models import PausedQueue, Worker
+from carrot_twisted.models import MessageLog, PausedQueue, Worker
 from carrot_twisted.service.engine import _this_worker
 
 pytestmark = pytest.mark.django_db
@@ -55,6 +55,7 @@ def test_a_project_that_is_well_has_no_error_and_says_what_it_is_made_of() -> No
 def test_each_problem_of_the_status_comes_with_what_mends_it() -> None:
     source = inspect.getsource(status)
     assert [part for part in doctor.REMEDIES if part not in source] == []
+    MessageLog.objects.create(task="shop.tasks.book", queue="default")
     missing, queue = told(Level.ERROR)
     assert queue.remedy == doctor.REMEDIES["has no worker"]
     assert missing.text == "No worker is running: start one with twistd carrot."

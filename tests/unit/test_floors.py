@@ -125,7 +125,16 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "testing.*",
     ),
     4: ("adopting", "consumer", "scheduler", "service.*"),
-    SERVICE_WING: ("callback_options", "command_line", "management.*", "messaging", "tap"),
+    SERVICE_WING: (
+        "callback_options",
+        "carrot_service",
+        "command_line",
+        "management.*",
+        "messaging",
+        "service_options",
+        "tap",
+        "workers_service",
+    ),
     WEB_WING: (
         "admin",
         "api.*",

@@ -15,8 +15,10 @@ from twisted.python.reflect import namedAny
 from twisted.python.usage import UsageError
 
 from carrot_twisted import tap
+from carrot_twisted.carrot_service import CarrotService
 from carrot_twisted.service import following, json_log
-from carrot_twisted.tap import CarrotService, Options, WorkersService, makeService
+from carrot_twisted.tap import Options, makeService
+from carrot_twisted.workers_service import WorkersService
 
 REPOSITORY = Path(tap.__file__).parents[1]
 

@@ -84,13 +84,17 @@ def test_all_is_well_where_workers_live_and_messages_are_sent() -> None:
     assert (far.consumable, far.workers) == (False, 0)
 
 
-def test_without_a_worker_every_queue_stands_still() -> None:
+def test_without_a_worker_the_queues_where_something_waits_are_named() -> None:
     row("mail")
     assert problems() == [
         "No worker is running: start one with twistd carrot.",
-        "Queue default has no worker; 0 tasks wait.",
         "Queue mail has no worker; 1 tasks wait.",
     ]
+
+
+def test_a_queue_that_no_living_worker_consumes_is_named_before_anything_waits_there() -> None:
+    worker(queues="mail")
+    assert problems() == ["Queue default has no worker; 0 tasks wait."]
 
 
 def test_what_keeps_a_worker_from_working_is_told_in_its_own_words() -> None:

@@ -434,7 +434,7 @@ def test_the_database_itself_refuses_a_second_holder() -> None:
 
 def test_arguments_that_do_not_fit_are_told_before_a_row_is_there() -> None:
     with pytest.raises(InvalidMessage, match="does not take these arguments"):
-        publish_message(optioned.one_at_a_time)
+        publish_message(optioned.one_at_a_time)  # type: ignore[call-overload]
     assert not MessageLog.objects.exists()
 
 

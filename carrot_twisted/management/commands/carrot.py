@@ -11,7 +11,7 @@ from django.core.management.base import BaseCommand, CommandError
 from twisted.python.usage import UsageError
 from twisted.scripts.twistd import ServerOptions, runApp  # type: ignore[attr-defined]
 
-from carrot_twisted import tap
+from carrot_twisted import service_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -53,13 +53,13 @@ class Command(BaseCommand):
         parser.add_argument("-l", "--logfile", default=self.logfile, help=self.logfile_help)
         parser.add_argument(
             "--loglevel",
-            type=read_by(tap.level),
+            type=read_by(service_options.level),
             default="info",
             help="debug, info, warning, error or critical; default: info.",
         )
         parser.add_argument(
             "--log-format",
-            type=read_by(tap.log_format),
+            type=read_by(service_options.log_format),
             default="text",
             help="text, or json: each event a line of JSON; default: text.",
         )
@@ -83,25 +83,25 @@ class Command(BaseCommand):
         )
         parser.add_argument(
             "--concurrency",
-            type=read_by(tap.number),
+            type=read_by(service_options.number),
             metavar="N",
             help="Tasks at once per queue; default: each queue's own.",
         )
         parser.add_argument(
             "--shutdown-timeout",
-            type=read_by(tap.seconds),
+            type=read_by(service_options.seconds),
             metavar="SECONDS",
             help="Time for running tasks to end when the service stops; default: the setting.",
         )
         parser.add_argument(
             "--max-tasks",
-            type=read_by(tap.number),
+            type=read_by(service_options.number),
             metavar="N",
             help=f"After so many tasks {self.recycling}",
         )
         parser.add_argument(
             "--max-memory",
-            type=read_by(tap.number),
+            type=read_by(service_options.number),
             metavar="MB",
             help=f"With more memory than that in use {self.recycling}",
         )
@@ -119,7 +119,7 @@ class Command(BaseCommand):
         )
         parser.add_argument(
             "--workers",
-            type=read_by(tap.number),
+            type=read_by(service_options.number),
             metavar="N",
             help="Processes; all options are those of each of them. Default: 1.",
         )

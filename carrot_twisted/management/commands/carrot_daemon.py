@@ -18,11 +18,12 @@ from django.core.management.base import CommandError
 from django.db import connections
 from twisted.scripts.twistd import runApp
 
-from carrot_twisted import checks, conf, tap
+from carrot_twisted import checks, conf, service_options
 from carrot_twisted.exceptions import CarrotConfigException
 from carrot_twisted.management import launching
 from carrot_twisted.management.commands import carrot
 from carrot_twisted.management.launching import Outcome
+from carrot_twisted.service import process_end
 from carrot_twisted.service.pid_file import PidFile
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class Command(carrot.Command):
         )
         parser.add_argument(
             "--timeout",
-            type=carrot.read_by(tap.seconds),
+            type=carrot.read_by(service_options.seconds),
             metavar="SECONDS",
             help=f"Time to wait; default: {START_TIMEOUT:g} for a start, and for a stop "
             f"{STOP_MARGIN:g} more than --shutdown-timeout.",
@@ -257,7 +258,7 @@ class Command(carrot.Command):
             self.write_pid(os.getpid())
             self.pid_file.let_go_in_children()
 
-        tap.successor = self._make_room
+        process_end.successor = self._make_room
         reactor.callWhenRunning(begin)
         reactor.addSystemEventTrigger("after", "shutdown", self.delete_pid)
         runApp(configuration)
