@@ -100,7 +100,7 @@ class Flow(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.steps[0].task} …" if self.shape else str(self.pk)
+        return str(self.pk)
 
     @property
     def steps(self) -> list[Step]:

@@ -41,6 +41,8 @@ AGE = 10.0
 SWEPT, CANCELLED_AT_ONCE = 100, 2000
 #: So many times what a message may have is read of results, to say how large they are exactly.
 MAX_LENGTH = 4
+#: Why a flow has failed of which this package has not written the row.
+UNREADABLE = "Its row cannot be read: the column shape says nothing of the step it is at."
 _ADVICE = "Let the tasks store their data and return its key."
 #: States that decide how a flow goes on.
 _ASKED = (*MessageLog.UNFINISHED, MessageLog.FAILED, MessageLog.CANCELLED)
@@ -92,7 +94,12 @@ def _settle(flow: Flow, there: Collection[str], using: str) -> None:
         there: of the states that are ASKED those in which some are.
         using: database alias.
     """
-    step = flow.steps[flow.step]
+    try:
+        step = flow.steps[flow.step]
+    except (ValueError, TypeError, LookupError):
+        # Somebody has written into the row. It must not stop the service, nor others' flows.
+        _change(flow, using, status=Flow.FAILED, error=UNREADABLE, finished_at=Now())
+        return
     broken = MessageLog.FAILED in there or MessageLog.CANCELLED in there
     waits = MessageLog.PUBLISHED in there or MessageLog.IN_PROGRESS in there
     if broken and step.on_failure != flow_plan.CONTINUE:

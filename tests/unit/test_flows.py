@@ -482,6 +482,21 @@ def test_what_the_database_refuses_fails_the_flow_and_not_the_batch(
     assert other.logs.count() == 2
 
 
+@pytest.mark.parametrize("damage", [{"shape": []}, {"shape": {"a": 1}}, {"step": 9}, {"plan": ""}])
+def test_a_row_that_cannot_be_read_fails_its_flow_and_no_other(
+    carrot: InMemory, damage: dict[str, Any]
+) -> None:
+    flow, other = numbers(1).publish(), numbers(1).publish()
+    Flow.objects.filter(pk=flow.pk).update(**damage)
+    runs = claimed([one.logs[0].pk for one in (flow, other)])
+    if "step" in damage:
+        MessageLog.objects.filter(flow=flow.pk).update(flow_step=9)
+    assert finish(runs, 1) == 2
+    assert reloaded(flow).status == "FAILED"
+    assert reloaded(flow).error
+    assert other.logs.filter(flow_step=1).count() == 1
+
+
 def test_a_worker_that_is_lost_too_often_fails_the_flow(carrot: InMemory) -> None:
     flow = numbers(2).publish()
     claimed([flow.logs[0].pk])
