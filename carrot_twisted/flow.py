@@ -100,7 +100,7 @@ class Flow(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.steps[0].task} …" if self.shape else str(self.pk)
+        return str(self.pk)
 
     @property
     def steps(self) -> list[Step]:
@@ -167,8 +167,11 @@ class Flow(models.Model):
             step: 0 for the first.
 
         Raises:
+            NotFinished: it is not over, or a task of it has failed.
             UnknownResult: a row does not know it, or was deleted.
         """
+        if step > self.step:
+            raise NotFinished(f"Step {step + 1} of flow {self.pk} has not begun.")
         return json.loads(flow_plan.result_of(self.steps[step], self.ended(step)))
 
     def ended(self, step: int) -> list[Ended]:

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from carrot_twisted import outcomes
+from carrot_twisted.exceptions import NotFinished, UnknownResult
 from carrot_twisted.task_options import seconds_of
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ STOP, CANCEL, CONTINUE = "stop", "cancel", "continue"
 POLICIES = (STOP, CANCEL, CONTINUE)
 #: The state of a task whose row was deleted.
 DELETED = "DELETED"
+#: States in which a task has come to its end; the first is a good one.
+_ENDS = ("COMPLETED", "FAILED", "CANCELLED")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,11 +91,18 @@ def result_of(step: Step, ended: Sequence[Ended]) -> str:
         ended: its tasks, in their order; those whose rows were deleted are missing.
 
     Raises:
-        UnknownResult: of a task its row does not know what it has returned.
+        NotFinished: not all have ended, or not all well.
+        UnknownResult: of a task its row does not know what it has returned, or is gone.
     """
-    if step.on_failure == CONTINUE:
+    continues = step.on_failure == CONTINUE
+    left = sum(one.status not in (_ENDS if continues else _ENDS[:1]) for one in ended)
+    if left:
+        raise NotFinished(f"{left} of {step.size} tasks have not completed.")
+    if continues:
         by_position = {one.position: one for one in ended}
         texts = [_outcome(by_position.get(n)) for n in range(step.size)]
+    elif len(ended) < step.size:
+        raise UnknownResult(f"Rows of {step.size - len(ended)} of {step.size} tasks are gone.")
     else:
         texts = [outcomes.json_of(one.output, one.returned) for one in ended]
     return f"[{', '.join(texts)}]" if step.is_group else texts[0]
@@ -101,7 +111,7 @@ def result_of(step: Step, ended: Sequence[Ended]) -> str:
 def _outcome(one: Ended | None) -> str:
     if one is None:
         return json.dumps({"status": DELETED, "result": None, "error": None, "error_class": None})
-    failed = one.status != "COMPLETED"
+    failed = one.status != _ENDS[0]
     rest = {
         "error": one.exception or one.status if failed else None,
         "error_class": one.exception_class if failed else None,

@@ -18,8 +18,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from django.db import DatabaseError, transaction
-from django.db.models import OuterRef, Q, Subquery
-from django.db.models.functions import Now
+from django.db.models import Count, OuterRef, Q, Subquery, Sum
+from django.db.models.functions import Coalesce, Length, Now
 
 from carrot_twisted import conf, failpoints, flow_plan, outcomes
 from carrot_twisted.exceptions import InvalidMessage
@@ -39,6 +39,11 @@ _logger = logging.getLogger("carrot_twisted.flows")
 AGE = 10.0
 #: Flows that one sweep looks after, and tasks that it cancels of each.
 SWEPT, CANCELLED_AT_ONCE = 100, 2000
+#: So many times what a message may have is read of results, to say how large they are exactly.
+MAX_LENGTH = 4
+#: Why a flow has failed of which this package has not written the row.
+UNREADABLE = "Its row cannot be read: the column shape says nothing of the step it is at."
+_ADVICE = "Let the tasks store their data and return its key."
 #: States that decide how a flow goes on.
 _ASKED = (*MessageLog.UNFINISHED, MessageLog.FAILED, MessageLog.CANCELLED)
 
@@ -89,7 +94,12 @@ def _settle(flow: Flow, there: Collection[str], using: str) -> None:
         there: of the states that are ASKED those in which some are.
         using: database alias.
     """
-    step = flow.steps[flow.step]
+    try:
+        step = flow.steps[flow.step]
+    except (ValueError, TypeError, LookupError):
+        # Somebody has written into the row. It must not stop the service, nor others' flows.
+        _change(flow, using, status=Flow.FAILED, error=UNREADABLE, finished_at=Now())
+        return
     broken = MessageLog.FAILED in there or MessageLog.CANCELLED in there
     waits = MessageLog.PUBLISHED in there or MessageLog.IN_PROGRESS in there
     if broken and step.on_failure != flow_plan.CONTINUE:
@@ -106,8 +116,10 @@ def _go_on(flow: Flow, using: str) -> None:
     """Its step has ended: begin the next one, or end."""
     steps = flow.steps
     step = steps[flow.step]
-    ended = flow.ended(flow.step)
-    missing = step.size - len(ended)
+    rows_of_step = flow.logs.order_by().filter(flow_step=flow.step)
+    length = Coalesce(Length("output"), 0) + Coalesce(Length("exception"), 0)
+    found = rows_of_step.aggregate(count=Count("pk"), length=Sum(length))
+    missing = step.size - found["count"]
     if missing > 0 and step.on_failure != flow_plan.CONTINUE:
         _fail(flow, f"Rows of {missing} of its tasks were deleted.", using)
         return
@@ -117,7 +129,7 @@ def _go_on(flow: Flow, using: str) -> None:
     plan = Flow.objects.using(using).values_list("plan", flat=True).get(pk=flow.pk)
     number = flow.step
     try:
-        result = flow_plan.result_of(step, ended)
+        result = _result(flow, step, plan, found["length"] or 0)
         rows, number = next_rows(flow.pk, steps, plan, number + 1, result)
     except Exception as error:
         # Whatever it is: nobody else's task may have to wait for it.
@@ -129,6 +141,31 @@ def _go_on(flow: Flow, using: str) -> None:
         if not outcomes.is_refusal(error):
             raise
         _fail(flow, _why_not(number, error), using)
+
+
+def _result(flow: Flow, step: Step, plan: str, length: int) -> str:
+    """What a step has returned, as JSON; if nobody wants it, it is not read.
+
+    Args:
+        flow: at that step, which is not the last one.
+        step: the same.
+        plan: of the flow.
+        length: characters that its tasks' rows have for it.
+
+    Raises:
+        InvalidMessage: it is far too large to be sent.
+        UnknownResult: a row does not know it.
+        ValueError, TypeError, LookupError: the plan cannot be read.
+    """
+    if not any(member.takes_result for member in flow_plan.members_of(plan, flow.step + 1)):
+        return "null"
+    limit = conf.current().max_message_size
+    if length > MAX_LENGTH * limit:
+        raise InvalidMessage(
+            f"The results of {step.size} tasks take {length} characters; at most {limit} bytes "
+            f"(CARROT['max_message_size']) can be sent. {_ADVICE}"
+        )
+    return flow_plan.result_of(step, flow.ended(flow.step))
 
 
 def begin(flow: Flow, number: int, rows: list[MessageLog], using: str) -> None:
@@ -188,8 +225,7 @@ def _row(flow: UUID, step: int, position: int, member: Member, result: str) -> M
         raise InvalidMessage(
             f"The arguments of {member.task} take {size} bytes as JSON, {len(result.encode())} of "
             "them the result of the step before; at most "
-            f"{settings.max_message_size} (CARROT['max_message_size']) can be sent. Let the tasks "
-            "store their data and return its key."
+            f"{settings.max_message_size} (CARROT['max_message_size']) can be sent. {_ADVICE}"
         )
     row = MessageLog.new(
         task=member.task,

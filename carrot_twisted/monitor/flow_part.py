@@ -25,7 +25,11 @@ def of_flow(key: UUID) -> dict[str, Any] | None:
     if flow is None:
         return None
     first = max(flow.step - BEFORE, 0)
-    steps = flow.progress()[first : flow.step + AFTER]
+    try:
+        steps = flow.progress()[first : flow.step + AFTER]
+    except (ValueError, TypeError, LookupError):
+        # Somebody has written into the row.
+        steps = []
     return {
         "pk": flow.pk,
         "state": flow.get_status_display(),

@@ -347,6 +347,9 @@ def test_results_that_are_too_large_together_fail_the_flow(carrot: InMemory, set
     assert "take 1216 bytes as JSON, 1212 of them the result of the step before" in flow.error
     assert "at most 1000 (CARROT['max_message_size'])" in flow.error
     assert flow.logs.count() == 3
+    settings.CARROT = {**settings.CARROT, "max_message_size": 100}
+    assert not flow.resume()
+    assert "The results of 3 tasks take 1200 characters; at most 100 bytes" in flow.error
     # Somebody mends the settings.
     settings.CARROT = {**settings.CARROT, "max_message_size": 10_000}
     assert flow.resume()
@@ -362,6 +365,16 @@ def test_a_queue_that_has_left_the_settings_fails_the_flow(carrot: InMemory, set
     settings.CARROT = {**settings.CARROT, "queues": queues}
     carrot.run_pending()
     assert reloaded(flow).error.startswith("Step 2 could not begin: CarrotConfigException: ")
+
+
+def test_what_nobody_wants_is_not_read(carrot: InMemory, settings: Any) -> None:
+    settings.CARROT = {**settings.CARROT, "max_message_size": 1000}
+    flow = chain(
+        group([flowing.give_text.options().message(900) for _ in range(9)]),
+        flowing.give.options().message("all are there"),
+    ).publish()
+    carrot.run_pending()
+    assert reloaded(flow).result() == "all are there"
 
 
 def test_options_of_later_steps_are_kept(carrot: InMemory) -> None:
@@ -391,11 +404,18 @@ def test_a_flow_that_has_not_ended_has_no_result(carrot: InMemory) -> None:
     flow = numbers(1).publish()
     with pytest.raises(NotFinished):
         flow.result()
+    with pytest.raises(NotFinished, match="1 of 1 tasks have not completed"):
+        flow.results(0)
+    with pytest.raises(NotFinished, match="Step 2"):
+        flow.results(1)
     with pytest.raises(NotFinished):
         flow.logs[0].result()
     MessageLog.objects.update(status="COMPLETED", output="a text for people")
     with pytest.raises(UnknownResult, match="a text for people"):
         flow.logs[0].result()
+    flow.logs[0].delete()
+    with pytest.raises(UnknownResult, match="1 of 1 tasks are gone"):
+        flow.results(0)
 
 
 # What is written, and when
@@ -460,6 +480,21 @@ def test_what_the_database_refuses_fails_the_flow_and_not_the_batch(
     )
     finish(claimed([other.logs[0].pk]), 1)
     assert other.logs.count() == 2
+
+
+@pytest.mark.parametrize("damage", [{"shape": []}, {"shape": {"a": 1}}, {"step": 9}, {"plan": ""}])
+def test_a_row_that_cannot_be_read_fails_its_flow_and_no_other(
+    carrot: InMemory, damage: dict[str, Any]
+) -> None:
+    flow, other = numbers(1).publish(), numbers(1).publish()
+    Flow.objects.filter(pk=flow.pk).update(**damage)
+    runs = claimed([one.logs[0].pk for one in (flow, other)])
+    if "step" in damage:
+        MessageLog.objects.filter(flow=flow.pk).update(flow_step=9)
+    assert finish(runs, 1) == 2
+    assert reloaded(flow).status == "FAILED"
+    assert reloaded(flow).error
+    assert other.logs.filter(flow_step=1).count() == 1
 
 
 def test_a_worker_that_is_lost_too_often_fails_the_flow(carrot: InMemory) -> None:

@@ -77,6 +77,8 @@ def test_a_page_of_a_task_without_a_flow_asks_nothing_more(client: Client, flow:
         text = client.get(address).content.decode()
     assert 'id="flow"' not in text
     assert not [query for query in seen if "carrot_twisted_flow" in query["sql"]]
+    Flow.objects.update(shape=[{}])
+    assert "step 2 of 1" in text_of(client, flow.logs[0]), "somebody has written into the row"
     MessageLog.objects.filter(pk=plain.pk).update(flow=uuid.uuid4(), flow_step=0)
     assert client.get(address).status_code == 200, "its flow is gone"
 
