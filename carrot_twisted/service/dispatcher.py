@@ -74,6 +74,8 @@ TELL_LAST = 60.0
 #: Seconds for which messages of a task are taken without a thread for them, once one of them had
 #: to wait for its limits: thousands of these must not keep others behind them from their threads.
 CROWDED = 5.0
+#: So many of them in that time, and more are delivered at once.
+MANY = 100
 #: Seconds that a coroutine is taken to run before any was measured.
 COROUTINE_SECONDS = 1.0
 
@@ -175,6 +177,7 @@ class Dispatcher:
         self._jobs: dict[UUID, Job] = {}
         #: Tasks that had to wait for their limits, and until when that is remembered.
         self._crowded: dict[str, float] = {}
+        self._crowd = 0
         #: Tokens of claims that are under way.
         self._asking: set[int] = set()
         #: How many of the jobs wait for their row: they must not keep others from running.
@@ -333,6 +336,7 @@ class Dispatcher:
             return
         if self._held or self._reactor.seconds() < self._brake_until:
             return
+        self._forget_crowd()
         if self._waiting:
             failpoints.reached("after_delivery_before_claim")
         beside = self.pace.beside
@@ -374,13 +378,21 @@ class Dispatcher:
 
     def _is_crowded(self, delivery: Delivery) -> bool:
         """Whether a message is probably one of many that have to wait for their limits."""
+        return bool(self._crowded) and _task_of(delivery) in self._crowded
+
+    def _note_crowd(self, job: Job) -> None:
+        self._crowded[_task_of(job.deliveries[0])] = self._reactor.seconds() + CROWDED
+        self._crowd += 1
+        self.pace.crowded = self._crowd >= MANY
+
+    def _forget_crowd(self) -> None:
         if not self._crowded:
-            return False
-        task = _task_of(delivery)
-        if self._crowded.get(task, 0.0) > self._reactor.seconds():
-            return True
-        self._crowded.pop(task, None)
-        return False
+            return
+        now = self._reactor.seconds()
+        self._crowded = {task: until for task, until in self._crowded.items() if until > now}
+        if not self._crowded:
+            self._crowd = 0
+            self.pace.crowded = False
 
     def _admit(self, delivery: Delivery, batch: dict[UUID, Job], is_coroutine: bool) -> bool:
         """Make a job of a message, for the batch to claim; False if it takes no thread."""
@@ -504,8 +516,7 @@ class Dispatcher:
                 self._suspects.append(job)
             elif verdict not in (Verdict.MISSING, Verdict.SUSPECT):
                 if verdict is Verdict.LIMITED:
-                    until = self._reactor.seconds() + CROWDED
-                    self._crowded[_task_of(job.deliveries[0])] = until
+                    self._note_crowd(job)
                 self._settle(job)
             elif self._stopping:
                 self._requeue(job)
@@ -857,6 +868,7 @@ class Dispatcher:
         ``deadline`` seconds: for these, too, the broker would close the channel. Messages count
         from the first call that finds them.
         """
+        self._forget_crowd()
         now = self._reactor.seconds()
         freed = self._free_behind(self._pool, self.pace, now)
         freed += self._free_behind(self._coroutines, self._coroutine_pace, now)
