@@ -129,12 +129,16 @@ def admit(
         _ring([one.uuid for one in decision.ring], using)
     is_cut = {name for name, count in wants.items() if len(found[name]) >= count}
     remain = decision.left | is_cut | {name for name in unready if name is not None}
+    without_message = {
+        *decision.wait,
+        *(one.uuid for one in decision.ring),
+        *(one.uuid for one in rows if one.waits_for is not None),
+    }
     progress = bool(claimed or decision.ring)
     next_look = _save(kept, states, now, remain, lost, using, progress=progress)
     return Admitted(
         runs=runs | claimed,
-        waiting={one.uuid for one in rows if one.uuid in decision.wait or one.waits_for}
-        - claimed.keys(),
+        waiting={one.uuid for one in rows if one.uuid in without_message} - claimed.keys(),
         has_rung=bool(decision.ring),
         next_look=next_look,
     )

@@ -339,8 +339,11 @@ def decide(
         elif one.apart or one.queue not in room or one.waits_for in overdue:
             _keep(one, states)
             decision.ring.append(one)
-        elif one.waits_for is not None:
-            decision.left.add(one.waits_for)
+        else:
+            name = one.waits_for or one.names[0]
+            decision.left.add(name)
+            if one.waits_for is None:
+                decision.wait[one.uuid] = name
     return decision
 
 

@@ -71,6 +71,11 @@ BRAKE = 1.0
 #: Seconds for which spoiled runs are gathered to be told in one line, growing as long as it lasts.
 TELL_FIRST = 1.0
 TELL_LAST = 60.0
+#: Seconds for which messages of a task are taken without a thread for them, once one of them had
+#: to wait for its limits: thousands of these must not keep others behind them from their threads.
+CROWDED = 5.0
+#: So many of them in that time, and more are delivered at once.
+MANY = 100
 #: Seconds that a coroutine is taken to run before any was measured.
 COROUTINE_SECONDS = 1.0
 
@@ -110,6 +115,8 @@ class Job:
     """Acknowledged while running: the database alone has custody."""
     is_coroutine: bool = False
     """It needs no thread. As far as that is known."""
+    has_place: bool = True
+    """There is a thread for it, if its limits let it start."""
 
     @property
     def seconds(self) -> float:
@@ -168,6 +175,9 @@ class Dispatcher:
         self._kinds: dict[str, bool] = {}
         self._waiting: deque[Delivery] = deque()
         self._jobs: dict[UUID, Job] = {}
+        #: Tasks that had to wait for their limits, and until when that is remembered.
+        self._crowded: dict[str, float] = {}
+        self._crowd = 0
         #: Tokens of claims that are under way.
         self._asking: set[int] = set()
         #: How many of the jobs wait for their row: they must not keep others from running.
@@ -329,6 +339,7 @@ class Dispatcher:
             return
         if self._held or self._reactor.seconds() < self._brake_until:
             return
+        self._forget_crowd()
         if self._waiting:
             failpoints.reached("after_delivery_before_claim")
         beside = self.pace.beside
@@ -339,17 +350,20 @@ class Dispatcher:
         beside_room = 0 if beside is None else self._room(beside, apart)
         batch: dict[UUID, Job] = {}
         passed: list[Delivery] = []
-        while self._waiting and (room > 0 or beside_room > 0):
+        while self._waiting and (room > 0 or beside_room > 0 or self._crowded):
             delivery = self._waiting.popleft()
             if not delivery.settler.is_open:
                 continue
             is_coroutine = beside is not None and self._names_coroutine(delivery)
-            if (beside_room if is_coroutine else room) <= 0:
+            has_place = (beside_room if is_coroutine else room) > 0
+            if not (has_place or self._is_crowded(delivery)):
                 passed.append(delivery)
             elif self._seal is not None and (problem := problem_of(delivery, self._seal)):
                 self._bury(delivery, problem)
             elif self._admit(delivery, batch, is_coroutine):
-                if is_coroutine:
+                if not has_place:
+                    batch[next(reversed(batch))].has_place = False
+                elif is_coroutine:
                     beside_room -= 1
                 else:
                     room -= 1
@@ -363,8 +377,25 @@ class Dispatcher:
 
     def _names_coroutine(self, delivery: Delivery) -> bool:
         """What the message says. Which task runs is the row's to say, but that is not read yet."""
-        header = (delivery.properties.headers or {}).get(wire.TYPE_HEADER)
-        return isinstance(header, str) and self._kinds.get(header, False)
+        return self._kinds.get(_task_of(delivery), False)
+
+    def _is_crowded(self, delivery: Delivery) -> bool:
+        """Whether a message is probably one of many that have to wait for their limits."""
+        return bool(self._crowded) and _task_of(delivery) in self._crowded
+
+    def _note_crowd(self, job: Job) -> None:
+        self._crowded[_task_of(job.deliveries[0])] = self._reactor.seconds() + CROWDED
+        self._crowd += 1
+        self.pace.crowded = self._crowd >= MANY
+
+    def _forget_crowd(self) -> None:
+        if not self._crowded:
+            return
+        now = self._reactor.seconds()
+        self._crowded = {task: until for task, until in self._crowded.items() if until > now}
+        if not self._crowded:
+            self._crowd = 0
+            self.pace.crowded = False
 
     def _admit(self, delivery: Delivery, batch: dict[UUID, Job], is_coroutine: bool) -> bool:
         """Make a job of a message, for the batch to claim; False if it takes no thread."""
@@ -457,7 +488,9 @@ class Dispatcher:
 
         token = new_token()
         self._asking.add(token)
-        self._ask(Claim(ids=list(batch), token=token, alone=alone, answer=answer))
+        claim = Claim(ids=list(batch), token=token, alone=alone, answer=answer)
+        claim.placeless = frozenset(key for key, job in batch.items() if not job.has_place)
+        self._ask(claim)
 
     def _ask(self, claim: Claim) -> None:
         claim.barred = self._consumer.barred
@@ -485,6 +518,8 @@ class Dispatcher:
             if verdict is Verdict.SUSPECT and not self._stopping:
                 self._suspects.append(job)
             elif verdict not in (Verdict.MISSING, Verdict.SUSPECT):
+                if verdict is Verdict.LIMITED:
+                    self._note_crowd(job)
                 self._settle(job)
             elif self._stopping:
                 self._requeue(job)
@@ -836,6 +871,7 @@ class Dispatcher:
         ``deadline`` seconds: for these, too, the broker would close the channel. Messages count
         from the first call that finds them.
         """
+        self._forget_crowd()
         now = self._reactor.seconds()
         freed = self._free_behind(self._pool, self.pace, now)
         freed += self._free_behind(self._coroutines, self._coroutine_pace, now)
@@ -931,6 +967,12 @@ def message_id_of(delivery: Delivery) -> UUID | None:
         return UUID(delivery.properties.message_id)
     except (ValueError, TypeError, AttributeError):
         return None
+
+
+def _task_of(delivery: Delivery) -> str:
+    """What the message says; "" if nothing."""
+    header = (delivery.properties.headers or {}).get(wire.TYPE_HEADER)
+    return header if isinstance(header, str) else ""
 
 
 def problem_of(delivery: Delivery, seal: Seal) -> str:

@@ -70,6 +70,9 @@ class HookedDispatcher(Dispatcher):
         """None: hooks read messages, so there has to be one."""
         return None
 
+    def _note_crowd(self, job: Job) -> None:
+        """Each of them needs a thread, for the hooks."""
+
     def _admit(self, delivery: Delivery, batch: dict[UUID, Job], is_coroutine: bool) -> bool:
         key = self._key(delivery)
         if key is not None and key in self._jobs:

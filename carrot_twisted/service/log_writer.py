@@ -79,6 +79,8 @@ class Claim:
     alone: bool
     answer: Callable[[dict[UUID, Claimed | Verdict]], None]
     barred: Sequence[str] = ()
+    placeless: frozenset[UUID] = frozenset()
+    """Those for which there is no thread, probably under limits: these wait in the table."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -473,6 +475,8 @@ class LogWriter:
             limited = []
             for op, answer in zip(claims, answers, strict=True):
                 mine = [one for one in answer.values() if isinstance(one, Candidate)]
+                for candidate in mine:
+                    candidate.delivered = candidate.uuid not in op.placeless
                 if mine:
                     limited.append((op, mine))
                 known = {k: v for k, v in answer.items() if not isinstance(v, Candidate)}

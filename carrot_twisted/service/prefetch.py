@@ -17,6 +17,8 @@ MAX_CLAIMED = 1000
 MAX_PREFETCH = 2000
 #: Bytes of message bodies that prefetched messages may take.
 MAX_BYTES = 64 * 1024 * 1024
+#: Messages that are taken together whose tasks have to wait for their limits.
+CROWD = 512
 #: Weight of the newest batch in the running averages.
 WEIGHT = 0.3
 
@@ -39,6 +41,8 @@ class Pace:
     """Bytes of a body."""
     missing: int = 0
     """Messages that wait for their rows, which may never come."""
+    crowded: bool = False
+    """Many messages come whose tasks have to wait for their limits: they need no thread."""
     beside: Pace | None = None
 
     def measured(self, seconds: float, size: float) -> None:
@@ -67,10 +71,13 @@ class Pace:
 
     @property
     def headroom(self) -> int:
-        """How many messages beyond ``prefetch``: those that wait for rows keep no others out.
+        """How many messages beyond ``prefetch``: those that wait for rows, or whose rows wait for
+        their limits, keep no others out.
 
         0 where there is room. Else a power of two, for each change costs a new consumer.
         """
+        if self.crowded:
+            return CROWD
         return 0 if self.prefetch > 4 * self.missing else 1 << self.missing.bit_length()
 
     def _ahead(self, seconds: float, most: int) -> int:

@@ -32,9 +32,9 @@ from carrot_twisted.records import Claimed
 from carrot_twisted.rollups import Totals
 from carrot_twisted.running import CancelRequest
 from carrot_twisted.service import dispatcher as module
-from carrot_twisted.service import quarantine
+from carrot_twisted.service import prefetch, quarantine
 from carrot_twisted.service.delivery import Delivery, SafeChannel, Settler
-from carrot_twisted.service.dispatcher import Dispatcher, Job
+from carrot_twisted.service.dispatcher import CROWDED, MANY, Dispatcher, Job
 from carrot_twisted.service.event_loop import EventLoop
 from carrot_twisted.service.hooked_dispatcher import HookedDispatcher
 from carrot_twisted.service.log_writer import Claim, Finish
@@ -601,6 +601,47 @@ class TestHandOver:
         (result,) = desk.run()
         assert (result.kind, result.started) == (Kind.RELEASED, 0)
         assert desk.dispatcher.places(0) is None
+
+    def test_those_that_have_to_wait_are_taken_without_a_thread_so_that_others_get_theirs(
+        self, desk: Desk
+    ) -> None:
+        desk.dispatcher.pace.seconds = 60.0
+        busy = desk.start(1)
+        crowd = [desk.deliver(headers={"type": "app.limited"}) for _ in range(6)]
+        other = desk.deliver()
+        desk.turn()
+        (first,) = desk.writer.take(Claim)
+        assert (first.ids, first.placeless) == (crowd[:1], frozenset())
+        first.answer({crowd[0]: Verdict.LIMITED})
+        desk.turn()
+        (second,) = desk.writer.take(Claim)
+        assert second.ids == crowd[1:], "and one with the thread that is free"
+        assert second.placeless == frozenset(crowd[2:])
+        second.answer(dict.fromkeys(second.ids, Verdict.LIMITED))
+        desk.turn()
+        assert desk.claims() == [[other]]
+        desk.answer()
+        assert [job.uuid for job in desk.jobs()] == [*busy, other]
+        assert desk.dispatcher.pace.headroom == 0, "these are few"
+        # It is not remembered for long.
+        more = [desk.deliver(headers={"type": "app.limited"}) for _ in range(2)]
+        desk.turn(CROWDED)
+        assert desk.claims() == []
+        assert desk.dispatcher._crowded == {}
+        assert len(more) == len(desk.dispatcher._waiting)
+
+    def test_of_a_crowd_many_are_delivered_at_once_for_a_while(self, desk: Desk) -> None:
+        desk.dispatcher.pace.seconds = 60.0
+        for _ in range(MANY):
+            desk.deliver(headers={"type": "app.limited"})
+        desk.turn()
+        while claims := desk.writer.take(Claim):
+            claims[0].answer(dict.fromkeys(claims[0].ids, Verdict.LIMITED))
+            desk.turn()
+        assert desk.dispatcher.pace.headroom == prefetch.CROWD
+        desk.turn(CROWDED)
+        desk.dispatcher.free_waiting(600.0)
+        assert desk.dispatcher.pace.headroom == 0
 
     def test_there_is_a_place_for_each_free_thread_and_each_that_becomes_free(
         self, desk: Desk

@@ -195,6 +195,13 @@ class TestDecide:
         assert keys(decide([again], states, {}).start) == [old.uuid]
         assert Slots.of(states[SLOT].text, 1, 1, now=1000.0).free == 0
 
+    def test_a_message_without_a_thread_has_its_row_wait_though_it_might_start(self) -> None:
+        rows = [row(waits_for=None) for _ in range(3)]
+        made = decide(rows, slots(2), {"default": 1})
+        assert keys(made.start) == [rows[0].uuid]
+        assert made.wait == {rows[1].uuid: SLOT, rows[2].uuid: SLOT}
+        assert made.left == {SLOT}
+
     def test_a_slot_that_is_kept_in_vain_is_free_after_a_while(self) -> None:
         states = slots(1)
         decide([row(queue="other")], states, {"default": 1})
