@@ -88,7 +88,7 @@ def in_state(state: str, *also: Q) -> Case:
     See ``statements``: by the plain condition PostgreSQL might walk through all of a backlog.
     """
     return Case(
-        When(*also, status=state, then=Value(True)),
+        When(Q(*also, status=state), then=Value(True)),
         default=Value(False),
         output_field=models.BooleanField(),
     )

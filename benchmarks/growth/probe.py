@@ -51,7 +51,6 @@ def publish(count: str) -> dict[str, Any]:
     from benchmarks.site_growth.settings import QUEUES
     from benchmarks.work import no_op
     from carrot_twisted import publisher
-    from carrot_twisted.models import MessageLog
     from carrot_twisted.utilities import create_message, publish_many
 
     publisher.BUDGET = SECONDS_TO_CONFIRM
@@ -61,9 +60,6 @@ def publish(count: str) -> dict[str, Any]:
         publish_many(create_message(no_op, QUEUES[number % len(QUEUES)]) for number in chunk)
         if not publisher.flush(SECONDS_TO_CONFIRM):
             raise SystemExit(f"Not all was confirmed within {SECONDS_TO_CONFIRM:g} s.")
-    left = MessageLog.objects.unsent().filter(pk__gte=first)
-    if left.exists():
-        raise SystemExit(f"Not confirmed: {list(left.values('pk', 'publish_error')[:3])}")
     return {"first": str(first)}
 
 
