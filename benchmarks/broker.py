@@ -18,7 +18,7 @@ from benchmarks import processes
 from benchmarks.failure import BenchmarkFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Self
 
 NOT_FOUND = 404
@@ -61,6 +61,15 @@ class Broker:
         for each in (queue, *(f"{queue}.{name}" for name in BESIDE)):
             self._on_channel(BlockingChannel.queue_delete, each)
             self._on_channel(BlockingChannel.exchange_delete, each)
+
+    def delete_all(self, queues: Iterable[str]) -> None:
+        """The same for many, on one channel: the broker takes it as done where there is none."""
+        channel = self._connection.channel()
+        for queue in queues:
+            for each in (queue, *(f"{queue}.{name}" for name in BESIDE)):
+                channel.queue_delete(each)
+            channel.exchange_delete(queue)
+        channel.close()
 
     def fill(self, queue: str, exchange: str, messages: int) -> None:
         """Make a queue, and publish a backlog of numbered messages into it.

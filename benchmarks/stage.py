@@ -36,6 +36,11 @@ if TYPE_CHECKING:
 class Site(Deployment):
     """A deployed system, in whose project any module can be run."""
 
+    @property
+    def log(self) -> Path:
+        """What its processes have written."""
+        return self._log
+
     @contextmanager
     def module(self, name: str, *arguments: object) -> Iterator[subprocess.Popen[bytes]]:
         """Have a module running inside the block; its last line is its result, see ``result``."""

@@ -27,6 +27,13 @@ SECONDS_TO_CONFIRM = 600.0
 CHUNK = 10_000
 
 
+def first_key() -> UUID:
+    """Below the keys of all rows that are made from now on, which begin with the millisecond."""
+    from carrot_twisted.message_log import message_id
+
+    return UUID(int=message_id().int >> 80 << 80)
+
+
 def fill(count: str) -> dict[str, Any]:
     """Make the tables, and rows of tasks that have ended, in the database itself."""
     from django.core.management import call_command
@@ -44,20 +51,15 @@ def publish(count: str) -> dict[str, Any]:
     from benchmarks.site_growth.settings import QUEUES
     from benchmarks.work import no_op
     from carrot_twisted import publisher
-    from carrot_twisted.message_log import message_id
-    from carrot_twisted.models import MessageLog
     from carrot_twisted.utilities import create_message, publish_many
 
     publisher.BUDGET = SECONDS_TO_CONFIRM
-    first = message_id()
+    first = first_key()
     numbers = iter(range(int(count)))
     while chunk := list(islice(numbers, CHUNK)):
         publish_many(create_message(no_op, QUEUES[number % len(QUEUES)]) for number in chunk)
         if not publisher.flush(SECONDS_TO_CONFIRM):
             raise SystemExit(f"Not all was confirmed within {SECONDS_TO_CONFIRM:g} s.")
-    left = MessageLog.objects.filter(pk__gte=first, confirmed_at__isnull=True)
-    if left.exists():
-        raise SystemExit(f"Not confirmed: {list(left.values('pk', 'publish_error')[:3])}")
     return {"first": str(first)}
 
 
@@ -136,10 +138,9 @@ def due() -> dict[str, Any]:
     """All schedules are due now; wait until each has a task that has ended."""
     from django.utils import timezone
 
-    from carrot_twisted.message_log import message_id
     from carrot_twisted.models import MessageLog, ScheduledTask
 
-    first = message_id()
+    first = first_key()
     schedules = ScheduledTask.objects.filter(task_name__startswith="number")
     begin = timezone.now()
     count = schedules.update(next_run_time=begin)
@@ -166,10 +167,9 @@ def send(count: str) -> dict[str, Any]:
 
     from benchmarks.settings import BROKER
     from benchmarks.site_growth.handlers import HANDLED
-    from carrot_twisted.message_log import message_id
     from carrot_twisted.models import MessageLog
 
-    first = message_id()
+    first = first_key()
     properties = pika.BasicProperties(content_type="application/json", delivery_mode=2)
     connection = pika.BlockingConnection(pika.URLParameters(BROKER))
     channel = connection.channel()
