@@ -27,11 +27,11 @@ pytestmark = pytest.mark.only("postgres")
 def test_the_images_command_is_healthy_becomes_ready_and_ends_on_sigterm(
     tmp_path: Path, broker_url: str
 ) -> None:
-    (text,) = re.findall(
-        r"^```python\n(# shop/settings.py\n.*?)^```", PAGE.read_text(), re.M | re.S
+    parts = re.findall(
+        r"^```python\n(# shop/settings.py\n.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL
     )
     (tmp_path / "shop").mkdir()
-    (tmp_path / "shop" / "settings.py").write_text(text)
+    (tmp_path / "shop" / "settings.py").write_text("\n".join(parts))
     (tmp_path / "shop" / "tasks.py").touch()
     environment = {
         "PATH": f"{sysconfig.get_path('scripts')}:/usr/bin:/bin",

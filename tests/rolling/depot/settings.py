@@ -25,4 +25,6 @@ CARROT = {
     "default_broker": os.environ["ROLLING_BROKER"],
     "queues": [{"name": "rolling"}],
     "task_modules": ["depot.tasks"],
+    # Each verifies what the other one has signed.
+    "signing": True,
 }
