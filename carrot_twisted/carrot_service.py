@@ -295,6 +295,9 @@ class CarrotService(Service):
         if number == signal.SIGHUP and self._signals:
             # A terminal that is closed sends it twice, by way of the shell and by itself.
             return
+        if number == signal.SIGTERM and self._signals and self._number is not None:
+            # Once from a supervisor that tells every process, and once passed on: see Workers.
+            return
         self._signals += 1
         first = self._signals == 1
         self._reactor.callFromThread(self._stop_on_request if first else self._hurry)

@@ -262,8 +262,12 @@ class Workers(ProcessMonitor):
         return stopped
 
     def hurry(self) -> None:
-        """Pass a second signal on: they leave without waiting for tasks."""
-        self._signal("TERM")
+        """Pass a second signal on: they leave without waiting for tasks.
+
+        Not by SIGTERM: some supervisors send that to each process, and it is passed on, too. A
+        worker takes it for the same stop, however often it comes.
+        """
+        self._signal("INT")
 
     def _close(self) -> Deferred[Any]:
         shutil.rmtree(self._folder, ignore_errors=True)

@@ -73,6 +73,39 @@ def test_workers_end_with_the_process_that_watches_over_them(
     assert _completed(log)
 
 
+def test_a_supervisor_that_signals_every_process_has_running_tasks_end(
+    start_service: StartService, tmp_path: Path
+) -> None:
+    service = start_service("--workers=2", "--concurrency=1", wait=False)
+    consuming(service, 2)
+    go = tmp_path / "go"
+    log = publish_message(tasks.wait_for_file, str(go))
+    wait_until(lambda: MessageLog.objects.filter(status=MessageLog.IN_PROGRESS).exists())
+    for pid in (*children(service), service.process.pid):
+        os.kill(pid, signal.SIGTERM)
+    # Each worker has had it twice by then.
+    wait_until(lambda: service.log.count("Stopping on request") >= 3)
+    go.touch()
+    assert service.ends() == 0
+    assert _completed(log)
+    assert log.attempts == 1
+
+
+def test_a_second_signal_to_them_all_ends_them_at_once(
+    start_service: StartService, tmp_path: Path
+) -> None:
+    service = start_service("--workers=2", "--concurrency=1", wait=False)
+    consuming(service, 2)
+    log = publish_message(tasks.wait_for_file, str(tmp_path / "never"))
+    wait_until(lambda: MessageLog.objects.filter(status=MessageLog.IN_PROGRESS).exists())
+    service.process.send_signal(signal.SIGTERM)
+    service.wait_for("Stopping on request")
+    service.process.send_signal(signal.SIGTERM)
+    assert service.ends() == 0
+    log.refresh_from_db()
+    assert log.status == MessageLog.PUBLISHED
+
+
 def test_a_wrong_configuration_is_told_and_ends_them_all(start_service: StartService) -> None:
     service = start_service("--workers=2", "--queue=unheard", wait=False)
     assert service.ends() == 78

@@ -171,7 +171,7 @@ def test_only_queues_with_waiting_rows_are_looked_at_for_lost_messages() -> None
     queue = conf.current().queue("default")
     publisher = Publisher()
     publisher.protocols = {queue.host: broker}
-    publisher.takes = lambda queue: False  # type: ignore[method-assign]
+    publisher.takes = lambda _queue: False  # type: ignore[method-assign]
     clock = Clock()
     start(Direct(), clock, publisher)
     clock.advance(RING_INTERVAL)

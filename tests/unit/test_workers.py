@@ -190,7 +190,7 @@ def test_a_stop_waits_for_all_and_a_second_signal_is_passed_on(
     assert first.signals == second.signals == ["TERM"]
     first.end(0)
     two.hurry()
-    assert (first.signals, second.signals, stopped) == (["TERM"], ["TERM", "TERM"], [])
+    assert (first.signals, second.signals, stopped) == (["TERM"], ["TERM", "INT"], [])
     second.end(1)
     assert stopped == [None]
     assert not os.path.exists(folder)
