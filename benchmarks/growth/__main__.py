@@ -42,8 +42,8 @@ COUNTS = {
 }
 #: Rates and costs may be so far from those that they are compared with.
 WITHIN = 0.1
-#: Seconds that a service gets to come to rest.
-REST = 3.0
+#: Seconds that a service gets to come to rest: each queue may consume anew, with another prefetch.
+REST = 20.0
 #: What a service's log says of each queue; and for how long that is waited for.
 CONSUMED = "Consuming queue"
 SECONDS_TO_CONSUME = 120.0
