@@ -21,7 +21,7 @@ from django.db import DatabaseError, transaction
 from django.db.models import Count, OuterRef, Q, Subquery, Sum
 from django.db.models.functions import Coalesce, Length, Now
 
-from carrot_twisted import conf, failpoints, flow_plan, outcomes
+from carrot_twisted import conf, failpoints, flow_plan, outcomes, statements
 from carrot_twisted.exceptions import InvalidMessage
 from carrot_twisted.flow import MAX_ERROR, Flow
 from carrot_twisted.message_log import MessageLog
@@ -291,10 +291,14 @@ def _cancel_waiting(flow: UUID, using: str) -> bool:
     return waiting.values_list("pk", flat=True).first() is None
 
 
+def is_any(using: str) -> bool:
+    """Whether a flow runs: one question on an index that has no others."""
+    condition = "status = 'RUNNING' OR to_cancel"
+    return statements.is_any(Flow._meta.db_table, [condition], 0.0, using)
+
+
 def sweep(using: str) -> int:
     """Look after flows that should have gone on, and have not. Call it in a transaction.
-
-    One question on an index that has none but running flows, if there is nothing to do.
 
     Returns:
         How many were looked after.

@@ -374,6 +374,11 @@ def _beat_within(seconds: float) -> Case:
     )
 
 
+def has_others(worker: str, using: str) -> bool:
+    """Whether there is another worker than this one, or a task in the hands of one."""
+    return bool(statements.owners(_TABLE, Worker._meta.db_table, using) - {worker})
+
+
 def reap(claimant: Claimant, using: str) -> int:
     """Put the rows of dead workers back into the outbox, and forget those workers.
 

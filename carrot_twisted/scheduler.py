@@ -37,8 +37,13 @@ class Database(Protocol):
     def away(self) -> bool:
         """Whether it did not answer the last time, and tells so itself."""
 
-    def call(self, function: Callable[[], Any]) -> Deferred[Any]:
-        """Run ``function`` off the reactor's thread, in a transaction; fires with its result."""
+    def call(
+        self, function: Callable[[], Any], if_any: Callable[[], bool] | None = None
+    ) -> Deferred[Any]:
+        """Run ``function`` off the reactor's thread, in a transaction; fires with its result.
+
+        Unless ``if_any``, asked before that and outside of it, says no: then with None.
+        """
 
 
 class ScheduledTaskManager:
@@ -76,6 +81,7 @@ class ScheduledTaskManager:
         self.lateness = Durations()
         """How late its schedules were published, since the start."""
         self._publish = partial(schedules.look, using, filters, self.lateness.add)
+        self._is_any_due = partial(schedules.is_any_due, using)
         self._before: list[Callable[[], object]] = [*before]
         self._before.append(partial(schedules.try_again, using, filters))
         if run_now:
@@ -131,7 +137,7 @@ class ScheduledTaskManager:
             wait: float | None = 0.0
             while self._loop.running and (wait == 0 or self._again):
                 self._again = False
-                wait = await self._database.call(self._publish)
+                wait = await self._database.call(self._publish, self._is_any_due)
                 if wait == 0:
                     failpoints.reached("after_schedule_commit")
             self._wake_in(wait)
@@ -163,11 +169,16 @@ class _Threads:
         self._using = using
         self._reactor = reactor
 
-    def call(self, function: Callable[[], Any]) -> Deferred[Any]:
-        return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), self._run, function)
+    def call(
+        self, function: Callable[[], Any], if_any: Callable[[], bool] | None = None
+    ) -> Deferred[Any]:
+        pool = self._reactor.getThreadPool()
+        return deferToThreadPool(self._reactor, pool, self._run, function, if_any)
 
-    def _run(self, function: Callable[[], Any]) -> Any:
+    def _run(self, function: Callable[[], Any], if_any: Callable[[], bool] | None) -> Any:
         try:
+            if if_any is not None and not if_any():
+                return None
             with transaction.atomic(using=self._using):
                 return function()
         finally:

@@ -67,6 +67,11 @@ def clock() -> Combinable:
     return Now()
 
 
+def is_any_due(using: str) -> bool:
+    """Whether a schedule is due soon: so it is with few looks, and this one costs little."""
+    return statements.has_due(ScheduledTask._meta.db_table, AHEAD.total_seconds(), using)
+
+
 def look(
     using: str,
     filters: Mapping[str, Any] | None = None,
@@ -85,8 +90,6 @@ def look(
         Seconds until the next look: 0 if there is more to do at once, None if no slot comes before
         ``AHEAD`` has passed.
     """
-    if _rests(using):
-        return None
     fields = ("rank", "next_run_time", "now")
     schedules = _active(using, filters).annotate(now=_now())
     new = schedules.filter(next_run_time=None).annotate(rank=Value(0))
@@ -180,11 +183,6 @@ def publish_all(using: str, filters: Mapping[str, Any] | None = None) -> None:
 
 def _active(using: str, filters: Mapping[str, Any] | None) -> ScheduledTaskQuerySet:
     return ScheduledTask.objects.using(using).filter(**(filters or {})).filter(active=True)
-
-
-def _rests(using: str) -> bool:
-    """Whether nothing is due soon: so it is with most looks, and this one costs little."""
-    return not statements.has_due(ScheduledTask._meta.db_table, AHEAD.total_seconds(), using)
 
 
 def _now() -> Expression:

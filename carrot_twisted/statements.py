@@ -571,7 +571,7 @@ def has_unsent(table: str, grace: float, using: str) -> bool:
         using: database alias.
     """
     condition = "status = 'PUBLISHED' AND confirmed_at IS NULL AND relay_at <= {}"
-    return _is_any(table, [condition], -grace, using)
+    return is_any(table, [condition], -grace, using)
 
 
 def has_expired(table: str, using: str) -> bool:
@@ -579,7 +579,7 @@ def has_expired(table: str, using: str) -> bool:
     condition = (
         "expires_at IS NOT NULL AND status = 'PUBLISHED' AND attempts = 0 AND expires_at <= {}"
     )
-    return _is_any(table, [condition], 0.0, using)
+    return is_any(table, [condition], 0.0, using)
 
 
 def has_due(table: str, ahead: float, using: str) -> bool:
@@ -592,11 +592,18 @@ def has_due(table: str, ahead: float, using: str) -> bool:
     """
     # Not by OR: SQLite would walk through the whole index.
     conditions = ["active AND next_run_time IS NULL", "active AND next_run_time <= {}"]
-    return _is_any(table, conditions, ahead, using)
+    return is_any(table, conditions, ahead, using)
 
 
-def _is_any(table: str, conditions: Sequence[str], seconds: float, using: str) -> bool:
-    """Whether a row meets one of the conditions; ``{}`` is the time so many seconds from now."""
+def is_any(table: str, conditions: Sequence[str], seconds: float, using: str) -> bool:
+    """Whether a row meets one of the conditions.
+
+    Args:
+        table: where.
+        conditions: of SQL. ``{}`` in them is the time ``seconds`` from now.
+        seconds: may be less than 0.
+        using: database alias.
+    """
     connection = connections[using]
     values: list[Any] = []
     if _is_postgresql(connection):

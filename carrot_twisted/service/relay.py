@@ -137,7 +137,8 @@ class Relay:
             if not queues:
                 break
             take = partial(outbox.take_unsent, queues, BATCH, self._using)
-            rows = await self._writer.call(take)
+            any_left = partial(outbox.has_unsent, self._using)
+            rows = await self._writer.call(take, any_left) or []
             count = len(rows)
             self._taken += count
             if rows:
@@ -156,18 +157,25 @@ class Relay:
         if self._writer.away:
             return
 
-        def look() -> int:
-            if statements.has_expired(MessageLog._meta.db_table, self._using):
-                MessageLog.objects.using(self._using).cancel_expired(EXPIRE_BATCH)
-            # Who is asked when it is done: leases may not be judged any more by then.
-            return records.reap(self._claimant(), self._using)
+        table, using = MessageLog._meta.db_table, self._using
 
-        count = await self._writer.call(look)
+        def is_any() -> bool:
+            others = records.has_others(self._claimant().worker, using)
+            return others or statements.has_expired(table, using)
+
+        def look() -> int:
+            if statements.has_expired(table, using):
+                MessageLog.objects.using(using).cancel_expired(EXPIRE_BATCH)
+            # Who is asked when it is done: leases may not be judged any more by then.
+            return records.reap(self._claimant(), using)
+
+        count = await self._writer.call(look, is_any) or 0
         self.recovered += count
         if count:
             _log.warn("{n} tasks of workers that died are published again", n=count)
         # Not in the same transaction: what is wrong with a flow must not keep tasks from running.
-        await self._writer.call(partial(flow_settling.sweep, self._using))
+        is_any_open = partial(flow_settling.is_any, using)
+        await self._writer.call(partial(flow_settling.sweep, using), is_any_open)
 
     def queue_lost(self, queue: QueueSettings) -> None:
         """A queue was deleted and is there again: its rows need new messages."""

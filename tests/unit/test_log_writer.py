@@ -418,6 +418,28 @@ class TestOutage:
         desk.work()
         assert desk.told == ["away: connection refused", "back"]
 
+    def test_a_call_with_nothing_to_do_begins_no_transaction(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        begun: list[str] = []
+        begin = desk.writer._transaction
+
+        def transaction() -> Any:
+            begun.append("begun")
+            return begin()
+
+        monkeypatch.setattr(desk.writer, "_transaction", transaction)
+        results: list[Any] = []
+        desk.writer.call(lambda: 42, lambda: False).addCallback(results.append)
+        desk.work()
+        assert (results, begun) == ([None], [])
+        desk.writer.call(lambda: 42, lambda: True).addCallback(results.append)
+        desk.work()
+        assert (results, begun) == ([None, 42], ["begun"])
+        desk.writer.call(lambda: 42, Failing(bool, AWAY, AWAY)).addErrback(lambda _: None)
+        desk.work()
+        assert desk.writer.away
+
     def test_a_call_is_tried_again_at_once_where_just_its_connection_was_cut(
         self, desk: Desk
     ) -> None:

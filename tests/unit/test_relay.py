@@ -32,7 +32,7 @@ class Writer:
         self.calls = 0
         self.answer = answer
 
-    def call(self, function: Any) -> Deferred[Any]:
+    def call(self, function: Any, if_any: Any = None) -> Deferred[Any]:
         self.calls += 1
         if self.answer is None:
             return Deferred()
@@ -164,8 +164,8 @@ def test_only_queues_with_waiting_rows_are_looked_at_for_lost_messages() -> None
             return Deferred()
 
     class Direct(Writer):
-        def call(self, function: Any) -> Deferred[Any]:
-            return succeed(function())
+        def call(self, function: Any, if_any: Any = None) -> Deferred[Any]:
+            return succeed(function() if if_any is None or if_any() else None)
 
     broker = Broker()
     queue = conf.current().queue("default")
