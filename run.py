@@ -55,6 +55,11 @@ if TYPE_CHECKING:
 
 BROKER, DATABASE = "CARROT_BROKER_URL", "CARROT_DATABASE_URL"
 INTEGRATION_TESTS = "tests/integration"
+#: Of these, what goes on PostgreSQL into another lane than the rest, so that all last as long.
+APART = tuple(
+    f"{INTEGRATION_TESTS}/test_{name}.py"
+    for name in ("flows", "limits", "rolling_upgrade", "pgbouncer", "recipes")
+)
 OTHER_TESTS = ("tests/contract", "tests/acceptance")
 LINTERS = {
     "ruff check": [str(VENV / "bin" / "ruff"), "check", "."],
@@ -150,8 +155,16 @@ def run_tests(arguments: Sequence[str], log: Path) -> int:
         },
         {"others on SQLite": ([*pytest, *OTHER_TESTS], sqlite)},
         {"integration, either": ([*either, INTEGRATION_TESTS], sqlite)},
-        {"integration, SQLite": ([*each, INTEGRATION_TESTS], sqlite)},
-        {"integration, PostgreSQL": ([*each, INTEGRATION_TESTS], postgres)},
+        {
+            "integration, SQLite": ([*each, INTEGRATION_TESTS], sqlite),
+            "more, PostgreSQL": ([*each, *APART], postgres),
+        },
+        {
+            "integration, PostgreSQL": (
+                [*each, INTEGRATION_TESTS, *(f"--ignore={file}" for file in APART)],
+                postgres,
+            )
+        },
     ]
     lanes = [
         {
