@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from django.db.models import QuerySet
     from django.http import HttpRequest, HttpResponse
 
-    from carrot_twisted.message_log import MessageLogQuerySet
+    from carrot_twisted.message_log_set import MessageLogQuerySet
 
 #: Lists go through so many rows, the newest: filters and counts look at each of them.
 NEWEST = 100_000

@@ -20,8 +20,8 @@ from django.db.models import Count
 from django.db.models.functions import Now
 
 from carrot_twisted import limit_statements, records, task_options, task_paths
+from carrot_twisted.due import due_in
 from carrot_twisted.limit_state import LimitState
-from carrot_twisted.message_log import due_in
 from carrot_twisted.models import MessageLog
 from carrot_twisted.state_words import of_states
 from carrot_twisted.task_limits import (

@@ -19,11 +19,12 @@ from django.db.models.functions import Now
 from carrot_twisted import flow_plan, outcomes, waiting
 from carrot_twisted.exceptions import HasFailed, NotFinished, WasCancelled
 from carrot_twisted.flow_plan import Ended, Step
-from carrot_twisted.message_log import MessageLog, message_id
+from carrot_twisted.identities import message_id
+from carrot_twisted.message_log import MessageLog
 from carrot_twisted.running import CancelRequest
 
 if TYPE_CHECKING:
-    from carrot_twisted.message_log import MessageLogQuerySet
+    from carrot_twisted.message_log_set import MessageLogQuerySet
 
 #: Characters that are kept of why a flow has failed.
 MAX_ERROR = 1000

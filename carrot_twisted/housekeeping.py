@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pika import BlockingConnection
 
     from carrot_twisted.conf import QueueSettings
-    from carrot_twisted.message_log import MessageLogQuerySet
+    from carrot_twisted.message_log_set import MessageLogQuerySet
     from carrot_twisted.virtual_host import VirtualHost
 
     Progress = Callable[[int], None]

@@ -11,10 +11,11 @@ from __future__ import annotations
 from carrot_twisted.attempt import Attempt
 from carrot_twisted.begun_message import BegunMessage
 from carrot_twisted.flow import Flow
+from carrot_twisted.identities import message_id
 from carrot_twisted.limit_state import LimitState
 
 # message_id: the first migration names it here.
-from carrot_twisted.message_log import MessageLog, message_id
+from carrot_twisted.message_log import MessageLog
 from carrot_twisted.operator_action import OperatorAction
 from carrot_twisted.paused_queue import PausedQueue
 from carrot_twisted.rollups import QueueStatistics, TaskStatistics

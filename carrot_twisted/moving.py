@@ -17,7 +17,7 @@ from django.db.models import Count, Max, Min
 
 from carrot_twisted import old_rows
 from carrot_twisted.exceptions import InvalidMessage
-from carrot_twisted.message_log import new_token
+from carrot_twisted.identities import new_token
 from carrot_twisted.models import MessageLog, ScheduledTask
 from carrot_twisted.old_tables import MOVED, OldMessageLog, OldScheduledTask
 

@@ -21,7 +21,8 @@ from django.db.models.functions import Now
 from django.db.models.lookups import GreaterThan
 
 from carrot_twisted import conf, failpoints, statements, topology, wire
-from carrot_twisted.message_log import GRACE, due_in, in_state, is_due, new_token, since_due
+from carrot_twisted.due import GRACE, due_in, in_state, is_due, since_due
+from carrot_twisted.identities import new_token
 from carrot_twisted.models import MessageLog
 from carrot_twisted.signing import Seal
 

@@ -16,7 +16,7 @@ from django.db.models import DurationField, ExpressionWrapper, F
 from django.db.models.functions import Now
 
 from carrot_twisted import conf, records, statements
-from carrot_twisted.message_log import is_due, since_due
+from carrot_twisted.due import is_due, since_due
 from carrot_twisted.models import MessageLog, PausedQueue
 from carrot_twisted.state_words import of_states
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from django.db.models import QuerySet
     from django.db.models.expressions import Combinable
 
-    from carrot_twisted.message_log import Unsent
+    from carrot_twisted.message_log_set import Unsent
 
 #: Seconds that a message may wait in the outbox before that is a problem. A restart of the broker
 #: takes less.

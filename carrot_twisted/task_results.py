@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from django.db import router
 
 from carrot_twisted.exceptions import TaskCancelled, TaskExpired
-from carrot_twisted.message_log import EXPIRED
+from carrot_twisted.message_log_set import EXPIRED
 from carrot_twisted.models import Attempt, MessageLog
 from carrot_twisted.outcomes import WORKER_LOST, exception_class
 from carrot_twisted.standard_tasks import (

@@ -29,7 +29,7 @@ CHUNK = 10_000
 
 def first_key() -> UUID:
     """Below the keys of all rows that are made from now on, which begin with the millisecond."""
-    from carrot_twisted.message_log import message_id
+    from carrot_twisted.identities import message_id
 
     return UUID(int=message_id().int >> 80 << 80)
 

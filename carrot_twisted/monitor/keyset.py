@@ -34,7 +34,7 @@ from carrot_twisted.state_words import of_states
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from carrot_twisted.message_log import MessageLogQuerySet
+    from carrot_twisted.message_log_set import MessageLogQuerySet
 
     Prepare = Callable[[MessageLogQuerySet], MessageLogQuerySet]
 

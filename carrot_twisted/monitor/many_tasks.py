@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from django.http import HttpRequest, HttpResponse
     from django.utils.functional import _StrPromise
 
-    from carrot_twisted.message_log import MessageLogQuerySet
+    from carrot_twisted.message_log_set import MessageLogQuerySet
 
 #: Seconds that one request works.
 STRETCH = 1.0

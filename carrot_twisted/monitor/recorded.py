@@ -18,7 +18,7 @@ from carrot_twisted.models import OperatorAction
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from carrot_twisted.message_log import MessageLogQuerySet
+    from carrot_twisted.message_log_set import MessageLogQuerySet
 
 
 def on_rows(

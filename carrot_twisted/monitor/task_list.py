@@ -24,7 +24,7 @@ from carrot_twisted.monitor.task_filter import NEWEST, OLDEST, STATES, TaskFilte
 if TYPE_CHECKING:
     from django.http import HttpRequest, HttpResponse
 
-    from carrot_twisted.message_log import MessageLogQuerySet
+    from carrot_twisted.message_log_set import MessageLogQuerySet
     from carrot_twisted.monitor.keyset import Found, Position
 
 #: Rows of a page.

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from django.utils.translation import gettext
 
-from carrot_twisted.message_log import EXPIRED, GRACE
+from carrot_twisted.due import GRACE
+from carrot_twisted.message_log_set import EXPIRED
 from carrot_twisted.models import Attempt, MessageLog
 
 if TYPE_CHECKING:

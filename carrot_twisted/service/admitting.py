@@ -14,7 +14,7 @@ from twisted.internet.task import LoopingCall
 
 from carrot_twisted import task_options
 from carrot_twisted.admission import Request
-from carrot_twisted.message_log import new_token
+from carrot_twisted.identities import new_token
 from carrot_twisted.service.chore import Chore
 from carrot_twisted.service.log_writer import Admit
 

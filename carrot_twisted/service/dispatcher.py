@@ -32,8 +32,8 @@ from carrot_twisted import execution, failpoints, outcomes, task_paths, wire
 from carrot_twisted.coroutine_call import CoroutineCall
 from carrot_twisted.exceptions import TimeLimitExceeded
 from carrot_twisted.execution import Limits, Run
+from carrot_twisted.identities import new_token
 from carrot_twisted.interruption import TimedCall
-from carrot_twisted.message_log import new_token
 from carrot_twisted.outcomes import Kind, Result, Verdict
 from carrot_twisted.own_thread import OwnThread
 from carrot_twisted.records import Claimed, Finished

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 from carrot_twisted import outcomes
-from carrot_twisted.message_log import new_token
+from carrot_twisted.identities import new_token
 from carrot_twisted.outcomes import Verdict
 from carrot_twisted.service.dispatcher import Dispatcher, Job, message_id_of, run_of
 from carrot_twisted.service.log_writer import Claim

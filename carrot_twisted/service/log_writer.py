@@ -29,7 +29,7 @@ from txaio.tx import make_logger
 
 from carrot_twisted import admission, failpoints, outbox, outcomes, records
 from carrot_twisted.admission import Admitted, Request
-from carrot_twisted.message_log import new_token
+from carrot_twisted.identities import new_token
 from carrot_twisted.outage import Outage
 from carrot_twisted.outcomes import Kind, Result, Verdict
 from carrot_twisted.records import Claimant, Claimed, Finished

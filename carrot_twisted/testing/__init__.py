@@ -38,8 +38,9 @@ from carrot_twisted import (
     task_logging,
     wire,
 )
+from carrot_twisted.due import is_due
 from carrot_twisted.execution import Limits, Run
-from carrot_twisted.message_log import is_due, new_token
+from carrot_twisted.identities import new_token
 from carrot_twisted.models import MessageLog, ScheduledTask
 from carrot_twisted.publishing import PublishingSession
 from carrot_twisted.records import Claimant, Claimed, Finished

@@ -24,8 +24,8 @@ from django.db.models.functions import Now
 from pika.data import encode_table
 
 from carrot_twisted import publisher, wire
+from carrot_twisted.due import due_in
 from carrot_twisted.exceptions import InvalidMessage
-from carrot_twisted.message_log import due_in
 from carrot_twisted.models import MessageLog
 from carrot_twisted.signing import Seal
 from carrot_twisted.utilities import create_message, publish_many, publish_message

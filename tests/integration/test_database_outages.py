@@ -20,7 +20,7 @@ import pytest
 from django.db import connection, connections, transaction
 
 from carrot_twisted import outbox, publisher, records, statements
-from carrot_twisted.message_log import new_token
+from carrot_twisted.identities import new_token
 from carrot_twisted.models import MessageLog, Worker
 from carrot_twisted.records import Claimant
 from carrot_twisted.utilities import create_message, publish_many, publish_message

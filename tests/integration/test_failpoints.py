@@ -15,7 +15,7 @@ from django.db.models import F
 from django.db.models.functions import Now
 
 from carrot_twisted import failpoints, publisher
-from carrot_twisted.message_log import due_in
+from carrot_twisted.due import due_in
 from carrot_twisted.models import MessageLog, ScheduledTask, Worker
 from carrot_twisted.outbox import LEASE
 from carrot_twisted.utilities import (

@@ -18,7 +18,7 @@ from django.test.utils import CaptureQueriesContext
 
 from carrot_twisted import admission, outbox, outcomes, publisher, records
 from carrot_twisted.admission import Request
-from carrot_twisted.message_log import new_token
+from carrot_twisted.identities import new_token
 from carrot_twisted.models import LimitState, MessageLog
 from carrot_twisted.outcomes import Kind, Result
 from carrot_twisted.records import Claimant, Finished

@@ -14,7 +14,7 @@ import pytest
 from django.db.models.functions import Now
 
 from carrot_twisted import conf, publisher, topology
-from carrot_twisted.message_log import due_in
+from carrot_twisted.due import due_in
 from carrot_twisted.models import MessageLog, Worker
 from carrot_twisted.utilities import create_message, publish_many, publish_message
 from tests.integration.test_service import Ledger, StartService, finished, run

@@ -14,7 +14,7 @@ import pytest
 from django.utils import timezone
 
 from carrot_twisted import publisher
-from carrot_twisted.message_log import EXPIRED
+from carrot_twisted.message_log_set import EXPIRED
 from carrot_twisted.models import Attempt, MessageLog
 from carrot_twisted.utilities import publish_many, publish_message
 from tests.conftest import run_python

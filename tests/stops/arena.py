@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from django.db import connections
 
 from carrot_twisted import publisher
-from carrot_twisted.message_log import due_in
+from carrot_twisted.due import due_in
 from carrot_twisted.models import MessageLog, ScheduledTask, Worker
 from carrot_twisted.utilities import create_message, publish_many
 from tests.conftest import Broker, same_servers

@@ -14,7 +14,7 @@ from django.test.utils import CaptureQueriesContext
 
 from carrot_twisted import admission, limit_state, outbox, records, status, task_options
 from carrot_twisted.admission import Admitted, Request
-from carrot_twisted.message_log import new_token
+from carrot_twisted.identities import new_token
 from carrot_twisted.models import LimitState, MessageLog
 from carrot_twisted.outcomes import Kind, Result, Verdict
 from carrot_twisted.records import Claimed, Finished

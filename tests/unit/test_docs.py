@@ -27,7 +27,7 @@ from carrot_twisted import (
     waiting,
 )
 from carrot_twisted.limits import limit_of
-from carrot_twisted.message_log import INSERT_BATCH
+from carrot_twisted.message_log_set import INSERT_BATCH
 from carrot_twisted.models import Flow, MessageLog
 from carrot_twisted.service import process_end, reactor_watch, recycling, time_keeper
 

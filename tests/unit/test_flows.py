@@ -20,7 +20,7 @@ from carrot_twisted.exceptions import (
     WasCancelled,
 )
 from carrot_twisted.flows import Flow, chain, group, signature
-from carrot_twisted.message_log import new_token
+from carrot_twisted.identities import new_token
 from carrot_twisted.models import MessageLog
 from carrot_twisted.outcomes import Kind, Result
 from carrot_twisted.records import Claimant, Claimed, Finished

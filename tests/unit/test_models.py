@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from carrot_twisted import wire
 from carrot_twisted.exceptions import CarrotConfigException, InvalidMessage
-from carrot_twisted.message_log import message_id
+from carrot_twisted.identities import message_id
 from carrot_twisted.models import MessageLog, ScheduledTask
 from carrot_twisted.utilities import create_message
 from tests.unit.test_wire import any_texts, json_values

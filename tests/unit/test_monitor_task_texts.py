@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from carrot_twisted import task_logging
-from carrot_twisted.message_log import GRACE
+from carrot_twisted.due import GRACE
 from carrot_twisted.models import Attempt, MessageLog
 from carrot_twisted.monitor import log_lines, time_line, traceback_lines
 

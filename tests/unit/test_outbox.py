@@ -15,8 +15,8 @@ from django.db.models.functions import Now
 
 from carrot_twisted import outbox, topology
 from carrot_twisted.conf import current
+from carrot_twisted.due import GRACE, due_in
 from carrot_twisted.exceptions import CarrotConfigException
-from carrot_twisted.message_log import GRACE, due_in
 from carrot_twisted.models import MessageLog
 from carrot_twisted.virtual_host import VirtualHost
 

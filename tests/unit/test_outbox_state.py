@@ -10,7 +10,8 @@ import pytest
 from django.db.models.functions import Now
 
 from carrot_twisted import outbox
-from carrot_twisted.message_log import GRACE, OVERDUE, due_in
+from carrot_twisted.due import GRACE, due_in
+from carrot_twisted.message_log_set import OVERDUE
 from carrot_twisted.models import MessageLog
 
 pytestmark = pytest.mark.django_db

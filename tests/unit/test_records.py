@@ -14,7 +14,7 @@ import pytest
 from django.db.models.functions import Now
 
 from carrot_twisted import helper_tasks, outbox, processes, records
-from carrot_twisted.message_log import new_token
+from carrot_twisted.identities import new_token
 from carrot_twisted.models import Attempt, MessageLog, Worker
 from carrot_twisted.outcomes import Kind, Result, Verdict
 from carrot_twisted.records import Claimant, Claimed, Finished

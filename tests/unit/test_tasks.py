@@ -13,8 +13,9 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from carrot_twisted import helper_tasks, housekeeping, outbox, records, schedules, task_options
+from carrot_twisted.due import GRACE
 from carrot_twisted.exceptions import CarrotConfigException, DuplicateTask, InvalidMessage
-from carrot_twisted.message_log import EXPIRED, GRACE, MessageLogQuerySet
+from carrot_twisted.message_log_set import EXPIRED, MessageLogQuerySet
 from carrot_twisted.models import Attempt, MessageLog, ScheduledTask
 from carrot_twisted.outcomes import Kind, Result, Verdict
 from carrot_twisted.records import Claimed

@@ -552,7 +552,7 @@ def test_all_are_published_or_none(
     handed_over: RecordingPublisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also across several statements."""
-    monkeypatch.setattr("carrot_twisted.message_log.INSERT_BATCH", 2)
+    monkeypatch.setattr("carrot_twisted.message_log_set.INSERT_BATCH", 2)
     message = create_message(TASK)
     with pytest.raises(IntegrityError):
         publish_many([message, create_message(TASK), create_message(TASK), message])
