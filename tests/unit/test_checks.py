@@ -76,12 +76,16 @@ def test_mistakes_of_the_setting_are_errors_with_hint_and_number(settings: Any) 
     assert all(m.is_serious() and m.hint for m in told)
 
 
+# Django 6.1 asks the database what it can do.
+@pytest.mark.django_db
 def test_manage_py_check_fails_with_them(settings: Any) -> None:
     settings.CARROT = {"task_modules": ["no.such.module"], "default_broker": "nonsense"}
     with pytest.raises(SystemCheckError, match=r"\(carrot_twisted\.E003\).*\n.*HINT: Give a URL"):
         call_command("check")
 
 
+# Django 6.1 asks the database what it can do.
+@pytest.mark.django_db
 def test_manage_py_check_passes_without_them(capsys: pytest.CaptureFixture[str]) -> None:
     call_command("check")
     assert "no issues" in capsys.readouterr().out

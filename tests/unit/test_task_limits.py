@@ -95,6 +95,8 @@ def one(name: str) -> None:
     """A task."""
 
 
+# Django 6.1 asks the database what it can do.
+@pytest.mark.django_db
 def test_tasks_of_a_group_have_to_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     def found() -> list[str]:
         return [m.msg for m in run_checks() if m.id == "carrot_twisted.E017"]
