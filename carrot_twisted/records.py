@@ -139,26 +139,29 @@ def _judge(
     candidates: dict[UUID, Candidate] = {}
     crashes = ANY_NUMBER if claimant.alone else SUSPECT_CRASHES
     rows = MessageLog.objects.using(using).filter(pk__in=ids).exclude(queue__in=barred)
-    rows = rows.annotate(timed=_has_time(), since=since_due())
-    known = ("status", "token", "worker", *statements.CLAIMED, "since", "timed", *_UNDER_LIMITS)
-    for every in rows.values_list(*known):
-        row, limited = every[: -len(_UNDER_LIMITS)], every[-len(_UNDER_LIMITS) :]
-        status, row_token, worker, pk = row[:4]
+    # What is reckoned comes last: the first releases of Django 5.2 mix up the order else.
+    rows = rows.annotate(since=since_due(), timed=_has_time())
+    known = ("status", "token", "worker", *statements.CLAIMED, *_UNDER_LIMITS)
+    for status, row_token, worker, *row, since, has_time in rows.values_list(
+        *known, "since", "timed"
+    ):
+        claimed, limited = row[: len(statements.CLAIMED)], row[len(statements.CLAIMED) :]
+        pk = claimed[0]
         if status == MessageLog.PUBLISHED:
             result[pk] = Verdict.SUSPECT
-            candidate = _candidate(row[3:], limited, crashes)
+            candidate = _candidate(claimed, limited, crashes)
             if candidate is not None:
                 result[pk] = candidates[pk] = candidate
-            if row[-1]:
+            if has_time:
                 timed.append(pk)
         elif status != MessageLog.IN_PROGRESS:
             result[pk] = Verdict.FINAL
         elif row_token == token:
             # The first attempt at this batch was committed, but its answer was lost.
-            result[pk] = _claimed((*row[3:-2], row[-2].timestamp()), token)
+            result[pk] = _claimed((*claimed, since.timestamp()), token)
         else:
             result[pk] = Verdict.ELSEWHERE
-            flow = row[3 + statements.CLAIMED.index("flow")]
+            flow = claimed[statements.CLAIMED.index("flow")]
             taken.append((pk, worker, row_token, flow))
     for pk, verdict in (_judge_times(timed, claimant, using) if timed else {}).items():
         is_ready = verdict is Verdict.MISSING and pk in candidates

@@ -150,6 +150,7 @@ class Workers(ProcessMonitor):
     ) -> None:
         super().__init__(reactor)
         self._spawner: Any = reactor
+        self._timers: Any = reactor
         self._command = list(command)
         self._environment = dict(environment)
         self._on_end = on_end
@@ -207,10 +208,10 @@ class Workers(ProcessMonitor):
             # Too many processes, or no memory for another one.
             state.status = f"cannot be started: {problem}"
             _log.error("{name} {problem}", name=name, problem=state.status)
-            self.restart[name] = self._clock.callLater(LATEST_RESTART, self.startProcess, name)
+            self.restart[name] = self._timers.callLater(LATEST_RESTART, self.startProcess, name)
             return
         self.protocols[name] = protocol
-        self.timeStarted[name] = self._clock.seconds()
+        self.timeStarted[name] = self._timers.seconds()
 
     def judge(self, name: str, end: Any) -> None:
         """A process has ended: does it start again, and what is said of it?
@@ -235,7 +236,7 @@ class Workers(ProcessMonitor):
         how = f"status {end.exitCode}" if end.signal is None else f"signal {end.signal}"
         self._states[name].ready = False
         self._states[name].status = f"ended with {how}, is started again"
-        settled = self._clock.seconds() - self.timeStarted[name] >= self.threshold
+        settled = self._timers.seconds() - self.timeStarted[name] >= self.threshold
         tell = _log.info if end.exitCode == EXIT_FRESH else _log.error
         tell(
             "{name} has ended with {how}. It is started again {when}",
@@ -291,13 +292,13 @@ class Workers(ProcessMonitor):
         state.ready = state.ready or "READY" in told
         state.status = told.get("STATUS", state.status)
         if "WATCHDOG" in told:
-            state.seen = self._clock.seconds()
+            state.seen = self._timers.seconds()
         with suppress(ValueError):
             self.killTime = float(told.get(following.STOP_SECONDS, "")) + STOP_MARGIN
 
     def _look(self) -> None:
         """Kill what stands still; its end has it started again."""
-        now = self._clock.seconds()
+        now = self._timers.seconds()
         for name in list(self.protocols):
             seen = self._states[name].seen
             if seen is not None and now - seen > self._signs:

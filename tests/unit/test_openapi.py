@@ -12,6 +12,7 @@ from urllib.parse import urljoin
 
 import hypothesis
 import pytest
+import rest_framework
 import schemathesis
 from django.contrib.auth.models import User
 from django.core.signals import request_finished, request_started
@@ -38,6 +39,9 @@ SCHEMA = "/some/where/api/schema/"
 TOKEN = "t" * 32
 
 
+@pytest.mark.skipif(
+    rest_framework.VERSION < "3.18", reason="older releases describe some types with other words"
+)
 def test_it_is_current() -> None:
     kept = openapi.FILE.read_text(encoding="utf-8")
     assert openapi.description() == kept, "Write it anew: python3 run.py openapi"
