@@ -22,9 +22,6 @@ lint: ## Run ruff and mypy
 docs: ## Build the documentation as HTML
 	python3 run.py docs
 
-coverage: ## Tell which lines the unit tests reach
-	python3 run.py coverage
-
 format: ## Let ruff format the code and repair what it can
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .

@@ -11,7 +11,6 @@
                                                          with classic and with quorum queues
     python3 run.py lint                                  ruff and mypy
     python3 run.py docs                                  the documentation as HTML, in build/docs
-    python3 run.py coverage                              which lines the unit tests reach
     python3 run.py package                               sdist and wheel, the same bytes each time
     python3 run.py openapi                               writes the description of the JSON API
     python3 run.py screenshots                           takes the pictures of the monitor anew
@@ -261,20 +260,6 @@ def build_documentation(_arguments: Sequence[str], log: Path) -> int:
     return status
 
 
-def run_coverage(arguments: Sequence[str], log: Path) -> int:
-    """Tell which lines and branches the unit tests reach; fewer than agreed is a failure."""
-    prepare_environment("postgres,test", log=log)
-    variables = environment_variables()
-    coverage = [str(PYTHON), "-m", "coverage"]
-    # One after the other: the report is of what the first has found.
-    return run_lanes(
-        {
-            "unit tests": ([*coverage, "run", "-m", "pytest", "tests/unit", *arguments], variables),
-            "report": ([*coverage, "report"], variables),
-        }
-    )
-
-
 def build_package(_arguments: Sequence[str], log: Path) -> int:
     """Build what is released."""
     prepare_environment("test", log=log)
@@ -297,7 +282,6 @@ COMMANDS: dict[str, Callable[[Sequence[str], Path], int]] = {
     "brokers": run_brokers,
     "lint": run_linters,
     "docs": build_documentation,
-    "coverage": run_coverage,
     "package": build_package,
     "screenshots": run_screenshots,
     "openapi": write_openapi,

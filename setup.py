@@ -83,7 +83,6 @@ setup(
         "test": [
             "axe-playwright-python",  # looks at the monitor's pages for people who see less
             "build",  # the wheel that the acceptance tests install ...
-            "coverage[toml]>=7.6",  # which lines the unit tests reach
             "setuptools>=77",  # ... without fetching a build environment
             "django-stubs>=5.2",
             "django-tasks>=0.11",  # Django 5.2 has no django.tasks

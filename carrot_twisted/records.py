@@ -178,12 +178,13 @@ def _judge(
 
 
 #: What is to be known of a row that is under limits.
-_UNDER_LIMITS = ("priority", "publish_time", "slot_key", "rate_key", "waits_for", "crashes")
+_UNDER_LIMITS = ("priority", "publish_time", "rate_key", "waits_for", "crashes")
 
 
 def _candidate(claimed: Sequence[Any], limited: Sequence[Any], crashes: int) -> Candidate | None:
     """A waiting row, if it is under limits, and may start as far as lost workers are concerned."""
-    priority, published, slot, rate, waits_for, lost = limited
+    priority, published, rate, waits_for, lost = limited
+    slot = claimed[statements.CLAIMED.index("slot_key")]
     if (slot is None and rate is None) or lost >= crashes:
         return None
     return Candidate(
