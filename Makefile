@@ -2,7 +2,7 @@
 # Short names for the commands of run.py, which does the work.
 
 .DEFAULT_GOAL := help
-.PHONY: help example test brokers lint coverage docs format bench package clean
+.PHONY: help example test brokers lint docs format bench package clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s  %s\n", $$1, $$2}' Makefile
