@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import pika
 import pytest
 
-from carrot_twisted import message_log, publisher
+from carrot_twisted import message_log_set, publisher
 from carrot_twisted.models import MessageLog
 from carrot_twisted.utilities import create_message, publish_many, publish_message
 from tests.integration.test_service import finished
@@ -190,7 +190,7 @@ def test_what_was_published_while_the_broker_was_away_is_sent_once_by_two_servic
     )
     meanwhile += effects(*(f"during {n}" for n in range(20)))
     # It counts as late some seconds after it should have been sent.
-    monkeypatch.setattr(message_log, "OVERDUE", 0.5)
+    monkeypatch.setattr(message_log_set, "OVERDUE", 0.5)
     wait_until(lambda: late() == 2023, what="all that was published meanwhile is known")
     unsent = MessageLog.objects.filter(pk=meanwhile[0].pk).get()
     assert "broker" in unsent.publish_error
