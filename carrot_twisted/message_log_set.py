@@ -84,7 +84,7 @@ class MessageLogQuerySet(QuerySet["MessageLog"]):
         )
         holders: dict[uuid.UUID, MessageLog] = {}
         if len(rows) == 1 and not special:
-            rows[0].save(force_insert=True, using=using)
+            statements.insert_row(table, rows[0], using)
         else:
             plain = [row for row in rows if not row.is_special] if special else rows
             with transaction.atomic(using=using):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from django.db.models import BooleanField, Case, F, Q, Value, When
@@ -31,7 +32,7 @@ from carrot_twisted.running import CancelRequest
 from carrot_twisted.task_limits import Candidate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from uuid import UUID
 
     from django.db.models import QuerySet
@@ -103,14 +104,65 @@ def claim(
         using: database alias.
         barred: rows of these queues count as missing.
     """
-    result: dict[UUID, Claimed | Verdict | Candidate] = dict.fromkeys(ids, Verdict.MISSING)
-    crashes = ANY_NUMBER if claimant.alone else SUSPECT_CRASHES
-    for row in statements.claim_rows(_TABLE, ids, token, claimant.worker, crashes, using, barred):
-        result[row[0]] = _claimed(row, token)
-    others = [pk for pk, verdict in result.items() if verdict is Verdict.MISSING]
-    if others:
-        _judge(others, result, token, claimant, using, barred)
+    result: dict[UUID, Claimed | Verdict | Candidate] = {}
+    result.update(take(ids, token, claimant, using, barred))
+    if len(result) < len(ids):
+        others = [pk for pk in ids if pk not in result]
+        result.update(judge(others, token, claimant, using, barred))
     return result
+
+
+def take(
+    ids: Sequence[UUID],
+    token: int,
+    claimant: Claimant,
+    using: str,
+    barred: Sequence[str] = (),
+    parameters: Mapping[str, str] = MappingProxyType({}),
+) -> dict[UUID, Claimed]:
+    """The first half of ``claim``, one statement: take those rows that may run.
+
+    Args:
+        ids, token, claimant, using, barred: see ``claim``.
+        parameters: of PostgreSQL, for the rest of the transaction.
+    """
+    crashes = ANY_NUMBER if claimant.alone else SUSPECT_CRASHES
+    rows = statements.claim_rows(
+        _TABLE, ids, token, claimant.worker, crashes, using, barred, parameters=parameters
+    )
+    return {row[0]: _claimed(row, token) for row in rows}
+
+
+def take_again(runs: Sequence[Claimed], worker: str, using: str) -> int:
+    """Claim once more what runs here, and what the database does not know any more.
+
+    A claim may be forgotten by a database that was killed a moment later, see ``LogWriter``. Its
+    row is as it was before, with one attempt less than its run has: so it is not taken for one that
+    another worker has put back.
+
+    Args:
+        runs: what runs here.
+        worker: name of who claims.
+        using: database alias.
+
+    Returns:
+        How many were forgotten.
+    """
+    logs = MessageLog.objects.using(using).filter(in_state(MessageLog.PUBLISHED))
+    by_key = {run.uuid: run for run in runs}
+    waiting = logs.filter(pk__in=by_key).values_list("pk", "attempts")
+    forgotten = [by_key[pk] for pk, attempts in waiting if by_key[pk].attempt == attempts + 1]
+    return sum(
+        logs.filter(pk=run.uuid, attempts=run.attempt - 1).update(
+            status=MessageLog.IN_PROGRESS,
+            worker=worker,
+            token=run.token,
+            attempts=run.attempt,
+            start_time=Now(),
+            publish_error="",
+        )
+        for run in forgotten
+    )
 
 
 def claim_limited(ids: Sequence[UUID], token: int, worker: str, using: str) -> dict[UUID, Claimed]:
@@ -125,15 +177,14 @@ def claimed_of(rows: QuerySet[MessageLog], token: int) -> dict[UUID, Claimed]:
     return {row[0]: _claimed((*row[:-1], row[-1].timestamp()), token) for row in found}
 
 
-def _judge(
-    ids: Sequence[UUID],
-    result: dict[UUID, Claimed | Verdict | Candidate],
-    token: int,
-    claimant: Claimant,
-    using: str,
-    barred: Sequence[str],
-) -> None:
-    """Say of rows that were not PUBLISHED why, and take over those whose worker is gone."""
+def judge(
+    ids: Sequence[UUID], token: int, claimant: Claimant, using: str, barred: Sequence[str] = ()
+) -> dict[UUID, Claimed | Verdict | Candidate]:
+    """The second half of ``claim``: say why rows were not taken.
+
+    Those whose worker is gone are taken over.
+    """
+    result: dict[UUID, Claimed | Verdict | Candidate] = dict.fromkeys(ids, Verdict.MISSING)
     taken: list[tuple[UUID, str, int | None, UUID | None]] = []
     timed: list[UUID] = []
     candidates: dict[UUID, Candidate] = {}
@@ -175,6 +226,7 @@ def _judge(
                 result[pk] = _take_over(pk, row_token, token, claimant, using)
                 if flow is not None and result[pk] in (Verdict.FINAL, Verdict.LOST):
                     flow_settling.settle({flow}, using)
+    return result
 
 
 #: What is to be known of a row that is under limits.
@@ -432,13 +484,27 @@ class Finished:
     """The flow that its task is a part of."""
 
 
-def finish(runs: Sequence[Finished], clock_offset: float, using: str) -> int:
+def is_alone(run: Finished) -> bool:
+    """Whether one statement writes this end: it needs no transaction around it."""
+    result = run.result
+    return result.kind.is_final and result.progress is None and run.flow is None
+
+
+def finish(
+    runs: Sequence[Finished],
+    clock_offset: float,
+    using: str,
+    parameters: Mapping[str, str] = MappingProxyType({}),
+) -> int:
     """Write the ends of runs. Call it inside a transaction, and ``settle_flows`` at its end.
+
+    If ``is_alone`` says so of all of them, no transaction is needed.
 
     Args:
         runs: at least one, of any kind.
         clock_offset: seconds that the database's clock is ahead of this host's.
         using: database alias.
+        parameters: of PostgreSQL, for the rest of the transaction.
 
     Returns:
         How many rows were changed. Fewer than ``runs``: others have taken those over, or they were
@@ -456,6 +522,7 @@ def finish(runs: Sequence[Finished], clock_offset: float, using: str) -> int:
             [(run.uuid, run.token) for run in final],
             [_values(run.result, clock_offset) for run in final],
             using,
+            parameters,
         )
     if len(final) < len(runs):
         changed += _release([run for run in runs if not run.result.kind.is_final], using)

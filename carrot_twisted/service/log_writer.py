@@ -7,6 +7,12 @@ cost of a commit is shared by as many tasks as are under way, without any waitin
 The database may go away at any line. The batch is kept and tried again until it is written; what
 it does is repeatable (see ``records``). Meanwhile nothing new is claimed: the service pauses.
 
+Claims go before everything else, each statement a transaction of its own that does not wait for the
+disk: their tasks start one commit sooner. A database that is killed in the next moment forgets them,
+and nothing that came after them is kept either: their rows wait as if nobody had claimed them. So
+what runs here is claimed once more when the connection was lost. What ends is written to the disk
+before its message is acknowledged.
+
 Another transaction that holds a row is no outage. The batch is repeated; what it hits again is put
 aside for a moment, so that one row which somebody has locked does not hold up all the others.
 """
@@ -16,7 +22,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -56,6 +62,8 @@ ASIDE = 1.0
 #: How long PostgreSQL waits for others' locks here, where the project leaves that without limit:
 #: one row that somebody has locked must cost neither the heartbeats nor all others.
 LOCK_TIMEOUT = "1s"
+#: Of PostgreSQL's parameters, for claims. Where the project waits for no disk at all, nor do these.
+NOT_ON_DISK = {"synchronous_commit": "off"}
 #: In one batch so many operations may meet a lock; each may take as long as lock_timeout says.
 MAX_LOCKED = 2
 #: Characters that are told of the database's words.
@@ -218,6 +226,10 @@ class LogWriter:
         """How many batches it has taken, by the bit length of their size."""
         self.operations = 0
         """How many operations these were. Written on its thread only, as are the batches."""
+        #: A connection was lost: the database may have forgotten claims.
+        self._in_doubt = False
+        self.runs: Callable[[], Sequence[Claimed]] = lambda: ()
+        """What is claimed here, and has not ended. Called on the writer's thread."""
         #: What is left to do of a batch that is written.
         self._to_admit: list[Admit] = []
         self.places: Callable[[Mapping[str, int]], Mapping[str, int]] = lambda _: {}
@@ -352,7 +364,10 @@ class LogWriter:
         self._sign = None
 
     def _process(self, batch: Sequence[Operation]) -> None:
-        own = (Call, Admit)
+        claims = [op for op in batch if isinstance(op, Claim)]
+        if claims and not self._persist(claims):
+            return
+        own = (Claim, Call, Admit)
         rest = [op for op in batch if not isinstance(op, own)]
         if rest and not self._persist(rest):
             return
@@ -389,7 +404,16 @@ class LogWriter:
     def _commit(self, batch: Sequence[Operation], again: bool) -> Exception | None:
         """Write the batch and tell those who wait; returns what the database said against it."""
         told: list[Callable[[], None]] = []
-        error = self._attempt(lambda: told.append(self._write(batch, again)))
+
+        def work() -> None:
+            if self._in_doubt:
+                self._claim_again()
+            if isinstance(batch[0], Claim):
+                told.append(self._claim(batch))
+            else:
+                told.append(self._write(batch, again))
+
+        error = self._attempt(work)
         # Not among what is tried again: who is told twice of a claim runs it twice.
         for tell in told:
             tell()
@@ -402,6 +426,7 @@ class LogWriter:
             work()
         except (DatabaseError, InterfaceError) as error:
             connections[self._using].close()
+            self._in_doubt = True
             return error
         finally:
             self._asked = None
@@ -412,20 +437,68 @@ class LogWriter:
     def _transaction(self) -> Iterator[None]:
         """A transaction that does not wait for others' locks without end."""
         with transaction.atomic(using=self._using):
-            connection = connections[self._using]
-            if connection.vendor == "postgresql":
-                with connection.cursor() as cursor:
-                    if connection.connection is not self._driver:
-                        self._driver = connection.connection
-                        cursor.execute("SHOW lock_timeout")
-                        self._waits_for_ever = cursor.fetchone() == ("0",)
-                    if self._waits_for_ever:
-                        # For this transaction only: a pooler gives the connection to others, too.
-                        cursor.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
+            for name, value in self._bounds().items():
+                with connections[self._using].cursor() as cursor:
+                    cursor.execute(f"SET LOCAL {name} = '{value}'")
             yield
 
+    def _bounds(self) -> dict[str, str]:
+        """Parameters that keep a transaction from waiting for others' locks without end.
+
+        For one transaction only: a pooler gives the connection to others, too.
+        """
+        connection = connections[self._using]
+        if connection.vendor != "postgresql":
+            return {}
+        if connection.connection is None or connection.connection is not self._driver:
+            with connection.cursor() as cursor:
+                cursor.execute("SHOW lock_timeout")
+                self._waits_for_ever = cursor.fetchone() == ("0",)
+            self._driver = connection.connection
+        return {"lock_timeout": LOCK_TIMEOUT} if self._waits_for_ever else {}
+
+    def _claim(self, claims: Sequence[Any]) -> Callable[[], None]:
+        """Claim; of rows that cannot be claimed just so, in a second transaction.
+
+        May be repeated: what the first time has claimed is found under its token.
+
+        Returns:
+            What tells those who wait for it.
+        """
+        parameters = {**NOT_ON_DISK, **self._bounds()}
+        failpoints.reached("before_claim_commit")
+        answers: list[dict[UUID, Claimed | Verdict | Candidate]] = []
+        for op in claims:
+            claimant = self._claimant(op.alone)
+            answers.append(
+                {**records.take(op.ids, op.token, claimant, self._using, op.barred, parameters)}
+            )
+        left = [
+            (op, answer, [key for key in op.ids if key not in answer])
+            for op, answer in zip(claims, answers, strict=True)
+            if len(answer) < len(op.ids)
+        ]
+        if left:
+            with self._transaction():
+                for op, answer, keys in left:
+                    claimant = self._claimant(op.alone)
+                    more = records.judge(keys, op.token, claimant, self._using, op.barred)
+                    answer.update(more)
+        failpoints.reached("after_claim_commit")
+        return lambda: self._tell_claimed(claims, answers)
+
+    def _claim_again(self) -> None:
+        runs = self.runs()
+        if runs:
+            with self._transaction():
+                worker = self._claimant(False).worker
+                forgotten = records.take_again(runs, worker, self._using)
+            if forgotten:
+                _log.warn("The database had forgotten that {n} tasks run here", n=forgotten)
+        self._in_doubt = False
+
     def _write(self, batch: Sequence[Operation], again: bool) -> Callable[[], None]:
-        """One transaction for everything but the calls.
+        """One transaction for everything but claims and calls.
 
         Args:
             batch: what to write.
@@ -435,30 +508,25 @@ class LogWriter:
             What tells those who wait for it.
         """
         finishes = [op for op in batch if isinstance(op, Finish)]
-        claims = [op for op in batch if isinstance(op, Claim)]
         confirmed = [post for op in batch if isinstance(op, Confirmed) for post in op.posts]
         entries = [op for op in batch if isinstance(op, Entry)]
         lines = [op for op in batch if isinstance(op, Lines)]
         looks = [op for op in batch if isinstance(op, CancelLook)]
         admits = [op for op in batch if isinstance(op, Admit)]
         logged: set[UUID] = set()
-        answers = []
-        with self._transaction():
+        is_alone = all(isinstance(op, Finish) and records.is_alone(op.finished) for op in batch)
+        with nullcontext() if is_alone else self._transaction():
             if finishes:
+                failpoints.reached("before_finish_commit")
                 runs = [op.finished for op in finishes]
-                changed = records.finish(runs, self.clock_offset, self._using)
+                bounds = self._bounds() if is_alone else {}
+                changed = records.finish(runs, self.clock_offset, self._using, bounds)
                 if changed < len(runs) and not again:
                     _log.warn(
                         "{n} of {all} ended tasks had been taken over or deleted meanwhile",
                         n=len(runs) - changed,
                         all=len(runs),
                     )
-                failpoints.reached("before_finish_commit")
-            for op in claims:
-                claimant = self._claimant(op.alone)
-                answers.append(records.claim(op.ids, op.token, claimant, self._using, op.barred))
-            if claims:
-                failpoints.reached("before_claim_commit")
             if confirmed:
                 outbox.note_confirmed(confirmed, self._using)
             if entries:
@@ -474,30 +542,14 @@ class LogWriter:
             records.settle_flows([op.finished for op in finishes], self._using)
         if admits:
             failpoints.reached("after_admission_commit")
-        if claims:
-            failpoints.reached("after_claim_commit")
         if finishes:
             failpoints.reached("after_finish_before_ack")
 
         def tell() -> None:
-            if self._aside:
-                for one in batch:
-                    self._aside.pop(id(one), None)
+            self._take_back(batch)
             for asked, outcome in admitted:
                 self._tell_admitted(asked, outcome)
-            limited = []
-            for op, answer in zip(claims, answers, strict=True):
-                mine = [one for one in answer.values() if isinstance(one, Candidate)]
-                for candidate in mine:
-                    candidate.delivered = candidate.uuid not in op.placeless
-                if mine:
-                    limited.append((op, mine))
-                known = {k: v for k, v in answer.items() if not isinstance(v, Candidate)}
-                if known:
-                    op.answer(known)
-            admit = _admit_of(limited, finishes)
-            if admit is not None:
-                self._to_admit.append(admit)
+            self._admit_next([], finishes)
             if finishes:
                 self._reactor.callFromThread(_tell_written, finishes)
             for entry in entries:
@@ -508,6 +560,37 @@ class LogWriter:
                 look.answer(wish)
 
         return tell
+
+    def _take_back(self, written: Sequence[Operation]) -> None:
+        """These are put aside no more."""
+        if self._aside:
+            for one in written:
+                self._aside.pop(id(one), None)
+
+    def _tell_claimed(
+        self,
+        claims: Sequence[Claim],
+        answers: Sequence[Mapping[UUID, Claimed | Verdict | Candidate]],
+    ) -> None:
+        self._take_back(claims)
+        limited = []
+        for op, answer in zip(claims, answers, strict=True):
+            mine = [one for one in answer.values() if isinstance(one, Candidate)]
+            for candidate in mine:
+                candidate.delivered = candidate.uuid not in op.placeless
+            if mine:
+                limited.append((op, mine))
+            known = {k: v for k, v in answer.items() if not isinstance(v, Candidate)}
+            if known:
+                op.answer(known)
+        self._admit_next(limited, [])
+
+    def _admit_next(
+        self, limited: Sequence[tuple[Claim, Sequence[Candidate]]], finishes: Sequence[Finish]
+    ) -> None:
+        admit = _admit_of(limited, finishes)
+        if admit is not None:
+            self._to_admit.append(admit)
 
     def _admit(self, admit: Admit) -> Admitted:
         # Not just of this attempt: it may have been put aside.
