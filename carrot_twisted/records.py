@@ -8,7 +8,7 @@ because the connection broke in its commit finds its work done, and does no harm
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -549,11 +549,11 @@ def settle_flows(runs: Sequence[Finished], using: str) -> None:
 
 
 def _values(result: Result, offset: float) -> statements.FinishValues:
-    ended = _time(result.ended + offset)
+    ended = result.ended + offset
     completed = result.kind is not Kind.FAILED
     return (
         result.kind.value,
-        _time(result.started + offset),
+        result.started + offset,
         ended if completed else None,
         None if completed else ended,
         result.output,
@@ -563,10 +563,6 @@ def _values(result: Result, offset: float) -> statements.FinishValues:
         result.exception_class,
         result.log,
     )
-
-
-def _time(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
 
 
 def _release(runs: Sequence[Finished], using: str) -> int:

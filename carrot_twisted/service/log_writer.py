@@ -7,11 +7,10 @@ cost of a commit is shared by as many tasks as are under way, without any waitin
 The database may go away at any line. The batch is kept and tried again until it is written; what
 it does is repeatable (see ``records``). Meanwhile nothing new is claimed: the service pauses.
 
-Claims go before everything else, each statement a transaction of its own that does not wait for the
-disk: their tasks start one commit sooner. A database that is killed in the next moment forgets them,
-and nothing that came after them is kept either: their rows wait as if nobody had claimed them. So
-what runs here is claimed once more when the connection was lost. What ends is written to the disk
-before its message is acknowledged.
+Claims go first, each a transaction of its own that does not wait for the disk: their tasks start
+sooner. A database that is killed in the next moment forgets them, and all that came after them:
+their rows wait as if nobody had claimed them. So what runs here is claimed once more when the
+connection was lost. What has ended is on the disk before its message is acknowledged.
 
 Another transaction that holds a row is no outage. The batch is repeated; what it hits again is put
 aside for a moment, so that one row which somebody has locked does not hold up all the others.

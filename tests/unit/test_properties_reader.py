@@ -101,6 +101,25 @@ def test_cut_or_changed_at_any_place_they_are_what_pika_reads() -> None:
     read(struct.pack(">HH", 1 << 15 | 1, 0) + b"\1a")
 
 
+def test_messages_that_differ_in_their_ids_alone_are_what_pika_reads() -> None:
+    """What the last one of their length had in common with them is not read again."""
+    chance = random.Random(7)
+    ids = ["".join(chance.choices("0123456789abcdef-\u00fc", k=34)) for _ in range(20)]
+    for one in [*("a" * 36 for _ in range(3)), *(i[: 36 - i.count("\u00fc")] for i in ids)]:
+        read(encoded_of(**{**ALL, "message_id": one}))
+        read(encoded_of(headers={"a": 1}, message_id=one, app_id="x"))
+        read(encoded_of(headers={"b": 1}, message_id=one, app_id="x"))
+    encoded = encoded_of(headers={"a": 1}, message_id="a" * 36, app_id="x")
+    read(encoded)
+    for place in range(len(encoded)):
+        for byte in (0, 36, 0x80, chance.randrange(256)):
+            read(encoded[:place] + bytes([byte]) + encoded[place + 1 :])
+            read(encoded)
+    first, second = (read_properties(encoded) for _ in range(2))
+    first.headers["a"] = 2
+    assert second.headers == read_properties(encoded).headers == {"a": 1}
+
+
 def test_who_changes_them_changes_no_others() -> None:
     encoded = encoded_of(headers={"a": 1})
     first = read_properties(encoded)
