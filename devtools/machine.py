@@ -41,13 +41,16 @@ Servers that already run can be used instead:
     CARROT_DATABASE_URL=postgres://user:password@host:5432/name   (tests and benchmark)"""
 
 
-def prepare_machine(*, rabbitmq: bool, postgresql: bool, log: Path, tools: bool = False) -> None:
+def prepare_machine(
+    *, rabbitmq: bool, postgresql: bool, log: Path, redis: bool = False, tools: bool = False
+) -> None:
     """Install the distribution's packages that are missing."""
-    missing = find_missing(rabbitmq=rabbitmq, postgresql=postgresql, tools=tools)
+    wanted = {"rabbitmq": rabbitmq, "postgresql": postgresql, "redis": redis, "tools": tools}
+    missing = find_missing(**wanted)
     if not missing:
         return
     install(missing, log=log)
-    still_missing = find_missing(rabbitmq=rabbitmq, postgresql=postgresql, tools=tools)
+    still_missing = find_missing(**wanted)
     if still_missing:
         raise StepFailed(f"Installed, but not found: {', '.join(still_missing)}. See {log}.")
 
