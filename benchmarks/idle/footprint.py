@@ -7,14 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from devtools.process import children_of
-
-
-def family(pid: int) -> list[int]:
-    """A process and all that descend from it."""
-    with suppress(OSError):
-        return [pid, *(one for child in children_of(pid) for one in family(child))]
-    return []
+from benchmarks.processes import family
 
 
 def cpu_seconds(pid: int) -> float:
