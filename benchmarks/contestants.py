@@ -108,7 +108,7 @@ _ALL = (
     ),
     System(
         key="huey",
-        label="huey",
+        label="huey (Redis)",
         site="benchmarks.site_huey",
         # Asked to stop by SIGTERM it would interrupt running tasks, if nobody said otherwise.
         service=(*_DJANGO, "run_huey", "--quiet", "--graceful-signal=TERM"),

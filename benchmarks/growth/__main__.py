@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.contestants import SYSTEMS
 from benchmarks.failure import BenchmarkFailed, attempted
 from benchmarks.growth.drains import PROBE, Drain, drain
-from benchmarks.idle.footprint import Memory, cpu_seconds
+from benchmarks.idle.footprint import Memory, precise_cpu_seconds
 from benchmarks.markdown import spread, table
 from benchmarks.stage import Stage, parser, perform
 from devtools.steps import say, step
@@ -245,14 +245,14 @@ def _rest(
             database_cpu=database / clock * 100,
             memory=Memory.of(service.pid),
         )
-        before = cpu_seconds(service.pid)
+        before = precise_cpu_seconds(service.pid)
         result = work()
-        result["cpu"] = cpu_seconds(service.pid) - before
+        result["cpu"] = precise_cpu_seconds(service.pid) - before
     return rest, result
 
 
 def _look(pid: int, servers: Stage) -> tuple[float, float, float]:
-    return cpu_seconds(pid), servers.database.cpu_seconds() or 0.0, time.monotonic()
+    return precise_cpu_seconds(pid), servers.database.cpu_seconds() or 0.0, time.monotonic()
 
 
 def _schedules(given: argparse.Namespace, servers: Stage) -> str:

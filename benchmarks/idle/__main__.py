@@ -12,7 +12,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from benchmarks.contestants import SYSTEMS
-from benchmarks.idle.footprint import Memory, cpu_seconds
+from benchmarks.idle.footprint import Memory, precise_cpu_seconds
 from benchmarks.markdown import table
 from benchmarks.measures import check_rows
 from benchmarks.stage import Stage, parser, perform
@@ -109,7 +109,7 @@ def _run(deployment: Deployment, servers: Stage, seconds: float, tasks: int) -> 
     begin = time.time()
     with deployment.service(keep_lines=False) as service:
         first = deployment.step("watch", 1)["first_start"]
-        start_cpu = cpu_seconds(service.pid)
+        start_cpu = precise_cpu_seconds(service.pid)
         time.sleep(REST)
         before = _look(service, servers, deployment)
         time.sleep(seconds)
@@ -139,7 +139,7 @@ def _look(
     """Time, CPU times of service and database, and transactions of its database so far."""
     return (
         time.monotonic(),
-        cpu_seconds(service.pid),
+        precise_cpu_seconds(service.pid),
         servers.database.cpu_seconds() or 0.0,
         servers.database.transactions(deployment.queue),
     )
@@ -149,7 +149,7 @@ def _load(deployment: Deployment, service: Process, tasks: int) -> Memory:
     """Have a backlog drained; the most memory that was seen."""
     seen = [Memory.of(service.pid)]
     with (
-        deployment.running("benchmarks.sites", deployment.system.site, tasks) as publisher,
+        deployment.running("benchmarks.backlog", deployment.system.site, tasks) as publisher,
         deployment.running(deployment.system.probe, "watch", tasks + 1) as watcher,
     ):
         watch(

@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.processes import family
 
 
-def cpu_seconds(pid: int) -> float:
+def precise_cpu_seconds(pid: int) -> float:
     """CPU time of a process and its children, to the microsecond; of threads that live."""
     total = 0
     for member in family(pid):

@@ -265,7 +265,7 @@ class TestRun:
             f"{drain}: CPU for a task, carrot-twisted, 2 processes / {least}": (
                 "target: at most 0.0833: NOT MET"
             ),
-            f"{drain}: carrot-twisted / huey": "",
+            f"{drain}: carrot-twisted / huey (Redis)": "",
             f"{drain}: carrot-twisted / pika, ack only": "target: at least 0.4: met",
             "wait 10 ms, 16 threads, PostgreSQL": "target: at least 1,520/s: met",
             "wait 10 ms, 128 threads, PostgreSQL": "target: at least 11,520/s: NOT MET",
