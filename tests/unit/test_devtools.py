@@ -72,6 +72,9 @@ class TestMissingPackages:
         monkeypatch.setattr("shutil.which", lambda program: None)
         with pytest.raises(StepFailed, match=r"rabbitmq-server postgresql(.|\n)*CARROT_BROKER_URL"):
             machine.prepare_machine(rabbitmq=True, postgresql=True, log=tmp_path / "log")
+        with pytest.raises(StepFailed, match="packages hold: redis-server") as told:
+            machine.install(["redis-server"], log=tmp_path / "log")
+        assert "CARROT_BROKER_URL" not in str(told.value)
 
     def test_without_root_and_sudo_the_message_is_a_command_for_the_administrator(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
