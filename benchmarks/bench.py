@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -11,34 +10,43 @@ from typing import TYPE_CHECKING
 from benchmarks import charts, facts
 from benchmarks.broker import Broker
 from benchmarks.catalogue import MEASURES
+from benchmarks.contestants import SYSTEMS
 from benchmarks.databases import Database, Postgres, Sqlite
-from benchmarks.deployments import Deployments, What, attempted
+from benchmarks.deployments import Deployments, What
+from benchmarks.failure import attempted
 from benchmarks.measures import NO_DATABASE
+from benchmarks.redis import Redis
 from benchmarks.report import label_of
 from benchmarks.tables import text_of, write_json
 from devtools.steps import say, step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from benchmarks.options import Options
     from benchmarks.report import Report
+    from benchmarks.servers import Servers
 
 
-def run(report: Report, *, broker_url: str, postgres_url: str | None, folder: Path) -> int:
+def run(report: Report, servers: Servers) -> int:
     """Measure, print the tables, and return the exit status: 1 if anything failed or was lost."""
     options = report.options
     report.facts |= facts.gather()
     with ExitStack() as stack:
-        broker = stack.enter_context(Broker(broker_url))
-        report.facts["RabbitMQ"] = broker.version
+        broker = stack.enter_context(Broker(servers.broker_url or ""))
+        report.facts |= broker.facts()
+        redis = None
+        if any(system.on_redis for system in SYSTEMS.values() if system.key in options.taking_part):
+            redis = stack.enter_context(Redis(servers.start_redis()))
+            report.facts |= redis.facts()
         databases: dict[str, Database] = {}
         for key in options.databases if options.of_tasks else ():
-            database = Sqlite(folder) if key == "sqlite" else Postgres(postgres_url or "")
+            database = (
+                Sqlite(servers.folder) if key == "sqlite" else Postgres(servers.postgres_url or "")
+            )
             databases[key] = stack.enter_context(database)
             report.facts |= database.facts()
-        deployments = Deployments(options, report, broker, databases, folder, stack)
+        deployments = Deployments(options, report, broker, redis, databases, servers.folder, stack)
         with step("Creating databases and tables"):
             deployments.deploy()
         measures = deployments.measures
@@ -51,12 +59,12 @@ def run(report: Report, *, broker_url: str, postgres_url: str | None, folder: Pa
                 where += f" on {databases[what.database].label}"
             title = MEASURES[what.measure].title.format(n=tasks)
             title = f"[{number}/{len(plan)}] Round {round_number}: {where}: {title}"
-            with attempted(title, report), step(title):
+            with attempted(title, report.failures), step(title):
                 sample = measures[what](tasks, round_number)
                 report.samples.append(sample)
                 say(f"    {sample.per_second:,.0f} per second")
         report.facts["measured in"] = f"{(time.monotonic() - begin) / 60:.1f} minutes"
-    report.facts["load of the machine in the end"] = ", ".join(f"{n:.1f}" for n in os.getloadavg())
+    report.facts |= facts.load()
     say(text_of(report))
     if options.json:
         write_json(report, options.json)

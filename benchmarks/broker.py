@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The broker's side: how many messages wait, and tidying up. With pika, over one connection."""
+"""RabbitMQ's side: how many messages wait, and tidying up. With pika, over one connection."""
 
 from __future__ import annotations
 
 import json
-import time
 import uuid
 from datetime import UTC, datetime
 from functools import partial
@@ -15,14 +14,12 @@ from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import ChannelClosedByBroker
 
 from benchmarks import processes
-from benchmarks.failure import BenchmarkFailed
+from benchmarks.queues import Queues
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from typing import Self
 
 NOT_FOUND = 404
-SECONDS_TO_SETTLE = 10.0
 #: Of a queue of messages: the same for all who declare it.
 QUEUE_ARGUMENTS = {"x-queue-type": "classic"}
 #: What is made beside a queue of tasks, of messages with a handler, of Celery's worker, of
@@ -33,31 +30,23 @@ BESIDE = (
 )
 
 
-class Broker:
-    """A RabbitMQ server that both systems use, each with queues of its own."""
+class Broker(Queues):
+    """A RabbitMQ server that all use but those who have another broker."""
 
     def __init__(self, url: str) -> None:
-        self.url = url
         parameters = pika.URLParameters(url)
+        super().__init__(url, processes.find_server(parameters.host, parameters.port))
         # Nobody serves heartbeats while a measure runs.
         parameters.heartbeat = 0
         self._connection = pika.BlockingConnection(parameters)
-        properties = self._connection._impl.server_properties
-        self.version = str(properties["version"])
-        self._pid = processes.find_server(parameters.host, parameters.port)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._connection.close()
 
-    def cpu_seconds(self) -> float | None:
-        """Return the CPU time that the server has used so far, where it can be seen."""
-        return processes.tree_cpu_seconds(self._pid) if self._pid else None
+    def facts(self) -> dict[str, str]:
+        return {"RabbitMQ": str(self._connection._impl.server_properties["version"])}
 
     def delete(self, queue: str) -> None:
-        """Delete a queue with all that the systems declare beside it."""
         for each in (queue, *(f"{queue}.{name}" for name in BESIDE)):
             self._on_channel(BlockingChannel.queue_delete, each)
             self._on_channel(BlockingChannel.exchange_delete, each)
@@ -85,16 +74,6 @@ class Broker:
             channel.basic_publish(exchange, queue, body_of(number), properties_of_message())
         channel.close()
         self.expect(queue, messages)
-
-    def expect(self, queue: str, messages: int) -> None:
-        """Return when that many messages wait; raise if that does not come true."""
-        deadline = time.monotonic() + SECONDS_TO_SETTLE
-        while (found := self._waiting(queue)) != messages:
-            if time.monotonic() > deadline:
-                raise BenchmarkFailed(
-                    f"{found:,} messages wait in the queue where {messages:,} should"
-                )
-            time.sleep(0.05)
 
     def _waiting(self, queue: str) -> int:
         answer = self._on_channel(partial(BlockingChannel.queue_declare, passive=True), queue)

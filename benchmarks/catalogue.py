@@ -33,7 +33,7 @@ class Measure:
     """Whether it is taken on SQLite, too."""
 
 
-PEERS = ("celery", "celery-prefork", "dramatiq", "procrastinate", "django-tasks-db")
+PEERS = ("celery", "celery-prefork", "dramatiq", "procrastinate", "django-tasks-db", "huey")
 CARROTS = ("carrot", "carrot-workers")
 #: On SQLite nothing but the comparison with the nearest: who has much work takes PostgreSQL.
 ON_SQLITE = (*CARROTS, "celery")

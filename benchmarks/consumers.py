@@ -18,12 +18,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks import processes, tally
+from benchmarks import tally
 from benchmarks.broker import QUEUE_ARGUMENTS
 from benchmarks.failure import BenchmarkFailed
-from benchmarks.measures import NO_DATABASE, SECONDS_BETWEEN_SAMPLES, Sample
+from benchmarks.measures import NO_DATABASE, Sample
 from benchmarks.peers import FEDORA
 from benchmarks.systems import SECONDS_TO_STOP, TOP
+from benchmarks.watching import watch
 from devtools.environment import peer_program
 from devtools.process import Process, ServerError, tail
 from devtools.steps import run_quietly
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from benchmarks.broker import Broker
+    from benchmarks.processes import CpuTimes
 
 #: What a fixed prefetch is set to. carrot-twisted's follows the run time, and gets to 2,000.
 PREFETCH = 1000
@@ -110,15 +112,13 @@ class Consumer:
         self._fill(messages)
         broker_cpu, begin = self.broker.cpu_seconds(), time.time()
         with self._running(messages) as process:
-            samples = self._watch(process)
+            times = self._watch(process)
             if broker_cpu is not None:
                 broker_cpu = (self.broker.cpu_seconds() or 0.0) - broker_cpu
         # Only now is everything acknowledged: what was not has come back into the queue.
         self.broker.expect(self.queue, 0)
         found = tally.read(self._tally, messages)
         check(found, messages)
-        at_end = processes.interpolate(samples, found.end) if samples else None
-        at_begin = processes.interpolate(samples, found.begin) if samples else None
         return Sample(
             system=self._system.key,
             database=self._database_label,
@@ -126,9 +126,9 @@ class Consumer:
             round_number=round_number,
             tasks=messages,
             seconds=found.end - found.begin,
-            cpu=None if at_end is None or at_begin is None else at_end - at_begin,
+            cpu=times.between(found.begin, found.end),
             seconds_with_start=found.end - begin,
-            cpu_with_start=at_end,
+            cpu_with_start=times.until(found.end),
             broker_cpu=broker_cpu,
         )
 
@@ -201,21 +201,16 @@ class Consumer:
         if status not in (0, -signal.SIGTERM, 128 + signal.SIGTERM):
             raise BenchmarkFailed(f"the consumer ended with status {status}. {self._log_tail()}")
 
-    def _watch(self, process: Process) -> list[tuple[float, float]]:
+    def _watch(self, process: Process) -> CpuTimes:
         """Note the consumer's CPU time until it has handled everything."""
-        samples = []
-        family = processes.Family(process.pid)
         deadline = time.monotonic() + SECONDS_TO_HANDLE
-        while not self._tally.exists():
-            if not process.running:
-                raise BenchmarkFailed(f"the consumer ended by itself. {self._log_tail()}")
+
+        def ended() -> bool:
             if time.monotonic() > deadline:
                 raise BenchmarkFailed(f"not all messages were handled. {self._log_tail()}")
-            cpu = family.cpu_seconds()
-            if cpu is not None:
-                samples.append((time.time(), cpu))
-            time.sleep(SECONDS_BETWEEN_SAMPLES)
-        return samples
+            return self._tally.exists()
+
+        return watch(process, ended, self._log_tail)
 
     def _log_tail(self) -> str:
         return f"End of its log:\n{tail(self._log)}"

@@ -15,6 +15,8 @@ LACKS = {
     "e": "a row keeps no return value",
     "f": "messages are not persistent: a broker that starts anew has lost them",
     "g": "nothing is written to the database, and nothing is run",
+    "h": "nothing is written to the database: a result is in Redis alone, when the task has ended",
+    "i": "Redis writes to disk once a second: a power cut takes the tasks and results since then",
 }
 
 _CARROT = (
@@ -105,6 +107,16 @@ _ALL = (
         lacks="d",
     ),
     System(
+        key="huey",
+        label="huey (Redis)",
+        site="benchmarks.site_huey",
+        # Asked to stop by SIGTERM it would interrupt running tasks, if nobody said otherwise.
+        service=(*_DJANGO, "run_huey", "--quiet", "--graceful-signal=TERM"),
+        peer=peers.HUEY,
+        on_redis=True,
+        lacks="ahi",
+    ),
+    System(
         key="django-carrot",
         label="django-carrot",
         site="benchmarks.site_django_carrot",
@@ -119,5 +131,9 @@ _ALL = (
     ),
 )
 SYSTEMS = {system.key: system for system in _ALL}
-#: Peers at their best; targets are stated against the best one of them.
-TUNED = tuple(key for key in SYSTEMS if not key.startswith("carrot") and key != "celery-default")
+#: Peers at their best that keep a row of each task; targets are stated against the best of them.
+TUNED = tuple(
+    key
+    for key, system in SYSTEMS.items()
+    if not key.startswith("carrot") and key != "celery-default" and not system.on_redis
+)

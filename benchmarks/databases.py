@@ -13,6 +13,7 @@ import psycopg
 from psycopg import sql
 
 from benchmarks import processes
+from benchmarks.file_systems import file_system
 
 if TYPE_CHECKING:
     from typing import Self
@@ -117,13 +118,3 @@ class Postgres(Database):
             return "unknown"
         assert row is not None
         return str(row[0])
-
-
-def file_system(folder: Path) -> str:
-    """Return the type of the file system; on a tmpfs, waiting for the disk costs nothing."""
-    try:
-        mounts = Path("/proc/self/mounts").read_text().splitlines()
-    except OSError:
-        return "an unknown file system"
-    found = {Path(mount.split()[1]): mount.split()[2] for mount in mounts}
-    return next((found[p] for p in (folder, *folder.parents) if p in found), "unknown")

@@ -5,30 +5,27 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from benchmarks.catalogue import MEASURES
 from benchmarks.consumers import CONSUMERS, RAW, Consumer
 from benchmarks.contestants import SYSTEMS
-from benchmarks.failure import BenchmarkFailed
+from benchmarks.failure import attempted
 from benchmarks.measures import NO_DATABASE, Bench, Sample
 from benchmarks.report import label_of
 from benchmarks.systems import Deployment
-from devtools.steps import StepFailed, say
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
+    from contextlib import ExitStack
     from pathlib import Path
 
     from benchmarks.broker import Broker
     from benchmarks.databases import Database
     from benchmarks.options import Options
+    from benchmarks.queues import Queues
     from benchmarks.report import Report
-
-#: Failures whose text says it all.
-KNOWN = (BenchmarkFailed, StepFailed)
 
 
 class What(NamedTuple):
@@ -50,7 +47,8 @@ class Deployments:
     Args:
         options: what is measured.
         report: is told what cannot be deployed.
-        broker: one for all.
+        broker: one for all,
+        redis: but for those who have another; None: they take no part.
         databases: by their keys.
         folder: for files.
         stack: what tidies up.
@@ -61,6 +59,7 @@ class Deployments:
         options: Options,
         report: Report,
         broker: Broker,
+        redis: Queues | None,
         databases: Mapping[str, Database],
         folder: Path,
         stack: ExitStack,
@@ -68,6 +67,7 @@ class Deployments:
         self._options = options
         self._report = report
         self._broker = broker
+        self._redis = redis
         self._databases = databases
         self._folder = folder
         self._stack = stack
@@ -89,24 +89,26 @@ class Deployments:
                         wanted.setdefault(system, []).append(measure)
             for system, measures in wanted.items():
                 title = f"{label_of(system, self._options)} on {self._databases[database].label}"
-                with attempted(title, self._report):
+                with attempted(title, self._report.failures):
                     self._deploy(system, database, measures)
 
     def _deploy(self, key: str, database: str, measures: list[str]) -> None:
         server = self._databases[database]
         system = SYSTEMS["carrot" if key == "raw" else key]
+        queues = self._redis if system.on_redis else self._broker
+        assert queues is not None
         name = f"{self._name}_{key}_{database}".replace("-", "_")
         deployment = Deployment(
             system,
             database=server.create(name),
-            broker=self._broker.url,
+            queues=queues,
             queue=name,
             concurrency=self._options.concurrency,
             folder=self._folder,
             workers=self._options.workers,
         )
-        bench = Bench(deployment, self._broker, server)
-        self._stack.callback(bench.tidy_up)
+        bench = Bench(deployment, server)
+        self._stack.callback(deployment.tidy_up)
         for measure in measures:
             what = What(measure, database, key)
             if key != "raw":
@@ -124,7 +126,8 @@ class Deployments:
             ).measure
 
     def _deploy_consumer(self, measure: str, key: str) -> None:
-        with attempted(f"{label_of(key, self._options, measure)}: {measure}", self._report):
+        title = f"{label_of(key, self._options, measure)}: {measure}"
+        with attempted(title, self._report.failures):
             consumer = Consumer(
                 CONSUMERS[measure, key],
                 measure=measure,
@@ -134,14 +137,3 @@ class Deployments:
             )
             self._stack.callback(consumer.tidy_up)
             self.measures[What(measure, NO_DATABASE, key)] = consumer.measure
-
-
-@contextmanager
-def attempted(title: str, report: Report) -> Iterator[None]:
-    """Whatever fails in this block is told, and the others go on."""
-    try:
-        yield
-    except Exception as error:
-        what = str(error) if isinstance(error, KNOWN) else repr(error)
-        report.failures.append(f"{title}: {what}")
-        say(f"    FAILED: {what}")

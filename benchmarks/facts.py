@@ -33,6 +33,11 @@ def gather() -> dict[str, str]:
     }
 
 
+def load() -> dict[str, str]:
+    """Return how busy the machine is now, at the end of a run."""
+    return {"load of the machine in the end": ", ".join(f"{one:.1f}" for one in os.getloadavg())}
+
+
 def _cores() -> int:
     """Those that this program may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

@@ -7,21 +7,15 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import processes
 from benchmarks.catalogue import MEASURES
 from benchmarks.failure import BenchmarkFailed
-from benchmarks.probe import READY
+from benchmarks.watching import watch
 
 if TYPE_CHECKING:
-    import subprocess
-
-    from benchmarks.broker import Broker
     from benchmarks.catalogue import Measure
     from benchmarks.databases import Database
     from benchmarks.systems import Deployment
-    from devtools.process import Process
 
-SECONDS_BETWEEN_SAMPLES = 0.05
 #: In the place of its name, where a database has no part in it: messages of others have no row.
 NO_DATABASE = "-"
 
@@ -61,9 +55,8 @@ class Sample:
 class Bench:
     """One deployed system, between its servers."""
 
-    def __init__(self, deployment: Deployment, broker: Broker, database: Database) -> None:
+    def __init__(self, deployment: Deployment, database: Database) -> None:
         self._deployment = deployment
-        self._broker = broker
         self._database = database
         deployment.step("prepare")
 
@@ -73,7 +66,7 @@ class Bench:
         Raises:
             BenchmarkFailed: something was lost, or there is no result.
         """
-        self.tidy_up()
+        self._deployment.tidy_up()
         if measure in ("publish", "publish_many"):
             values = self._publish(measure, MEASURES[measure].task, tasks)
         else:
@@ -86,10 +79,6 @@ class Bench:
             **values,
         )
 
-    def tidy_up(self) -> None:
-        """Leave nothing in the broker."""
-        self._broker.delete(self._deployment.queue)
-
     def _publish(self, step: str, task: str, tasks: int) -> dict[str, Any]:
         result = self._deployment.step(step, task, tasks)
         if result["rows"] != result["expected_rows"]:
@@ -97,7 +86,7 @@ class Bench:
                 f"{result['rows']:,} rows are confirmed of {result['expected_rows']:,} published"
             )
         if self._deployment.system.has_queue:
-            self._broker.expect(self._deployment.queue, result["messages"])
+            self._deployment.queues.expect(self._deployment.queue, result["messages"])
         return result["values"]  # type: ignore[no-any-return]
 
     def fill(self, tasks: int) -> None:
@@ -108,17 +97,13 @@ class Bench:
         self._publish("fill", measure.task, published)
         deployment = self._deployment
         tasks = published * measure.rows
-        with deployment.probe("watch", tasks) as watcher:
-            assert watcher.stdout is not None
-            # Its imports are over, and leave the processors to the service.
-            if watcher.stdout.readline().decode().strip() != READY:
-                deployment.result(watcher)
+        with deployment.watcher(deployment.system.probe, tasks) as watcher:
             servers = self._servers_cpu()
             begin = time.time()
             with deployment.service(
                 keep_lines=measure.task == "ten_lines", concurrency=measure.threads
             ) as service:
-                samples = self._watch(watcher, service)
+                times = watch(service, lambda: watcher.poll() is not None, deployment.log_tail)
                 costs = [
                     None if before is None or after is None else after - before
                     for before, after in zip(servers, self._servers_cpu(), strict=True)
@@ -126,37 +111,21 @@ class Bench:
                 result = deployment.result(watcher)
                 check_rows(result, tasks, deployment)
         # Only now is everything acknowledged: what was not has come back into the queue.
-        self._broker.expect(deployment.queue, 0)
+        deployment.queues.expect(deployment.queue, 0)
         first, end = result["first_start"], result["end"]
-        at_end = processes.interpolate(samples, end) if samples else None
         return {
             "tasks": tasks,
             "seconds": end - first,
-            "cpu": at_end - processes.interpolate(samples, first) if at_end is not None else None,
+            "cpu": times.between(first, end),
             "seconds_with_start": end - begin,
-            "cpu_with_start": at_end,
+            "cpu_with_start": times.until(end),
             "database_cpu": costs[0],
             "broker_cpu": costs[1],
             "repeats": result["repeats"],
         }
 
-    def _watch(
-        self, watcher: subprocess.Popen[bytes], service: Process
-    ) -> list[tuple[float, float]]:
-        """Note the service's CPU time until the watcher has seen the end."""
-        samples = []
-        family = processes.Family(service.pid)
-        while watcher.poll() is None:
-            if not service.running:
-                raise BenchmarkFailed(f"the service ended by itself. {self._deployment.log_tail()}")
-            cpu = family.cpu_seconds()
-            if cpu is not None:
-                samples.append((time.time(), cpu))
-            time.sleep(SECONDS_BETWEEN_SAMPLES)
-        return samples
-
     def _servers_cpu(self) -> tuple[float | None, float | None]:
-        return self._database.cpu_seconds(), self._broker.cpu_seconds()
+        return self._database.cpu_seconds(), self._deployment.queues.cpu_seconds()
 
 
 def check_rows(result: dict[str, Any], tasks: int, deployment: Deployment) -> None:

@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING
 
 from devtools.environment import prepare_peer
 from devtools.interpreters import find_python
+from devtools.machine import prepare_machine
+from devtools.steps import StepFailed, say
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-class NoPython(Exception):
-    """This machine has no Python that is old enough."""
+class NotHere(Exception):
+    """This machine does not have what a peer needs beside its packages; the text says what."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,8 @@ class Peer:
     """More packages whose versions are told."""
     pythons: tuple[str, ...] = ()
     """Versions that it runs with, the best one first; none: ours."""
+    redis: bool = False
+    """Whether it needs Redis."""
 
     @property
     def told(self) -> tuple[str, ...]:
@@ -46,14 +50,20 @@ class Peer:
         """Have it installed.
 
         Raises:
-            NoPython: it needs an older one.
+            NotHere: it needs an older Python, or Redis.
             StepFailed: it could not be installed.
         """
         python = None
         if self.pythons:
             python = find_python(self.pythons)
             if python is None:
-                raise NoPython(f"{self.name} needs Python {' or '.join(self.pythons)}")
+                raise NotHere(f"{self.name} needs Python {' or '.join(self.pythons)}")
+        if self.redis:
+            try:
+                prepare_machine(rabbitmq=False, postgresql=False, redis=True, log=log)
+            except StepFailed as error:
+                say(str(error))
+                raise NotHere(f"{self.name} needs Redis") from error
         prepare_peer(self.name, *self.requirements, alone=self.alone, python=python, log=log)
 
 
@@ -84,6 +94,13 @@ TASKS_DB = Peer(
     requirements=("django-tasks-db[compat]==0.13.0", *DJANGO),
     beside=("django-tasks",),
 )
+HUEY = Peer(
+    name="huey",
+    # The newest of both; hiredis reads Redis' answers in C, which redis-py advises.
+    requirements=("huey==3.5.4", "redis[hiredis]==8.1.0", *DJANGO),
+    beside=("redis", "hiredis"),
+    redis=True,
+)
 DJANGO_CARROT = Peer(
     name="django-carrot",
     # The last release, without what it asks for: one of that cannot be built by a current pip.
@@ -99,4 +116,4 @@ DJANGO_CARROT = Peer(
     ),
     pythons=("3.8", "3.7"),
 )
-PEERS = (FEDORA, DRAMATIQ, PROCRASTINATE, TASKS_DB, DJANGO_CARROT)
+PEERS = (FEDORA, DRAMATIQ, PROCRASTINATE, TASKS_DB, HUEY, DJANGO_CARROT)

@@ -166,21 +166,8 @@ def published(site: Site, messages: int) -> dict[str, int]:
 
 def watch(site: Site, count: str) -> dict[str, Any]:
     """Wait until that many tasks are final; tell when that was, and what the rows say."""
-    expected = int(count)
     print(READY, flush=True)
-    started = progress = time.monotonic()
-    first_seen = 0.0
-    final = 0
-    parent = os.getppid()
-    while final < expected and time.monotonic() - progress < SECONDS_WITHOUT_PROGRESS:
-        if os.getppid() != parent:
-            raise SystemExit("Nobody waits for this any more.")
-        time.sleep(pause(final, expected, time.monotonic() - (first_seen or started)))
-        now_final = site.count_final()
-        if now_final > final:
-            progress = time.monotonic()
-            first_seen = first_seen or progress
-        final = now_final
+    final = wait_for_all(site.count_final, int(count))
     end = time.time()
     rows = site.rows()
     return {
@@ -191,6 +178,24 @@ def watch(site: Site, count: str) -> dict[str, Any]:
         "first_start": rows.first_start,
         "repeats": rows.repeats,
     }
+
+
+def wait_for_all(count_final: Callable[[], int], expected: int) -> int:
+    """Return when so many are final, or nothing goes on any more: how many are."""
+    started = progress = time.monotonic()
+    first_seen = 0.0
+    final = 0
+    parent = os.getppid()
+    while final < expected and time.monotonic() - progress < SECONDS_WITHOUT_PROGRESS:
+        if os.getppid() != parent:
+            raise SystemExit("Nobody waits for this any more.")
+        time.sleep(pause(final, expected, time.monotonic() - (first_seen or started)))
+        now_final = count_final()
+        if now_final > final:
+            progress = time.monotonic()
+            first_seen = first_seen or progress
+        final = now_final
+    return final
 
 
 def pause(final: int, expected: int, elapsed: float) -> float:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,8 +14,8 @@ if TYPE_CHECKING:
 
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 LISTENING = "0A"
-# What listens for one of the two servers. A proxy in between would tell its own CPU time.
-SERVERS = ("postgres", "beam.smp")
+# What listens for one of the servers. A proxy in between would tell its own CPU time.
+SERVERS = ("postgres", "beam.smp", "redis-server")
 
 
 def cpu_seconds(pid: int) -> float | None:
@@ -57,19 +58,43 @@ class Family:
     def cpu_seconds(self) -> float | None:
         """Return their CPU time so far, or None where it cannot be seen."""
         if self._looks % self.LOOKS == 0:
-            self._members = list(_descendants(self._pid))
+            self._members = list(family(self._pid))
         self._looks += 1
         known = [fields for fields in map(_stat, self._members) if fields]
         return sum(map(_seconds, known)) if known else None
 
 
-def _descendants(pid: int) -> Iterator[int]:
-    """The process itself first. Each of its threads may have started others."""
+class CpuTimes:
+    """The CPU time of a process and all that descend from it, at each moment of a look."""
+
+    def __init__(self, pid: int) -> None:
+        self._family = Family(pid)
+        self._samples: list[tuple[float, float]] = []
+
+    def look(self) -> None:
+        """Note it now."""
+        seconds = self._family.cpu_seconds()
+        if seconds is not None:
+            self._samples.append((time.time(), seconds))
+
+    def until(self, moment: float) -> float | None:
+        """Return it as it was then; None: it could not be seen."""
+        return interpolate(self._samples, moment) if self._samples else None
+
+    def between(self, begin: float, end: float) -> float | None:
+        """Return what was used between two moments; None: it could not be seen."""
+        if not self._samples:
+            return None
+        return interpolate(self._samples, end) - interpolate(self._samples, begin)
+
+
+def family(pid: int) -> Iterator[int]:
+    """A process and all that descend from it. Each of its threads may have started others."""
     yield pid
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(OSError):  # it has ended
             for child in children.read_text().split():
-                yield from _descendants(int(child))
+                yield from family(int(child))
 
 
 def find_server(host: str | None, port: int) -> int | None:

@@ -1,111 +1,95 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the sub-commands share: servers that are up, and sites deployed on them.
-
-CARROT_BROKER_URL and CARROT_DATABASE_URL name servers to use; where they are not set, private ones
-are started.
-"""
+"""What the sub-commands share: their options, servers that are up, systems deployed on them."""
 
 from __future__ import annotations
 
+import argparse
 import json
-import os
 import secrets
-import subprocess
-import sys
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from benchmarks import facts
 from benchmarks.broker import Broker
 from benchmarks.databases import Database, Postgres, Sqlite
-from benchmarks.failure import BenchmarkFailed
-from benchmarks.systems import SECONDS_FOR_A_STEP, TOP, Deployment, System
-from devtools.machine import prepare_machine
-from devtools.process import tail
-from devtools.servers import PostgreSQL, RabbitMQ, temporary_folder
-from devtools.steps import step
+from benchmarks.failure import attempted
+from benchmarks.preparation import left_out
+from benchmarks.redis import Redis
+from benchmarks.servers import running
+from benchmarks.systems import Deployment
+from devtools.steps import say, step
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from devtools.server import Server
+    from benchmarks.queues import Queues
+    from benchmarks.servers import Servers
+    from benchmarks.systems import System
 
-
-class Site(Deployment):
-    """A deployed system, in whose project any module can be run."""
-
-    @property
-    def log(self) -> Path:
-        """What its processes have written."""
-        return self._log
-
-    @contextmanager
-    def module(self, name: str, *arguments: object) -> Iterator[subprocess.Popen[bytes]]:
-        """Have a module running inside the block; its last line is its result, see ``result``."""
-        with self._log.open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", name, *map(str, arguments)],
-                cwd=TOP,
-                env=self._variables,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                bufsize=0,
-            )
-        with process:
-            try:
-                yield process
-            finally:
-                process.kill()
-
-    def run(self, name: str, *arguments: object) -> dict[str, Any]:
-        """Run a module to its end; return its result."""
-        with self.module(name, *arguments) as process:
-            output, _ = process.communicate(timeout=SECONDS_FOR_A_STEP)
-        if process.returncode:
-            raise BenchmarkFailed(f"{name} {arguments} failed:\n{tail(self._log)}")
-        result: dict[str, Any] = json.loads(output.splitlines()[-1])
-        return result
+Found = TypeVar("Found")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Stage:
-    """Servers, and where logs are kept."""
+    """Servers, and what is deployed on them.
 
-    broker: Broker
-    database: Database
-    folder: Path
+    Args:
+        servers: that are up.
+        broker: the one that all use but those on Redis.
+        database: where each system has one of its own.
+    """
 
-    def site(
-        self, system: System, *, name: str, concurrency: int, variables: dict[str, str]
-    ) -> Site:
+    def __init__(self, servers: Servers, broker: Broker, database: Database) -> None:
+        self.broker = broker
+        self.database = database
+        self.folder = servers.folder
+        self.failures: list[str] = []
+        self._servers = servers
+        self._facts: dict[str, str] = {**broker.facts(), **database.facts()}
+
+    def available(self, systems: Iterable[str]) -> list[str]:
+        """Have what they need installed; return those that are to be had."""
+        wanted = list(systems)
+        missing = left_out(wanted, log=self._servers.log, facts=self._facts, failures=self.failures)
+        return [system for system in wanted if system not in missing]
+
+    def deploy(
+        self,
+        system: System,
+        *,
+        name: str,
+        concurrency: int,
+        variables: Mapping[str, str] | None = None,
+    ) -> Deployment:
         """Give a system a database and a queue of its own, and more variables."""
         queue = f"carrot_benchmark_{secrets.token_hex(3)}_{name}"
-        os.environ.update(variables)
-        try:
-            return Site(
-                system,
-                database=self.database.create(queue),
-                broker=self.broker.url,
-                queue=queue,
-                concurrency=concurrency,
-                folder=self.folder,
-            )
-        finally:
-            for one in variables:
-                del os.environ[one]
+        queues: Queues = self._redis if system.on_redis else self.broker
+        return Deployment(
+            system,
+            database=self.database.create(queue),
+            queues=queues,
+            queue=queue,
+            concurrency=concurrency,
+            folder=self.folder,
+            variables=variables,
+        )
+
+    @contextmanager
+    def attempted(self, title: str) -> Iterator[None]:
+        """A step; whatever fails in it is noted, and the others go on."""
+        with attempted(title, self.failures), step(title):
+            yield
 
     def facts(self) -> dict[str, str]:
         """What numbers mean nothing without; the load of the machine, too."""
-        load = ", ".join(f"{one:.1f}" for one in os.getloadavg())
-        return {
-            **facts.gather(),
-            "RabbitMQ": self.broker.version,
-            **self.database.facts(),
-            "load of the machine in the end": load,
-        }
+        return {**facts.gather(), **self._facts, **facts.load()}
+
+    @cached_property
+    def _redis(self) -> Redis:
+        redis = self._servers.stack.enter_context(Redis(self._servers.start_redis()))
+        self._facts |= redis.facts()
+        return redis
 
 
 @contextmanager
@@ -115,31 +99,50 @@ def stage(database: str) -> Iterator[Stage]:
     Args:
         database: "postgres" or "sqlite".
     """
-    broker_url = os.environ.get("CARROT_BROKER_URL")
-    postgres_url = os.environ.get("CARROT_DATABASE_URL")
-    with temporary_folder("carrot-benchmark-") as folder, ExitStack() as stack:
-        use_postgres = database == "postgres"
-        prepare_machine(
-            rabbitmq=not broker_url,
-            postgresql=use_postgres and not postgres_url,
-            log=folder / "preparation.log",
+    use_postgres = database == "postgres"
+    with running(postgres=use_postgres) as servers:
+        broker = servers.stack.enter_context(Broker(servers.broker_url or ""))
+        kept: Database = (
+            Postgres(servers.postgres_url or "") if use_postgres else Sqlite(servers.folder)
         )
-        if not broker_url:
-            broker_url = _start(RabbitMQ(folder / "rabbitmq"), stack)
-        if use_postgres and not postgres_url:
-            postgres_url = _start(PostgreSQL(folder / "postgresql"), stack)
-        broker = stack.enter_context(Broker(broker_url))
-        kept: Database = Postgres(postgres_url or "") if use_postgres else Sqlite(folder)
-        yield Stage(broker=broker, database=stack.enter_context(kept), folder=folder)
+        yield Stage(servers, broker, servers.stack.enter_context(kept))
 
 
-def _start(server: Server, stack: ExitStack) -> str:
-    with step(f"Starting a private {server.label}"):
-        stack.enter_context(server)
-    return server.url
+def parser(name: str, description: str) -> argparse.ArgumentParser:
+    """A sub-command's command line, with the options that all of them have."""
+    result = argparse.ArgumentParser(
+        prog=f"python3 run.py bench {name}",
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    result.add_argument(
+        "--rounds", type=int, default=3, metavar="N", help="times everything is measured, in turns"
+    )
+    result.add_argument(
+        "--concurrency", type=int, default=4, metavar="N", help="threads of each service"
+    )
+    result.add_argument(
+        "--database", choices=("postgres", "sqlite"), default="postgres", help="where rows are"
+    )
+    result.add_argument("--json", type=Path, metavar="FILE", help="write what was found to a file")
+    return result
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def perform(
+    given: argparse.Namespace,
+    measure: Callable[[argparse.Namespace, Stage], Sequence[Found]],
+    text_of: Callable[[Sequence[Found]], str],
+) -> int:
+    """Measure, print; return the exit status: 1 if anything failed or was lost."""
+    with stage(given.database) as servers:
+        found = measure(given, servers)
+        known = servers.facts()
+        failures = servers.failures
+    say(text_of(found))
+    say("\n".join(["", *(f"{name}: {fact}" for name, fact in known.items())]))
+    for failure in failures:
+        say(f"FAILED: {failure}")
+    if given.json:
+        told = {"facts": known, "found": found, "failures": failures}
+        given.json.write_text(json.dumps(told, default=vars, indent=1) + "\n")
+    return 1 if failures else 0

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.failure import BenchmarkFailed
+from benchmarks.probe import READY
 from devtools.environment import peer_python
 from devtools.process import Process, ServerError, tail
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from benchmarks.peers import Peer
+    from benchmarks.queues import Queues
 
 TOP = Path(__file__).resolve().parent.parent
 SECONDS_FOR_A_STEP = 1200
@@ -45,7 +47,9 @@ class System:
     peer: Peer | None = None
     """Whose environment it runs in; None: ours."""
     has_queue: bool = True
-    """Whether its tasks wait in the broker; else, in the database."""
+    """Whether its tasks wait in a broker; else, in the database."""
+    on_redis: bool = False
+    """Whether that broker is Redis, which has the results, too: no task has a row then."""
     killed: bool = False
     """Whether it is killed in the end, since it may hang or fail when told to stop."""
     lacks: str = ""
@@ -55,6 +59,11 @@ class System:
     def python(self) -> str:
         return sys.executable if self.peer is None else peer_python(self.peer.name)
 
+    @property
+    def probe(self) -> str:
+        """The module of its steps."""
+        return f"{self.site}.probe"
+
 
 class Deployment:
     """One system with a database and a queue of its own.
@@ -62,11 +71,12 @@ class Deployment:
     Args:
         system: which one.
         database: URL of its database.
-        broker: URL of the broker.
+        queues: its broker.
         queue: name of its queue.
         concurrency: threads of its service, where a measure asks for no other number.
         folder: for log files.
         workers: processes of its service, where it is asked for that.
+        variables: more of its environment.
     """
 
     def __init__(
@@ -74,20 +84,22 @@ class Deployment:
         system: System,
         *,
         database: str,
-        broker: str,
+        queues: Queues,
         queue: str,
         concurrency: int,
         folder: Path,
         workers: int = 1,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         self.system = system
+        self.queues = queues
         self.queue = queue
+        self.log = folder / f"{queue}.log"
         self._workers = workers
         self._concurrency = concurrency
-        self._log = folder / f"{queue}.log"
         self._variables: Mapping[str, str] = {
             **os.environ,
-            "BENCHMARK_BROKER": broker,
+            "BENCHMARK_BROKER": queues.url,
             "BENCHMARK_DATABASE": database,
             "BENCHMARK_QUEUE": queue,
             "BENCHMARK_CONCURRENCY": str(concurrency),
@@ -96,24 +108,39 @@ class Deployment:
             # twistd and celery are scripts: they find neither the project nor the plugin here.
             "PYTHONPATH": str(TOP),
             "PYTHONUNBUFFERED": "1",
+            **(variables or {}),
         }
+
+    def tidy_up(self) -> None:
+        """Leave nothing in the broker."""
+        self.queues.delete(self.queue)
 
     def step(self, name: str, *arguments: object) -> dict[str, Any]:
         """Run a step of the site's probe to its end; return its result."""
-        with self.probe(name, *arguments) as process:
+        return self.run(self.system.probe, name, *arguments)
+
+    def run(self, module: str, *arguments: object) -> dict[str, Any]:
+        """Run a module in the site's project to its end; return its result."""
+        with self.running(module, *arguments) as process:
             return self.result(process)
 
     @contextmanager
-    def probe(self, name: str, *arguments: object) -> Iterator[subprocess.Popen[bytes]]:
-        """Have a step of the site's probe running inside the block."""
-        command = [
-            self.system.python,
-            "-m",
-            f"{self.system.site}.probe",
-            name,
-            *map(str, arguments),
-        ]
-        with self._log.open("ab") as log:
+    def watcher(self, module: str, *arguments: object) -> Iterator[subprocess.Popen[bytes]]:
+        """Have a module's step "watch" running inside the block, where it watches already.
+
+        Its imports are over, and leave the processors to the service.
+        """
+        with self.running(module, "watch", *arguments) as process:
+            assert process.stdout is not None
+            if process.stdout.readline().decode().strip() != READY:
+                self.result(process)
+            yield process
+
+    @contextmanager
+    def running(self, module: str, *arguments: object) -> Iterator[subprocess.Popen[bytes]]:
+        """Have a module running inside the block; its last line is its result, see ``result``."""
+        command = [self.system.python, "-m", module, *map(str, arguments)]
+        with self.log.open("ab") as log:
             process = subprocess.Popen(
                 command,
                 cwd=TOP,
@@ -130,13 +157,13 @@ class Deployment:
                 process.kill()
 
     def result(self, process: subprocess.Popen[bytes]) -> dict[str, Any]:
-        """Wait for a step to end; return its result."""
+        """Wait for a module to end; return its result."""
         try:
             output, _ = process.communicate(timeout=SECONDS_FOR_A_STEP)
         except subprocess.TimeoutExpired as error:
             raise BenchmarkFailed(f"a step did not end. {self.log_tail()}") from error
         if process.returncode:
-            raise BenchmarkFailed(f"a step failed. End of its output:\n{tail(self._log)}")
+            raise BenchmarkFailed(f"a step failed. End of its output:\n{tail(self.log)}")
         result: dict[str, Any] = json.loads(output.splitlines()[-1])
         return result
 
@@ -160,7 +187,7 @@ class Deployment:
             "BENCHMARK_LOG_LEVEL": "INFO" if keep_lines else "WARNING",
         }
         try:
-            process = Process(command, folder=TOP, log=self._log, environment=variables)
+            process = Process(command, folder=TOP, log=self.log, environment=variables)
         except ServerError as error:
             raise BenchmarkFailed(f"the service did not start: {error}") from None
         try:
@@ -175,4 +202,4 @@ class Deployment:
             raise BenchmarkFailed(f"the service ended with status {status}. {self.log_tail()}")
 
     def log_tail(self) -> str:
-        return f"End of its log:\n{tail(self._log)}"
+        return f"End of its log:\n{tail(self.log)}"

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from benchmarks.catalogue import MEASURES
 from benchmarks.contestants import LACKS
+from benchmarks.markdown import spread, table
 from benchmarks.report import label_of, lacks_of
-from benchmarks.targets import targets
+from benchmarks.targets import compared, targets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,14 +44,13 @@ def text_of(report: Report) -> str:
     rows = _rows(report)
     letters = sorted(set("".join(row[HEADINGS.index("lacks")] for row in rows)))
     lacking = [f"  {letter}  {LACKS[letter]}" for letter in letters]
-    compared = [(t.label, spread(t.values, t.digits), t.verdict) for t in targets(report)]
     parts = [
         f"\nRounds: {report.options.rounds}, in turns. Threads of each system: "
         f"{report.options.concurrency}, where the measure says no other number.",
-        table(HEADINGS, rows),
+        table(HEADINGS, rows, texts=4),
         LEGEND,
         "\n".join(["What is lacking:", *lacking]) if lacking else "",
-        table(("compared in the same round", "median (min-max)", "target"), compared),
+        compared(targets(report)),
         _milliseconds(report),
         "\n".join(f"{name}: {fact}" for name, fact in report.facts.items()),
     ]
@@ -58,8 +58,8 @@ def text_of(report: Report) -> str:
         parts.append("FAILED:\n" + "\n".join(report.failures))
     elif report.samples:
         parts.append(
-            "Every task ran, has its row and succeeded; every message of others was handled once; "
-            "no message was left over."
+            "Every task ran and succeeded, and has its row, or where there are none its result; "
+            "every message of others was handled once; no message was left over."
         )
     repeats = sum(sample.repeats or 0 for sample in report.samples)
     if repeats:
@@ -140,28 +140,9 @@ def _milliseconds(report: Report) -> str:
                     ]
                     if each:
                         rows.append((what, database, f"{spread(each, 3)} ms"))
-    return table(("the caller's time", "database", "median (min-max)"), rows)
+    return table(("the caller's time", "database", "median (min-max)"), rows, texts=2)
 
 
 def _median(values: Sequence[float | None], digits: int = 2) -> str:
     known = [value for value in values if value is not None]
     return f"{median(known):,.{digits}f}" if known else "-"
-
-
-def spread(values: Sequence[float], digits: int = 0) -> str:
-    """The median, and in brackets the smallest and the largest value."""
-    if not values:
-        return "-"
-    low, middle, high = (
-        f"{value:,.{digits}f}" for value in (min(values), median(values), max(values))
-    )
-    return f"{middle} ({low}-{high})"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """In Markdown, with columns of the same width; nothing without rows."""
-    if not rows:
-        return ""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    padded = (map(str.ljust, row, widths) for row in (head, ["-" * w for w in widths], *rows))
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in padded)

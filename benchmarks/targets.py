@@ -8,13 +8,14 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from benchmarks.catalogue import MEASURES
-from benchmarks.contestants import TUNED
+from benchmarks.contestants import SYSTEMS, TUNED
+from benchmarks.markdown import spread, table
 from benchmarks.measures import NO_DATABASE
 from benchmarks.report import label_of
 from benchmarks.work import SECONDS_TO_WAIT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from benchmarks.measures import Sample
     from benchmarks.report import Report
@@ -30,6 +31,8 @@ PUBLISHING = 1.5
 PUBLISH_MANY = 10_000
 #: Of what can be consumed and acknowledged at all.
 OF_RAW = 0.4
+#: Told beside those who store as much as we do.
+WITHOUT_ROWS = tuple(system.key for system in SYSTEMS.values() if system.on_redis)
 #: With messages of others, how many times as fast.
 OF_MESSAGES = {("consume", "fedora"): 10.0, ("handle", "kombu"): 3.0}
 
@@ -42,6 +45,8 @@ class Target:
     values: list[float]
     limit: float | None = None
     """None: it is only told."""
+    kind: str = "target"
+    """What it is called: a target, or an aim beyond it."""
     at_least: bool = True
     unit: str = ""
     digits: int = 2
@@ -53,7 +58,13 @@ class Target:
         middle = median(self.values)
         met = middle >= self.limit if self.at_least else middle <= self.limit
         sign = "at least" if self.at_least else "at most"
-        return f"target: {sign} {_short(self.limit)}{self.unit}: {'met' if met else 'NOT MET'}"
+        return f"{self.kind}: {sign} {_short(self.limit)}{self.unit}: {'met' if met else 'NOT MET'}"
+
+
+def compared(found: Sequence[Target]) -> str:
+    """A table of them."""
+    rows = [(one.label, spread(one.values, one.digits), one.verdict) for one in found]
+    return table(("compared in the same round", "median (min-max)", "target"), rows, texts=3)
 
 
 def targets(report: Report) -> list[Target]:
@@ -89,6 +100,12 @@ def _targets(report: Report, measure: str, database: str, where: str) -> Iterato
         yield Target(label=where, values=values, limit=limit, unit="/s", digits=0)
     for system in DRAIN:
         yield from _against_peers(report, measure, database, system, where)
+    for peer in WITHOUT_ROWS:
+        # The targets are of tasks with rows.
+        yield Target(
+            label=f"{where}: carrot-twisted / {label_of(peer, report.options)}",
+            values=_ratios(report, measure, database, peer),
+        )
     if measure == "drain":
         yield Target(
             label=f"{where}: carrot-twisted / {label_of('raw', report.options)}",

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tasks: the very same functions on all sides, so that only the systems differ."""
+"""The tasks: the very same functions on all sides, so that only the systems differ.
+
+One of the sites runs with an old Python: nothing here is newer than 3.7.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,10 @@ import logging
 import os
 import time
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _logger = logging.getLogger(__name__)
 
@@ -45,4 +51,18 @@ def publish_another() -> None:
     site.publish("no_op")
 
 
-TASKS = {task.__name__: task for task in (no_op, wait, calculate, ten_lines, publish_another)}
+def stamp(file: str, number: int, sent: int) -> None:
+    """Add a line to a file: the task's number, when it was published, and when it started.
+
+    Times are those of the monotonic clock, which all processes of a machine share, in nanoseconds.
+    """
+    now = time.monotonic_ns()
+    if file not in _opened:
+        _opened[file] = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.write(_opened[file], b"%d %d %d\n" % (number, sent, now))
+
+
+_opened: dict[str, int] = {}
+TASKS: dict[str, Callable[..., None]] = {
+    task.__name__: task for task in (no_op, wait, calculate, ten_lines, publish_another, stamp)
+}

@@ -39,15 +39,20 @@ EXISTING_SERVERS = """\
 Servers that already run can be used instead:
     CARROT_BROKER_URL=amqp://user:password@host:5672/vhost
     CARROT_DATABASE_URL=postgres://user:password@host:5432/name   (tests and benchmark)"""
+#: Packages of those servers; of another one there is no way around.
+WITH_URLS = {"rabbitmq-server", "postgresql"}
 
 
-def prepare_machine(*, rabbitmq: bool, postgresql: bool, log: Path, tools: bool = False) -> None:
+def prepare_machine(
+    *, rabbitmq: bool, postgresql: bool, log: Path, redis: bool = False, tools: bool = False
+) -> None:
     """Install the distribution's packages that are missing."""
-    missing = find_missing(rabbitmq=rabbitmq, postgresql=postgresql, tools=tools)
+    wanted = {"rabbitmq": rabbitmq, "postgresql": postgresql, "redis": redis, "tools": tools}
+    missing = find_missing(**wanted)
     if not missing:
         return
     install(missing, log=log)
-    still_missing = find_missing(rabbitmq=rabbitmq, postgresql=postgresql, tools=tools)
+    still_missing = find_missing(**wanted)
     if still_missing:
         raise StepFailed(f"Installed, but not found: {', '.join(still_missing)}. See {log}.")
 
@@ -66,10 +71,11 @@ def install(packages: Sequence[str], *, log: Path) -> None:
 def _root_prefix(missing: Sequence[str]) -> list[str]:
     """Return what makes a command run as root: nothing, or sudo. Raise if there is no way."""
     names = " ".join(missing)
+    way_around = f"\n{EXISTING_SERVERS}" if WITH_URLS & {*missing} else ""
     if shutil.which("apt-get") is None:
         raise StepFailed(
             f"Please install what these Debian packages hold: {names}. "
-            f"This system has no apt-get, so it cannot be done for you.\n{EXISTING_SERVERS}"
+            f"This system has no apt-get, so it cannot be done for you.{way_around}"
         )
     if os.geteuid() == 0:
         return []
@@ -84,5 +90,5 @@ def _root_prefix(missing: Sequence[str]) -> list[str]:
         "Some packages are missing, and installing them needs root or sudo. "
         "Please have an administrator run\n"
         f"    apt-get update && apt-get install --yes {names}\n"
-        f"and start this again. {EXISTING_SERVERS}"
+        f"and start this again.{way_around}"
     )

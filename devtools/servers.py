@@ -17,11 +17,13 @@ from devtools.pgbouncer import PgBouncer
 from devtools.postgresql import PostgreSQL, find_programs
 from devtools.process import ServerError
 from devtools.rabbitmq import RabbitMQ, find_scripts
+from devtools.redis import Redis, find_redis
 
 __all__ = [
     "PgBouncer",
     "PostgreSQL",
     "RabbitMQ",
+    "Redis",
     "ServerError",
     "find_missing",
     "temporary_folder",
@@ -42,13 +44,14 @@ ADMINISTRATION = f"{os.environ.get('PATH', os.defpath)}{os.pathsep}/usr/sbin"
 
 
 def find_missing(
-    *, rabbitmq: bool = True, postgresql: bool = True, tools: bool = False
+    *, rabbitmq: bool = True, postgresql: bool = True, redis: bool = False, tools: bool = False
 ) -> list[str]:
     """Return the Debian packages that are needed and not installed.
 
     Args:
         rabbitmq: a broker is.
         postgresql: a database is.
+        redis: a peer's broker is.
         tools: programs that only tests run are.
     """
     missing = []
@@ -58,6 +61,8 @@ def find_missing(
         missing.append("rabbitmq-server")
     if postgresql and find_programs() is None:
         missing.append("postgresql")
+    if redis and find_redis() is None:
+        missing.append("redis-server")
     if tools:
         missing += [
             package

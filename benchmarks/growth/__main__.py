@@ -7,28 +7,24 @@ Parts: ``rows`` (of earlier tasks in the table), ``backlog``, ``workers`` (proce
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.contestants import SYSTEMS
-from benchmarks.failure import BenchmarkFailed
+from benchmarks.failure import BenchmarkFailed, attempted
 from benchmarks.growth.drains import PROBE, Drain, drain
-from benchmarks.idle.footprint import Memory, cpu_seconds
-from benchmarks.stage import Stage, stage, table
-from devtools.servers import ServerError
-from devtools.steps import StepFailed, say, step
+from benchmarks.idle.footprint import Memory, precise_cpu_seconds
+from benchmarks.markdown import spread, table
+from benchmarks.stage import Stage, parser, perform
+from devtools.steps import say, step
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Sequence
 
-    from benchmarks.stage import Site
-    from benchmarks.systems import System
+    from benchmarks.systems import Deployment, System
 
 PARTS = ("rows", "backlog", "workers", "schedules", "queues", "handlers")
 #: How much there is of each; the first number is what the others are compared with.
@@ -60,47 +56,42 @@ and database together; met: not worse by more than 10 percent."""
 
 def main(arguments: Sequence[str]) -> int:
     """Measure, print; the exit status is 1 if anything was lost."""
-    given = _parse(arguments)
-    texts: list[str] = []
-    failures: list[str] = []
-    try:
-        with stage(given.database) as servers:
-            for part in given.part or PARTS:
-                try:
-                    texts.append(MEASURES[part](given, servers))
-                    say(texts[-1])
-                except BenchmarkFailed as error:
-                    failures.append(f"{part}: {error}")
-                    say(f"FAILED: {failures[-1]}")
-            known = servers.facts()
-    except (StepFailed, ServerError) as error:
-        say(str(error))
-        return 1
-    say("\n\n".join(["", *texts, LEGEND, "\n".join(f"{n}: {fact}" for n, fact in known.items())]))
-    for failure in failures:
-        say(f"FAILED: {failure}")
-    if given.json:
-        given.json.write_text(json.dumps({"facts": known, "tables": texts}, indent=1))
-    return 1 if failures else 0
+    return perform(_parse(arguments), _measure, text_of)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python3 run.py bench growth",
-        description="Drains with many rows, long backlogs, several processes; many schedules, "
-        "queues and handlers.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    result = parser(
+        "growth",
+        "Drains with many rows, long backlogs, several processes; many schedules, queues and "
+        "handlers.",
     )
-    parser.add_argument("--part", choices=PARTS, action="append", help="may be repeated; all")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N")
-    parser.add_argument("--tasks", type=int, default=10_000, metavar="N", help="of a drain")
+    result.add_argument(
+        "--part", choices=PARTS, action="append", help="leave the others out; may be repeated"
+    )
+    result.add_argument("--tasks", type=int, default=10_000, metavar="N", help="of a drain")
     for name, numbers in COUNTS.items():
-        parser.add_argument(f"--{name}", type=int, nargs="+", default=numbers, metavar="N")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of doing nothing")
-    parser.add_argument("--concurrency", type=int, default=4, metavar="N", help="threads")
-    parser.add_argument("--database", choices=("postgres", "sqlite"), default="postgres")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the tables to a file")
-    return parser.parse_args(arguments)
+        result.add_argument(
+            f"--{name}", type=int, nargs="+", default=numbers, metavar="N", help="how many, in turn"
+        )
+    result.add_argument(
+        "--seconds", type=float, default=20.0, metavar="S", help="how long nothing is done"
+    )
+    return result.parse_args(arguments)
+
+
+def _measure(given: argparse.Namespace, servers: Stage) -> list[str]:
+    """A table of each part."""
+    texts = []
+    for part in given.part or PARTS:
+        with attempted(part, servers.failures):
+            texts.append(MEASURES[part](given, servers))
+            say(texts[-1])
+    return texts
+
+
+def text_of(texts: Sequence[str]) -> str:
+    """All tables once more."""
+    return "\n\n".join(["", *texts, LEGEND])
 
 
 def system(*options: str, scheduler: bool = False) -> System:
@@ -113,8 +104,10 @@ def system(*options: str, scheduler: bool = False) -> System:
     return replace(SYSTEMS["carrot"], site="benchmarks.site_growth", service=(*service, *options))
 
 
-def _site(given: argparse.Namespace, servers: Stage, kind: System, rows: int, **more: str) -> Site:
-    site = servers.site(kind, name="growth", concurrency=given.concurrency, variables=more)
+def _site(
+    given: argparse.Namespace, servers: Stage, kind: System, rows: int, **more: str
+) -> Deployment:
+    site = servers.deploy(kind, name="growth", concurrency=given.concurrency, variables=more)
     with step(f"Making tables with {rows:,} rows"):
         site.run(PROBE, "fill", rows)
     return site
@@ -173,7 +166,7 @@ def _cells(runs: Sequence[Drain], first: Sequence[Drain]) -> tuple[str, ...]:
         for name in ("cpu", "database_cpu", "broker_cpu")
     ]
     return (
-        f"{median(rates):,.0f} ({min(rates):,.0f}-{max(rates):,.0f})",
+        spread(rates),
         *(f"{cost:.2f}" for cost in costs),
         f"{max(one.memory for one in runs):.0f}",
         compared(median(rates) / median(one.per_second for one in first), at_least=True),
@@ -215,7 +208,7 @@ class Rest:
 def _rest(
     given: argparse.Namespace,
     servers: Stage,
-    site: Site,
+    site: Deployment,
     work: Callable[[], dict[str, Any]],
     tasks: int = 1,
     consumed: int = 1,
@@ -252,14 +245,14 @@ def _rest(
             database_cpu=database / clock * 100,
             memory=Memory.of(service.pid),
         )
-        before = cpu_seconds(service.pid)
+        before = precise_cpu_seconds(service.pid)
         result = work()
-        result["cpu"] = cpu_seconds(service.pid) - before
+        result["cpu"] = precise_cpu_seconds(service.pid) - before
     return rest, result
 
 
 def _look(pid: int, servers: Stage) -> tuple[float, float, float]:
-    return cpu_seconds(pid), servers.database.cpu_seconds() or 0.0, time.monotonic()
+    return precise_cpu_seconds(pid), servers.database.cpu_seconds() or 0.0, time.monotonic()
 
 
 def _schedules(given: argparse.Namespace, servers: Stage) -> str:
@@ -274,7 +267,7 @@ def _schedules(given: argparse.Namespace, servers: Stage) -> str:
         per_10_000 = found["cpu"] / count * 10_000 if count else 0.0
         worked = (f"{found['published']:.1f}", f"{found['ended']:.1f}", f"{per_10_000:.1f}")
         rows.append((f"{count:,}", *rest.cells(), *worked))
-        servers.broker.delete(site.queue)
+        site.tidy_up()
     head = ("all published after, s", "all ended after, s", "CPU s for 10,000 runs")
     return table(("Schedules", *COUNT_HEAD, *head), rows)
 
@@ -285,7 +278,7 @@ def _queues(given: argparse.Namespace, servers: Stage) -> str:
     for count in given.queues:
         site = _site(given, servers, system(), 0, BENCHMARK_QUEUES=str(count))
 
-        def work(site: Site = site) -> dict[str, Any]:
+        def work(site: Deployment = site) -> dict[str, Any]:
             first = site.run(PROBE, "publish", given.tasks)["first"]
             return site.run(PROBE, "watch", first, given.tasks)
 
@@ -305,7 +298,7 @@ def _handlers(given: argparse.Namespace, servers: Stage) -> str:
         site = _site(given, servers, system(), 0, BENCHMARK_HANDLERS=str(count))
         each = max(1, given.tasks // count)
 
-        def work(site: Site = site, each: int = each) -> dict[str, Any]:
+        def work(site: Deployment = site, each: int = each) -> dict[str, Any]:
             return site.run(PROBE, "send", each)
 
         with step(f"{count:,} handlers in one service"):
@@ -331,7 +324,3 @@ MEASURES = {
     "queues": _queues,
     "handlers": _handlers,
 }
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

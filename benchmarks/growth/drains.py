@@ -3,23 +3,19 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from benchmarks import processes
-from benchmarks.failure import BenchmarkFailed
-from benchmarks.idle.footprint import Memory, family
-from benchmarks.probe import READY
+from benchmarks.idle.footprint import Memory
+from benchmarks.measures import check_rows
+from benchmarks.watching import watch
 
 if TYPE_CHECKING:
-    import subprocess
-
-    from benchmarks.stage import Site, Stage
-    from devtools.process import Process
+    from benchmarks.stage import Stage
+    from benchmarks.systems import Deployment
 
 PROBE = "benchmarks.growth.probe"
-SECONDS_BETWEEN_SAMPLES = 0.1
+SECONDS_BETWEEN_LOOKS = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +41,7 @@ class Drain:
         return seconds / self.tasks * 10_000
 
 
-def drain(site: Site, servers: Stage, tasks: int, *, keep: bool = False) -> Drain:
+def drain(site: Deployment, servers: Stage, tasks: int, *, keep: bool = False) -> Drain:
     """Publish a backlog, have it drained, and look whether all is there.
 
     Args:
@@ -57,51 +53,35 @@ def drain(site: Site, servers: Stage, tasks: int, *, keep: bool = False) -> Drai
     Raises:
         BenchmarkFailed: something was lost.
     """
-    servers.broker.delete(site.queue)
+    site.tidy_up()
     first = site.run(PROBE, "publish", tasks)["first"]
-    servers.broker.expect(site.queue, tasks)
-    with site.module(PROBE, "watch", first, tasks) as watcher:
-        assert watcher.stdout is not None
-        if watcher.stdout.readline().decode().strip() != READY:
-            site.result(watcher)
+    site.queues.expect(site.queue, tasks)
+    memory = [0.0]
+    with site.watcher(PROBE, first, tasks) as watcher:
         before = _servers_cpu(servers)
         with site.service(keep_lines=False) as service:
-            samples, memory = _watch(watcher, service, site)
+            times = watch(
+                service,
+                lambda: watcher.poll() is not None,
+                site.log_tail,
+                look=lambda: memory.append(Memory.of(service.pid).rss),
+                seconds=SECONDS_BETWEEN_LOOKS,
+            )
             after = _servers_cpu(servers)
             result = site.result(watcher)
-    servers.broker.expect(site.queue, 0)
-    if not result["rows"] == result["succeeded"] == tasks:
-        raise BenchmarkFailed(
-            f"of {tasks:,} tasks {result['rows']:,} have a row, {result['succeeded']:,} succeeded"
-        )
+    site.queues.expect(site.queue, 0)
+    check_rows(result, tasks, site)
     if not keep:
         site.run(PROBE, "forget", first)
     begin, end = result["first_start"], result["end"]
-    cpu = processes.interpolate(samples, end) - processes.interpolate(samples, begin)
     return Drain(
         tasks=tasks,
         seconds=end - begin,
-        cpu=cpu,
+        cpu=times.between(begin, end) or 0.0,
         database_cpu=after[0] - before[0],
         broker_cpu=after[1] - before[1],
-        memory=memory,
+        memory=max(memory),
     )
-
-
-def _watch(
-    watcher: subprocess.Popen[bytes], service: Process, site: Site
-) -> tuple[list[tuple[float, float]], float]:
-    """CPU time of the service by time, and the most memory, until the watcher has seen the end."""
-    samples = []
-    memory = 0.0
-    while watcher.poll() is None:
-        if not service.running:
-            raise BenchmarkFailed(f"the service ended by itself. {site.log_tail()}")
-        cpu = sum(processes.cpu_seconds(pid) or 0.0 for pid in family(service.pid))
-        samples.append((time.time(), cpu))
-        memory = max(memory, Memory.of(service.pid).rss)
-        time.sleep(SECONDS_BETWEEN_SAMPLES)
-    return samples, memory
 
 
 def _servers_cpu(servers: Stage) -> tuple[float, float]:

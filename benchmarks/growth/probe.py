@@ -17,7 +17,7 @@ from uuid import UUID
 
 import django
 
-from benchmarks.probe import READY, SECONDS_WITHOUT_PROGRESS, pause
+from benchmarks.probe import READY, SECONDS_WITHOUT_PROGRESS, wait_for_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,19 +72,7 @@ def watch(first: str, count: str) -> dict[str, Any]:
     expected = int(count)
     unfinished = MessageLog.objects.unfinished()
     print(READY, flush=True)
-    begin = progress = time.monotonic()
-    first_seen = 0.0
-    left = expected
-    while left:
-        if time.monotonic() - progress > SECONDS_WITHOUT_PROGRESS:
-            raise SystemExit(f"Nothing goes on any more, {left:,} tasks are left.")
-        ended = expected - left
-        time.sleep(pause(ended, expected, time.monotonic() - (first_seen or begin)))
-        now_left = unfinished.count()
-        if now_left < left:
-            progress = time.monotonic()
-            first_seen = first_seen or progress
-        left = now_left
+    final = wait_for_all(lambda: expected - unfinished.count(), expected)
     end = time.time()
     mine = MessageLog.objects.filter(pk__gte=UUID(first))
     found = mine.aggregate(
@@ -93,7 +81,12 @@ def watch(first: str, count: str) -> dict[str, Any]:
         start=Min("start_time"),
     )
     start = found.pop("start")
-    return {**found, "first_start": start.timestamp() if start else None, "end": end}
+    return {
+        **found,
+        "final": final,
+        "first_start": start.timestamp() if start else None,
+        "end": end,
+    }
 
 
 def forget(first: str) -> dict[str, Any]:

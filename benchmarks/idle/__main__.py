@@ -6,28 +6,29 @@ Each round measures each system once, the first one changing from round to round
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
 from benchmarks.contestants import SYSTEMS
-from benchmarks.failure import BenchmarkFailed
-from benchmarks.idle.footprint import Memory, cpu_seconds
-from benchmarks.stage import Site, Stage, stage, table
-from devtools.servers import ServerError
-from devtools.steps import StepFailed, say, step
+from benchmarks.idle.footprint import Memory, precise_cpu_seconds
+from benchmarks.markdown import table
+from benchmarks.measures import check_rows
+from benchmarks.stage import Stage, parser, perform
+from benchmarks.targets import Target, compared
+from benchmarks.watching import watch
+from devtools.steps import say, step
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    import argparse
+    from collections.abc import Callable, Sequence
 
+    from benchmarks.systems import Deployment
     from devtools.process import Process
 
 KEYS = ("carrot", "celery")
-#: What is promised: percent of one processor, and times the memory of Celery's threads.
+#: What is promised at most: percent of one processor, and times the memory of Celery's threads.
 IDLE_CPU, MEMORY = 0.2, 1.2
 #: Seconds that a service gets to come to rest.
 REST = 3.0
@@ -67,86 +68,61 @@ class Footprint:
 
 def main(arguments: Sequence[str]) -> int:
     """Measure, print; the exit status is 1 if anything was lost."""
-    given = _parse(arguments)
-    failures: list[str] = []
-    try:
-        with stage(given.database) as servers:
-            found = list(_measure(given, servers, failures))
-            known = servers.facts()
-    except (StepFailed, ServerError) as error:
-        say(str(error))
-        return 1
-    say(text_of(found))
-    say("\n".join(f"{name}: {fact}" for name, fact in known.items()))
-    for failure in failures:
-        say(f"FAILED: {failure}")
-    if given.json:
-        given.json.write_text(json.dumps({"facts": known, "runs": found}, default=vars, indent=1))
-    return 1 if failures else 0
+    return perform(_parse(arguments), _measure, text_of)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python3 run.py bench idle",
-        description="Looks at services that have nothing to do, and at their memory with work.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    result = parser(
+        "idle", "Looks at services that have nothing to do, and at their memory with work."
     )
-    parser.add_argument("--rounds", type=int, default=3, metavar="N")
-    parser.add_argument("--seconds", type=float, default=30.0, help="of doing nothing")
-    parser.add_argument("--tasks", type=int, default=20_000, metavar="N", help="backlog of ours")
-    parser.add_argument("--peer-tasks", type=int, default=4_000, metavar="N", help="of Celery's")
-    parser.add_argument("--concurrency", type=int, default=4, metavar="N", help="threads of each")
-    parser.add_argument("--database", choices=("postgres", "sqlite"), default="postgres")
-    parser.add_argument("--only", choices=KEYS, help="leave the other system out")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers to a file")
-    return parser.parse_args(arguments)
+    result.add_argument(
+        "--seconds", type=float, default=30.0, metavar="S", help="how long nothing is done"
+    )
+    result.add_argument("--tasks", type=int, default=20_000, metavar="N", help="backlog of ours")
+    result.add_argument("--peer-tasks", type=int, default=4_000, metavar="N", help="of Celery's")
+    result.add_argument("--only", choices=KEYS, help="leave the other system out")
+    return result.parse_args(arguments)
 
 
-def _measure(given: argparse.Namespace, servers: Stage, failures: list[str]) -> Iterator[Footprint]:
+def _measure(given: argparse.Namespace, servers: Stage) -> list[Footprint]:
     keys = [key for key in KEYS if given.only in (None, key)]
-    sites = {}
+    deployed = {
+        key: servers.deploy(SYSTEMS[key], name=key, concurrency=given.concurrency) for key in keys
+    }
     with step("Creating databases and tables"):
-        for key in keys:
-            sites[key] = servers.site(
-                SYSTEMS[key], name=key, concurrency=given.concurrency, variables={}
-            )
-            sites[key].step("prepare")
+        for deployment in deployed.values():
+            deployment.step("prepare")
+    found = []
     for number in range(1, given.rounds + 1):
         for key in keys if number % 2 else reversed(keys):
-            title = f"Round {number}: {SYSTEMS[key].label}"
             tasks = given.tasks if key == "carrot" else given.peer_tasks
-            try:
-                with step(title):
-                    one = _run(sites[key], servers, given.seconds, tasks)
-            except BenchmarkFailed as error:
-                failures.append(f"{title}: {error}")
-            else:
+            with servers.attempted(f"Round {number}: {SYSTEMS[key].label}"):
+                one = _run(deployed[key], servers, given.seconds, tasks)
                 say(f"    {one.idle_cpu:.3f} % idle, {one.idle.rss:.0f} MB, {one.start:.1f} s")
-                yield one
+                found.append(one)
+    return found
 
 
-def _run(site: Site, servers: Stage, seconds: float, tasks: int) -> Footprint:
-    servers.broker.delete(site.queue)
-    site.step("fill", "no_op", 1)
+def _run(deployment: Deployment, servers: Stage, seconds: float, tasks: int) -> Footprint:
+    deployment.tidy_up()
+    deployment.step("fill", "no_op", 1)
     begin = time.time()
-    with site.service(keep_lines=False) as service:
-        first = site.step("watch", 1)["first_start"]
-        start_cpu = cpu_seconds(service.pid)
+    with deployment.service(keep_lines=False) as service:
+        first = deployment.step("watch", 1)["first_start"]
+        start_cpu = precise_cpu_seconds(service.pid)
         time.sleep(REST)
-        before = _look(service, servers, site)
+        before = _look(service, servers, deployment)
         time.sleep(seconds)
-        after = _look(service, servers, site)
+        after = _look(service, servers, deployment)
         passed, cpu, database, transactions = (
             now - then for then, now in zip(before, after, strict=True)
         )
         idle = Memory.of(service.pid)
-        loaded = _load(site, service, tasks)
-        rows = site.step("watch", tasks + 1)
-    servers.broker.delete(site.queue)
-    if not rows["rows"] == rows["succeeded"] == tasks + 1:
-        raise BenchmarkFailed(f"of {tasks + 1:,} tasks {rows['succeeded']:,} have succeeded")
+        loaded = _load(deployment, service, tasks)
+        check_rows(deployment.step("watch", tasks + 1), tasks + 1, deployment)
+    deployment.tidy_up()
     return Footprint(
-        system=site.system.label,
+        system=deployment.system.label,
         start=first - begin,
         start_cpu=start_cpu,
         idle_cpu=cpu / passed * 100,
@@ -157,28 +133,32 @@ def _run(site: Site, servers: Stage, seconds: float, tasks: int) -> Footprint:
     )
 
 
-def _look(service: Process, servers: Stage, site: Site) -> tuple[float, float, float, float]:
+def _look(
+    service: Process, servers: Stage, deployment: Deployment
+) -> tuple[float, float, float, float]:
     """Time, CPU times of service and database, and transactions of its database so far."""
     return (
         time.monotonic(),
-        cpu_seconds(service.pid),
+        precise_cpu_seconds(service.pid),
         servers.database.cpu_seconds() or 0.0,
-        servers.database.transactions(site.queue),
+        servers.database.transactions(deployment.queue),
     )
 
 
-def _load(site: Site, service: Process, tasks: int) -> Memory:
+def _load(deployment: Deployment, service: Process, tasks: int) -> Memory:
     """Have a backlog drained; the most memory that was seen."""
     seen = [Memory.of(service.pid)]
     with (
-        site.module("benchmarks.sites", site.system.site, tasks) as publisher,
-        site.probe("watch", tasks + 1) as watcher,
+        deployment.running("benchmarks.backlog", deployment.system.site, tasks) as publisher,
+        deployment.running(deployment.system.probe, "watch", tasks + 1) as watcher,
     ):
-        while publisher.poll() is None or watcher.poll() is None:
-            if not service.running:
-                raise BenchmarkFailed(f"the service ended by itself. {site.log_tail()}")
-            seen.append(Memory.of(service.pid))
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+        watch(
+            service,
+            lambda: None not in (publisher.poll(), watcher.poll()),
+            deployment.log_tail,
+            look=lambda: seen.append(Memory.of(service.pid)),
+            seconds=SECONDS_BETWEEN_LOOKS,
+        )
     return Memory(
         rss=max(one.rss for one in seen),
         pss=max(one.pss for one in seen),
@@ -196,28 +176,20 @@ def text_of(found: Sequence[Footprint]) -> str:
     }
     rows = [(system, *(f"{value:.2f}" for value in values)) for system, values in medians.items()]
     head = ("system", *(name for name, _ in COLUMNS))
-    return f"\n{table(head, rows)}\n\n{LEGEND}\n{_verdicts(by_system)}"
+    return "\n" + "\n\n".join((table(head, rows), LEGEND, compared(_targets(by_system))))
 
 
-def _verdicts(by_system: dict[str, list[Footprint]]) -> str:
+def _targets(by_system: dict[str, list[Footprint]]) -> list[Target]:
     ours = by_system.get(SYSTEMS["carrot"].label, [])
     theirs = by_system.get(SYSTEMS["celery"].label, [])
-    if not ours:
-        return ""
-    idle = median(one.idle_cpu for one in ours)
-    lines = [f"idle CPU {idle:.2f} %, target below {IDLE_CPU:g} %: {_kept(idle < IDLE_CPU)}"]
-    if theirs:
-        for name, memory in (
-            ("idle", lambda one: one.idle.pss),
-            ("loaded", lambda one: one.loaded.pss),
-        ):
-            ratio = median(map(memory, ours)) / median(map(memory, theirs))
-            lines.append(
-                f"memory {name}, {ratio:.2f} times Celery's, target at most {MEMORY:g}: "
-                f"{_kept(ratio <= MEMORY)}"
-            )
-    return "\n".join(lines)
-
-
-def _kept(met: bool) -> str:
-    return "met" if met else "NOT MET"
+    idle = [one.idle_cpu for one in ours]
+    found = [Target(label="idle CPU", values=idle, limit=IDLE_CPU, at_least=False, unit=" %")]
+    for name, memory in (
+        ("idle", lambda one: one.idle.pss),
+        ("loaded", lambda one: one.loaded.pss),
+    ):
+        # A round has no part in it: each of ours is compared with all of theirs.
+        ratios = [memory(one) / median(map(memory, theirs)) for one in ours if theirs]
+        label = f"memory {name}, PSS: {SYSTEMS['carrot'].label} / {SYSTEMS['celery'].label}"
+        found.append(Target(label=label, values=ratios, limit=MEMORY, at_least=False))
+    return [target for target in found if target.values]

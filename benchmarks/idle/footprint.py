@@ -7,17 +7,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from devtools.process import children_of
+from benchmarks.processes import family
 
 
-def family(pid: int) -> list[int]:
-    """A process and all that descend from it."""
-    with suppress(OSError):
-        return [pid, *(one for child in children_of(pid) for one in family(child))]
-    return []
-
-
-def cpu_seconds(pid: int) -> float:
+def precise_cpu_seconds(pid: int) -> float:
     """CPU time of a process and its children, to the microsecond; of threads that live."""
     total = 0
     for member in family(pid):

@@ -7,33 +7,33 @@ is measured with each system, the first one changing from round to round.
 
 from __future__ import annotations
 
-import argparse
-import json
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
-from benchmarks.contestants import SYSTEMS
+from benchmarks.contestants import LACKS, SYSTEMS
 from benchmarks.failure import BenchmarkFailed
-from benchmarks.stage import Site, Stage, stage, table
-from devtools.servers import ServerError
-from devtools.steps import StepFailed, say, step
+from benchmarks.markdown import spread, table
+from benchmarks.measures import check_rows
+from benchmarks.stage import Stage, parser, perform
+from benchmarks.targets import Target, compared
+from devtools.steps import say, step
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    import argparse
+    from collections.abc import Sequence
 
+    from benchmarks.systems import Deployment
+
+#: Ours first.
+KEYS = ("carrot", "celery", "huey")
 RATES = (50, 500)
 QUANTILES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
-DEPLOYED = {
-    "carrot": SYSTEMS["carrot"],
-    "celery": replace(
-        SYSTEMS["celery"],
-        service=(*SYSTEMS["celery"].service, "--include=benchmarks.latency.celery_tasks"),
-    ),
-}
+#: Of ours and another's, what is promised to be below: the other's name, and how that is called.
+PROMISED = ("p50", "p99")
+RIVALS = {"celery": "target", "huey": "aim"}
 HEAD = (
-    *("system", "a second", "tasks", "reached"),
+    *("system", "lacks", "a second", "tasks", "reached"),
     *(f"start {name}, ms: median (min-max)" for name in QUANTILES),
     *("caller p50", "caller p99"),
 )
@@ -48,6 +48,7 @@ class Latencies:
     """What one run has found, in milliseconds."""
 
     system: str
+    round_number: int
     rate: float
     tasks: int
     reached: float
@@ -57,83 +58,67 @@ class Latencies:
 
 def main(arguments: Sequence[str]) -> int:
     """Measure, print; the exit status is 1 if anything was lost."""
-    given = _parse(arguments)
-    failures: list[str] = []
-    try:
-        with stage(given.database) as servers:
-            found = list(_measure(given, servers, failures))
-            known = servers.facts()
-    except (StepFailed, ServerError) as error:
-        say(str(error))
-        return 1
-    say(text_of(found))
-    say("\n".join(f"{name}: {fact}" for name, fact in known.items()))
-    for failure in failures:
-        say(f"FAILED: {failure}")
-    if given.json:
-        given.json.write_text(json.dumps({"facts": known, "runs": found}, default=vars, indent=1))
-    return 1 if failures else 0
+    return perform(_parse(arguments), _measure, text_of)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python3 run.py bench latency",
-        description="Publishes tasks at a steady rate, and looks when they start.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    result = parser("latency", "Publishes tasks at a steady rate, and looks when they start.")
+    result.add_argument(
+        "--rates",
+        type=int,
+        nargs="+",
+        default=list(RATES),
+        metavar="N",
+        help="tasks published a second, each in a run of its own",
     )
-    parser.add_argument("--rounds", type=int, default=3, metavar="N")
-    parser.add_argument("--rates", type=int, nargs="+", default=list(RATES), metavar="N")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each run")
-    parser.add_argument("--concurrency", type=int, default=4, metavar="N", help="threads of each")
-    parser.add_argument("--database", choices=("postgres", "sqlite"), default="postgres")
-    parser.add_argument("--only", choices=DEPLOYED, help="leave the other systems out")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers to a file")
-    return parser.parse_args(arguments)
+    result.add_argument(
+        "--seconds", type=float, default=20.0, metavar="S", help="how long each run publishes"
+    )
+    result.add_argument(
+        "--only", choices=KEYS, action="append", help="leave the other systems out; may be repeated"
+    )
+    return result.parse_args(arguments)
 
 
-def _measure(given: argparse.Namespace, servers: Stage, failures: list[str]) -> Iterator[Latencies]:
-    keys = [key for key in DEPLOYED if given.only in (None, key)]
-    sites = {}
+def _measure(given: argparse.Namespace, servers: Stage) -> list[Latencies]:
+    keys = servers.available(key for key in KEYS if key in (given.only or KEYS))
+    deployed = {
+        key: servers.deploy(SYSTEMS[key], name=key, concurrency=given.concurrency) for key in keys
+    }
     with step("Creating databases and tables"):
-        for key in keys:
-            site = sites[key] = servers.site(
-                DEPLOYED[key], name=key, concurrency=given.concurrency, variables={}
-            )
-            site.step("prepare")
+        for deployment in deployed.values():
+            deployment.step("prepare")
+    found = []
     for number in range(1, given.rounds + 1):
         for rate in given.rates:
             for key in keys if number % 2 else reversed(keys):
-                title = f"Round {number}: {DEPLOYED[key].label} at {rate} tasks a second"
-                try:
-                    with step(title):
-                        one = _run(sites[key], servers, rate, given.seconds)
-                except BenchmarkFailed as error:
-                    failures.append(f"{title}: {error}")
-                else:
+                title = f"Round {number}: {SYSTEMS[key].label} at {rate} tasks a second"
+                with servers.attempted(title):
+                    one = _run(deployed[key], servers, number, rate, given.seconds)
                     say(f"    {', '.join(f'{k} {ms:.2f} ms' for k, ms in one.start.items())}")
-                    yield one
+                    found.append(one)
+    return found
 
 
-def _run(site: Site, servers: Stage, rate: int, seconds: float) -> Latencies:
-    servers.broker.delete(site.queue)
+def _run(
+    deployment: Deployment, servers: Stage, round_number: int, rate: int, seconds: float
+) -> Latencies:
+    deployment.tidy_up()
     file = servers.folder / "starts"
     file.unlink(missing_ok=True)
-    count = round(rate * seconds)
-    key = site.system.key
-    site.step("fill", "no_op", 1)
-    with site.service(keep_lines=False):
+    count = max(1, round(rate * seconds))
+    key = deployment.system.key
+    deployment.step("fill", "no_op", 1)
+    with deployment.service(keep_lines=False):
         # It runs, and has its connections.
-        site.step("watch", 1)
-        told = site.run("benchmarks.latency.publisher", key, rate, count, file)
+        deployment.step("watch", 1)
+        told = deployment.run("benchmarks.latency.publisher", key, rate, count, file)
         expected = 1 + told["warm_up"] + count
-        rows = site.step("watch", expected)
-    servers.broker.delete(site.queue)
-    if not rows["rows"] == rows["succeeded"] == expected:
-        raise BenchmarkFailed(
-            f"of {expected:,} tasks {rows['rows']:,} have a row, {rows['succeeded']:,} succeeded"
-        )
+        check_rows(deployment.step("watch", expected), expected, deployment)
+    deployment.tidy_up()
     return Latencies(
-        system=DEPLOYED[key].label,
+        system=key,
+        round_number=round_number,
         rate=rate,
         tasks=count,
         reached=told["per_second"],
@@ -162,37 +147,49 @@ def quantiles(values: Sequence[float]) -> dict[str, float]:
 
 
 def text_of(found: Sequence[Latencies]) -> str:
-    """The table."""
+    """The table, what others lack, and what is promised."""
     rows = []
-    for rate, system in sorted({(one.rate, one.system) for one in found}):
-        runs = [one for one in found if (one.rate, one.system) == (rate, system)]
-        rows.append(
-            (
-                *(system, f"{rate:g}", f"{runs[0].tasks:,}"),
-                f"{median(one.reached for one in runs):,.0f}",
-                *(_spread([one.start[name] for one in runs]) for name in QUANTILES),
-                *(f"{median(one.caller[name] for one in runs):.2f}" for name in ("p50", "p99")),
-            )
-        )
-    return f"\n{table(HEAD, rows)}\n\n{LEGEND}\n{_verdicts(found)}"
-
-
-def _verdicts(found: Sequence[Latencies]) -> str:
-    """Of each rate: is carrot-twisted below Celery, by the medians of the runs?"""
-    ours, theirs = (DEPLOYED[key].label for key in ("carrot", "celery"))
-    lines = []
     for rate in sorted({one.rate for one in found}):
-        for name in ("p50", "p99"):
-            both = [
-                [one.start[name] for one in found if (one.rate, one.system) == (rate, system)]
-                for system in (ours, theirs)
-            ]
-            if all(both):
-                mine, other = map(median, both)
-                met = "met" if mine < other else "NOT MET"
-                lines.append(f"{rate:g} a second, {name} below that of {theirs}: {met}")
-    return "\n".join(lines)
+        for key in KEYS:
+            runs = [one for one in found if (one.rate, one.system) == (rate, key)]
+            if runs:
+                rows.append(_row(SYSTEMS[key].label, SYSTEMS[key].lacks, rate, runs))
+    letters = sorted(set("".join(SYSTEMS[one.system].lacks for one in found)))
+    lacking = [f"  {letter}  {LACKS[letter]}" for letter in letters]
+    parts = (
+        table(HEAD, rows, texts=2),
+        LEGEND,
+        "\n".join(["What is lacking:", *lacking]) if lacking else "",
+        compared(targets(found)),
+    )
+    return "\n" + "\n\n".join(part for part in parts if part)
 
 
-def _spread(values: Sequence[float]) -> str:
-    return f"{median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
+def _row(label: str, lacks: str, rate: float, runs: Sequence[Latencies]) -> tuple[str, ...]:
+    return (
+        *(label, lacks, f"{rate:g}", f"{runs[0].tasks:,}"),
+        f"{median(one.reached for one in runs):,.0f}",
+        *(spread([one.start[name] for one in runs], 2) for name in QUANTILES),
+        *(f"{median(one.caller[name] for one in runs):.2f}" for name in ("p50", "p99")),
+    )
+
+
+def targets(found: Sequence[Latencies]) -> list[Target]:
+    """Of each rate: ours as a share of Celery's, which is to be below 1; huey's is the aim."""
+    by_run = {(one.system, one.rate, one.round_number): one.start for one in found}
+    told = []
+    for rate in sorted({one.rate for one in found}):
+        for rival, kind in RIVALS.items():
+            for name in PROMISED:
+                ratios = [
+                    start[name] / by_run[rival, rate, number][name]
+                    for (key, each, number), start in by_run.items()
+                    if (key, each) == (KEYS[0], rate) and (rival, rate, number) in by_run
+                ]
+                if ratios:
+                    label = f"{rate:g} a second, start {name}: {SYSTEMS[KEYS[0]].label} / "
+                    label += SYSTEMS[rival].label
+                    told.append(
+                        Target(label=label, values=ratios, limit=1.0, at_least=False, kind=kind)
+                    )
+    return told

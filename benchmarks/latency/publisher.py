@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import django
 
-from benchmarks.latency.tasks import stamp
 from benchmarks.settings import QUEUE
+from benchmarks.work import stamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +35,7 @@ def main() -> None:
     django.setup()
     system, file = sys.argv[1], sys.argv[4]
     rate, count = float(sys.argv[2]), int(sys.argv[3])
-    publish, settle = {"carrot": carrot, "celery": celery}[system]()
+    publish, settle = {"carrot": carrot, "celery": celery, "huey": huey}[system]()
     senders = max(1, round(rate / PER_THREAD))
     ready = threading.Barrier(senders + 1)
     late: list[float] = []
@@ -88,9 +88,16 @@ def carrot() -> tuple[Publish, Callable[[], object]]:
 
 def celery() -> tuple[Publish, Callable[[], object]]:
     """Each call returns when the broker has confirmed."""
-    from benchmarks.latency.celery_tasks import task
+    from benchmarks.site_celery.app import tasks
 
-    return task.delay, lambda: None
+    return tasks["stamp"].delay, lambda: None
+
+
+def huey() -> tuple[Publish, Callable[[], object]]:
+    """Each call returns when Redis has it."""
+    from benchmarks.site_huey.tasks import tasks
+
+    return tasks["stamp"], lambda: None
 
 
 if __name__ == "__main__":

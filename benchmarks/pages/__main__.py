@@ -2,8 +2,7 @@
 """`python3 run.py bench pages`: the pages of the monitor with many rows, beside those of others.
 
 For each database and number of rows: fresh tables are filled by the database itself, then every
-page is asked for, in a process of its own. CARROT_DATABASE_URL names a PostgreSQL server to use;
-where it is not set, a private one is started for the run.
+page is asked for, in a process of its own.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import os
 import secrets
 import subprocess
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +20,8 @@ from benchmarks import facts, peers
 from benchmarks.databases import Database, Postgres, Sqlite
 from benchmarks.pages.report import Part, text_of
 from benchmarks.pages.timing import Timing
+from benchmarks.servers import running
 from devtools.environment import TOP, peer_python, peer_version
-from devtools.machine import prepare_machine
-from devtools.servers import PostgreSQL, ServerError, temporary_folder
 from devtools.steps import StepFailed, say, step
 
 if TYPE_CHECKING:
@@ -37,34 +34,23 @@ MOST_OF_FLOWER = 100_000
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prepare, measure, print; the exit status is 1 if something could not be measured."""
+    """Prepare, measure, print; what could not be measured ends it."""
     given = _parse(arguments)
-    with temporary_folder("carrot-benchmark-") as folder, ExitStack() as stack:
-        log = folder / "preparation.log"
-        try:
-            url = os.environ.get("CARROT_DATABASE_URL")
-            prepare_machine(
-                rabbitmq=False, postgresql="postgres" in given.database and not url, log=log
-            )
-            if given.flower:
-                peers.FLOWER.prepare(log)
-            databases: list[Database] = []
-            if "postgres" in given.database:
-                if not url:
-                    with step("Starting a private PostgreSQL"):
-                        url = stack.enter_context(PostgreSQL(folder / "postgresql")).url
-                databases.append(stack.enter_context(Postgres(url)))
-            if "sqlite" in given.database:
-                databases.append(stack.enter_context(Sqlite(folder)))
-            parts = list(_parts(given, databases, folder))
-        except (StepFailed, ServerError) as error:
-            say(str(error))
-            return 1
+    with running(broker=False, postgres="postgres" in given.database) as servers:
+        if given.flower:
+            peers.FLOWER.prepare(servers.log)
+        databases: list[Database] = []
+        if servers.postgres_url:
+            databases.append(servers.stack.enter_context(Postgres(servers.postgres_url)))
+        if "sqlite" in given.database:
+            databases.append(servers.stack.enter_context(Sqlite(servers.folder)))
+        parts = list(_parts(given, databases, servers.folder))
         known = facts.gather()
         for database in databases:
             known |= database.facts()
         if given.flower:
             known["Flower"] = str(peer_version(peers.FLOWER.name))
+        known |= facts.load()
         say(text_of(parts, known))
         if given.json:
             content = {"facts": known, "parts": [vars(part) for part in parts]}
@@ -83,7 +69,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--requests", type=int, default=10, metavar="N", help="of each page")
     parser.add_argument(
-        "--database", nargs="+", choices=("postgres", "sqlite"), default=["postgres", "sqlite"]
+        "--database",
+        nargs="+",
+        choices=("postgres", "sqlite"),
+        default=["postgres", "sqlite"],
+        help="where rows are",
     )
     parser.add_argument("--no-flower", dest="flower", action="store_false", help="leave Flower out")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers to a file")

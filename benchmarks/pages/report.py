@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from benchmarks.markdown import table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,14 +36,9 @@ def text_of(parts: Sequence[Part], facts: Mapping[str, str]) -> str:
     texts = []
     for part in parts:
         texts.append(f"### {part.rows:,} rows, {part.database}\n")
-        texts.append(f"| {' | '.join(HEAD)} |")
-        texts.append("|---|---|---:|---:|---:|---:|---|")
-        texts += [f"| {' | '.join(_cells(one))} |" for one in part.timings]
-        texts.append("")
+        texts += [table(HEAD, [_cells(one) for one in part.timings], texts=2), ""]
     texts += [LEGEND, ""]
     texts += [f"{name}: {fact}" for name, fact in facts.items()]
-    load = ", ".join(f"{one:.1f}" for one in os.getloadavg())
-    texts.append(f"load of the machine in the end: {load}")
     return "\n".join(texts)
 
 

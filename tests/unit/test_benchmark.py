@@ -6,24 +6,27 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 import tomllib
 from dataclasses import replace
+from io import BytesIO
 from typing import TYPE_CHECKING
 
 import pytest
 
-from benchmarks import bench, charts, options, tally
+from benchmarks import bench, charts, options, peers, tally
 from benchmarks.catalogue import MEASURES
 from benchmarks.consumers import CONSUMERS, RAW, _toml, check
 from benchmarks.contestants import LACKS, SYSTEMS
-from benchmarks.deployments import attempted
-from benchmarks.failure import BenchmarkFailed
+from benchmarks.failure import BenchmarkFailed, attempted
+from benchmarks.markdown import table
 from benchmarks.measures import NO_DATABASE, Sample
 from benchmarks.pages.report import verdict
 from benchmarks.pages.timing import WARM_UP, Timing, timed
-from benchmarks.peers import NoPython, Peer
-from benchmarks.preparation import prepare_peers
-from benchmarks.processes import Family
+from benchmarks.peers import HUEY, NotHere, Peer
+from benchmarks.preparation import left_out
+from benchmarks.processes import CpuTimes, Family
+from benchmarks.redis import read
 from benchmarks.report import Report, label_of, lacks_of
 from benchmarks.tables import text_of
 from benchmarks.tally import Found, Tally
@@ -165,9 +168,9 @@ class TestRun:
 
     def test_who_fails_is_told_and_the_others_go_on(self) -> None:
         report = Report(options=options.parse([]), facts={})
-        with attempted("one", report):
+        with attempted("one", report.failures):
             raise BenchmarkFailed("it is gone")
-        with attempted("another", report):
+        with attempted("another", report.failures):
             raise ValueError("what?")
         assert report.failures == ["one: it is gone", "another: ValueError('what?')"]
         assert "FAILED:\none: it is gone" in text_of(report)
@@ -179,15 +182,34 @@ class TestRun:
             if peer.name == "dramatiq":
                 raise StepFailed("no network")
             if peer.pythons:
-                raise NoPython("it needs Python 3.8")
+                raise NotHere("it needs Python 3.8")
 
         monkeypatch.setattr(Peer, "prepare", prepare)
-        report = Report(options=options.parse(["--measure=drain"]), facts={})
-        left = prepare_peers(report, tmp_path / "log").systems_of("drain", "postgres")
-        assert set(MEASURES["drain"].systems) - set(left) == {"dramatiq", "django-carrot"}
+        facts: dict[str, str] = {}
+        failures: list[str] = []
+        missing = left_out(
+            MEASURES["drain"].systems, log=tmp_path / "log", facts=facts, failures=failures
+        )
+        assert missing == {"dramatiq", "django-carrot"}
         # A Python that is not there is no failure.
-        assert report.failures == ["dramatiq could not be installed: no network"]
-        assert report.facts["without django-carrot"] == "it needs Python 3.8"
+        assert failures == ["dramatiq could not be installed: no network"]
+        assert facts == {"without django-carrot": "it needs Python 3.8"}
+
+    def test_huey_is_left_out_where_redis_cannot_be_had(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        def prepare_machine(*, redis: bool, **_: object) -> None:
+            assert redis
+            raise StepFailed("no apt-get")
+
+        monkeypatch.setattr(peers, "prepare_machine", prepare_machine)
+        monkeypatch.setattr(peers, "prepare_peer", lambda *_, **__: pytest.fail("installed it"))
+        facts: dict[str, str] = {}
+        failures: list[str] = []
+        missing = left_out(["carrot", "huey"], log=tmp_path / "l", facts=facts, failures=failures)
+        assert (missing, failures) == ({"huey"}, [])
+        assert facts == {"without huey": "huey needs Redis"}
+        assert HUEY.redis
 
     @pytest.mark.parametrize("wrong", ["missing", "repeated", "unknown"])
     def test_a_number_with_a_loss_is_none(self, wrong: str) -> None:
@@ -225,6 +247,8 @@ class TestRun:
             sample("drain", "carrot-workers", 1, 1900, "PostgreSQL", cpu=0.2),
             # As it comes: nobody is to be compared with that one.
             sample("drain", "celery-default", 1, 5000, "PostgreSQL", cpu=0.1),
+            # It keeps no row: told, and no target.
+            sample("drain", "huey", 1, 600, "PostgreSQL", cpu=0.1),
             sample("drain", "celery", 1, 80, "PostgreSQL", cpu=1.5),
             sample("drain", "dramatiq", 1, 100, "PostgreSQL", cpu=2.0),
             sample("drain", "raw", 1, 2400, "PostgreSQL"),
@@ -241,6 +265,7 @@ class TestRun:
             f"{drain}: CPU for a task, carrot-twisted, 2 processes / {least}": (
                 "target: at most 0.0833: NOT MET"
             ),
+            f"{drain}: carrot-twisted / huey (Redis)": "",
             f"{drain}: carrot-twisted / pika, ack only": "target: at least 0.4: met",
             "wait 10 ms, 16 threads, PostgreSQL": "target: at least 1,520/s: met",
             "wait 10 ms, 128 threads, PostgreSQL": "target: at least 11,520/s: NOT MET",
@@ -248,6 +273,7 @@ class TestRun:
         # What does less is told beside its number.
         rows = text_of(report).splitlines()
         assert any("| Celery, as it comes" in row and "| abc " in row for row in rows)
+        assert any("| huey" in row and "| ahi " in row for row in rows)
         assert f"  a  {LACKS['a']}" in rows
 
     def test_charts_show_each_system_with_its_number(self, tmp_path: Path) -> None:
@@ -271,6 +297,16 @@ class TestRun:
         assert tomllib.loads(f"it = {_toml(given)}") == {"it": given}
 
 
+def test_numbers_stand_on_the_right_of_a_table() -> None:
+    assert table(("what", "how many"), [("one", "1"), ("another", "23")]).splitlines() == [
+        "| what    | how many |",
+        "| ------- | -------: |",
+        "| one     |        1 |",
+        "| another |       23 |",
+    ]
+    assert table(("what",), []) == ""
+
+
 class TestProcesses:
     """Whose CPU time is counted."""
 
@@ -292,6 +328,20 @@ class TestProcesses:
         assert counted is not None
         assert counted >= 0.3
         assert Family(process.pid).cpu_seconds() is None
+
+    def test_what_cannot_be_seen_is_not_told(self) -> None:
+        times = CpuTimes(2**22 + 1)
+        times.look()
+        assert times.until(1.0) is None
+        assert times.between(0.0, 1.0) is None
+        ours = CpuTimes(os.getpid())
+        begin = time.time()
+        ours.look()
+        end = time.process_time() + 0.1
+        while time.process_time() < end:
+            pass
+        ours.look()
+        assert (ours.between(begin, time.time()) or 0.0) >= 0.09
 
     def test_copies_end_with_the_worst_status_of_theirs(self) -> None:
         variables = {**os.environ, "DJANGO_SETTINGS_MODULE": "benchmarks.site_handlers.settings"}
@@ -326,6 +376,19 @@ class TestPeers:
         monkeypatch.setenv("PYENV_ROOT", str(tmp_path))
         assert find_python(["0.9", ours]) == str(folder / f"python{ours}")
         assert find_python(["0.9"]) is None
+
+
+class TestRedis:
+    """What is understood of its protocol."""
+
+    def test_replies(self) -> None:
+        stream = BytesIO(b"+OK\r\n:7\r\n$4\r\na\r\nb\r\n$-1\r\n*2\r\n$3\r\ndir\r\n:1\r\n")
+        assert [read(stream) for _ in range(5)] == ["OK", 7, "a\r\nb", None, ["dir", 1]]
+
+    @pytest.mark.parametrize("answer", [b"-NOAUTH Authentication required.\r\n", b""])
+    def test_a_refusal_and_an_end_are_no_replies(self, answer: bytes) -> None:
+        with pytest.raises(ConnectionError):
+            read(BytesIO(answer))
 
 
 class TestPages:

@@ -6,19 +6,26 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import pytest
 
-from benchmarks.contestants import SYSTEMS
+from benchmarks.contestants import LACKS, SYSTEMS
 from benchmarks.failure import BenchmarkFailed
 from benchmarks.growth.__main__ import _drains, compared, system
 from benchmarks.growth.__main__ import _parse as parse_growth
 from benchmarks.growth.drains import Drain
 from benchmarks.idle.__main__ import Footprint
+from benchmarks.idle.__main__ import _parse as parse_idle
 from benchmarks.idle.__main__ import text_of as text_of_idle
-from benchmarks.idle.footprint import Memory, cpu_seconds, family
-from benchmarks.latency.__main__ import Latencies, quantiles, starts
+from benchmarks.idle.footprint import Memory, precise_cpu_seconds
+from benchmarks.latency.__main__ import Latencies, quantiles, starts, targets
+from benchmarks.latency.__main__ import _parse as parse_latency
 from benchmarks.latency.__main__ import text_of as text_of_latency
+from benchmarks.processes import family
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class TestLatency:
@@ -35,22 +42,61 @@ class TestLatency:
         assert found == {"p50": 500.0, "p99": 990.0, "p99.9": 999.0}
         assert set(quantiles([3.0]).values()) == {3.0}
 
-    def test_ours_is_compared_with_celerys_rate_by_rate(self) -> None:
-        def run(name: str, rate: float, milliseconds: float) -> Latencies:
+    def test_celery_is_the_target_and_huey_the_aim_rate_by_rate_and_round_by_round(self) -> None:
+        def run(key: str, number: int, rate: float, milliseconds: float) -> Latencies:
             start = dict.fromkeys(("p50", "p99", "p99.9"), milliseconds)
             return Latencies(
-                system=name, rate=rate, tasks=9, reached=rate, start=start, caller=start
+                system=key,
+                round_number=number,
+                rate=rate,
+                tasks=9,
+                reached=rate,
+                start=start,
+                caller=start,
             )
 
-        text = text_of_latency(
-            [
-                *(run("carrot-twisted", 50, 2.0), run(SYSTEMS["celery"].label, 50, 3.0)),
-                *(run("carrot-twisted", 500, 2.0), run(SYSTEMS["celery"].label, 500, 1.0)),
-            ]
-        )
-        celery = SYSTEMS["celery"].label
-        assert f"50 a second, p99 below that of {celery}: met" in text
-        assert f"500 a second, p50 below that of {celery}: NOT MET" in text
+        found = [
+            *(run("carrot", 1, 50, 2.0), run("celery", 1, 50, 4.0), run("huey", 1, 50, 1.0)),
+            *(run("carrot", 2, 50, 3.0), run("celery", 2, 50, 4.0)),
+            *(run("carrot", 1, 500, 2.0), run("celery", 1, 500, 1.0)),
+        ]
+        told = {target.label: (target.values, target.verdict) for target in targets(found)}
+        celery, kept = SYSTEMS["celery"].label, "target: at most 1: met"
+        assert told == {
+            f"50 a second, start p50: carrot-twisted / {celery}": ([0.5, 0.75], kept),
+            f"50 a second, start p99: carrot-twisted / {celery}": ([0.5, 0.75], kept),
+            "50 a second, start p50: carrot-twisted / huey (Redis)": (
+                [2.0],
+                "aim: at most 1: NOT MET",
+            ),
+            "50 a second, start p99: carrot-twisted / huey (Redis)": (
+                [2.0],
+                "aim: at most 1: NOT MET",
+            ),
+            **{
+                f"500 a second, start {name}: carrot-twisted / {celery}": (
+                    [2.0],
+                    "target: at most 1: NOT MET",
+                )
+                for name in ("p50", "p99")
+            },
+        }
+        text = text_of_latency(found)
+        assert "| huey " in text
+        assert f"  h  {LACKS['h']}" in text
+        assert kept in text
+
+    @pytest.mark.parametrize("parse", [parse_latency, parse_growth, parse_idle])
+    def test_each_option_is_explained(
+        self, parse: Callable[[list[str]], object], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with pytest.raises(SystemExit):
+            parse(["--help"])
+        lines = capsys.readouterr().out.partition("options:\n")[2].splitlines()
+        for line, following in zip(lines, [*lines[1:], ""], strict=True):
+            if line.startswith("  -"):
+                # Behind the option, or where there is no room for it below.
+                assert "  " in line.strip() or following.startswith("      "), line
 
 
 class TestIdle:
@@ -77,18 +123,18 @@ class TestIdle:
                 self.footprint(SYSTEMS["celery"].label, 0.0, 100.0),
             ]
         )
-        assert f"target below 0.2 %: {kept}" in text
-        assert text.count(f"target at most 1.2: {kept}") == 2
+        assert f"target: at most 0.2 %: {kept}" in text
+        assert text.count(f"target: at most 1.2: {kept}") == 2
 
     def test_a_process_is_seen_with_its_children(self) -> None:
         with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
             assert child.pid in family(os.getpid())
             child.communicate(b"\n")
-        assert cpu_seconds(os.getpid()) > 0
+        assert precise_cpu_seconds(os.getpid()) > 0
         memory = Memory.of(os.getpid())
         assert memory.rss >= memory.pss > 1
         assert memory.threads >= 1
-        assert family(2**22 + 1) == []
+        assert list(family(2**22 + 1)) == [2**22 + 1]
 
 
 class TestGrowth:
@@ -118,4 +164,7 @@ class TestGrowth:
 
         text = _drains("Rows", given, [0, 7], measure)
         assert order == [0, 7, 7, 0]
-        assert "| 7 | 50 (50-50) | 200.00 | 200.00 | 10.00 | 80 | 0.50: NOT MET | 2.00: NOT" in text
+        row = " ".join(text.splitlines()[-1].split())
+        assert row == (
+            "| 7 | 50 (50-50) | 200.00 | 200.00 | 10.00 | 80 | 0.50: NOT MET | 2.00: NOT MET |"
+        )

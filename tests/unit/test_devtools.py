@@ -28,6 +28,8 @@ from devtools.steps import StepFailed
 if TYPE_CHECKING:
     from pathlib import Path
 
+    AnyServer = servers.RabbitMQ | servers.PostgreSQL | servers.Redis
+
 
 @pytest.fixture
 def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,12 +59,22 @@ class TestMissingPackages:
         missing = servers.find_missing(rabbitmq=False, postgresql=False)
         assert len(missing) == 1
 
+    def test_redis_is_asked_for_by_the_peer_that_needs_it(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(servers, "find_redis", lambda: None)
+        assert servers.find_missing(redis=True)[-1] == "redis-server"
+        assert "redis-server" not in servers.find_missing()
+
     def test_without_apt_the_message_names_the_packages_and_the_way_around(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         monkeypatch.setattr("shutil.which", lambda program: None)
         with pytest.raises(StepFailed, match=r"rabbitmq-server postgresql(.|\n)*CARROT_BROKER_URL"):
             machine.prepare_machine(rabbitmq=True, postgresql=True, log=tmp_path / "log")
+        with pytest.raises(StepFailed, match="packages hold: redis-server") as told:
+            machine.install(["redis-server"], log=tmp_path / "log")
+        assert "CARROT_BROKER_URL" not in str(told.value)
 
     def test_without_root_and_sudo_the_message_is_a_command_for_the_administrator(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -99,7 +111,12 @@ def test_no_client_can_be_given_the_port_of_a_stopped_server() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "scheme"), [(rabbitmq.RabbitMQ, "amqp"), (postgresql.PostgreSQL, "postgres")]
+    ("kind", "scheme"),
+    [
+        (rabbitmq.RabbitMQ, "amqp"),
+        (postgresql.PostgreSQL, "postgres"),
+        (servers.Redis, "redis"),
+    ],
 )
 class TestUrl:
     @pytest.fixture(autouse=True)
@@ -107,23 +124,25 @@ class TestUrl:
         monkeypatch.setattr("os.geteuid", lambda: 1000)
 
     def test_names_user_password_port_and_space(
-        self, kind: type[servers.RabbitMQ | servers.PostgreSQL], scheme: str, tmp_path: Path
+        self, kind: type[AnyServer], scheme: str, tmp_path: Path
     ) -> None:
         url = urlsplit(kind(tmp_path / "server", port=12345).url)
         assert (url.scheme, url.hostname, url.port) == (scheme, "127.0.0.1", 12345)
-        assert (url.username, url.path) == ("carrot", "/carrot")
+        # Redis has neither, but a number in the place of a name.
+        named = ("", "/0") if kind is servers.Redis else ("carrot", "/carrot")
+        assert (url.username, url.path) == named
         assert url.password is not None
         assert len(url.password) == 32
 
     def test_is_the_same_for_a_later_server_on_the_folder(
-        self, kind: type[servers.RabbitMQ | servers.PostgreSQL], scheme: str, tmp_path: Path
+        self, kind: type[AnyServer], scheme: str, tmp_path: Path
     ) -> None:
         first, second = (kind(tmp_path / "server", port=12345) for _ in range(2))
         assert first.url == second.url
         assert first.url != kind(tmp_path / "other", port=12345).url
 
     def test_keeps_the_password_to_its_owner(
-        self, kind: type[servers.RabbitMQ | servers.PostgreSQL], scheme: str, tmp_path: Path
+        self, kind: type[AnyServer], scheme: str, tmp_path: Path
     ) -> None:
         server = kind(tmp_path / "server")
         assert server.url

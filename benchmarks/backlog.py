@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A step in a site's project beside what goes on there: `python -m benchmarks.sites SITE N`.
+"""Publishes a backlog into a site that is running: `python -m benchmarks.backlog SITE N`.
 
-It publishes N tasks that do nothing, and leaves what is in the tables where it is; the steps of
-`probe` begin with empty ones, which a running service would miss its own rows of.
+N tasks that do nothing. What is in the tables stays where it is: the steps of `probe` begin with
+empty ones, which a running service would miss its own rows of.
 """
 
 from __future__ import annotations
