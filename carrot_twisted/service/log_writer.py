@@ -405,8 +405,6 @@ class LogWriter:
         told: list[Callable[[], None]] = []
 
         def work() -> None:
-            if self._in_doubt:
-                self._claim_again()
             if isinstance(batch[0], Claim):
                 told.append(self._claim(batch))
             else:
@@ -422,6 +420,8 @@ class LogWriter:
         """Do it; returns what the database said against it, its connection closed then."""
         self._asked = self._sign = time.monotonic()
         try:
+            if self._in_doubt:
+                self._claim_again()
             work()
         except (DatabaseError, InterfaceError) as error:
             connections[self._using].close()

@@ -14,10 +14,10 @@ import time
 from collections import Counter
 from contextlib import closing
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
-from django.db import connection, connections, transaction
+from django.db import OperationalError, connection, connections, transaction
 
 from carrot_twisted import outbox, publisher, records, statements
 from carrot_twisted.identities import new_token
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
     StartService = Callable[..., ServiceProcess]
     Ledger = Callable[[], list[str]]
+
+Answer = TypeVar("Answer")
 
 #: Back at work within so many seconds of an outage's end; three or four on a machine at rest.
 SECONDS_TO_RETURN = 20.0
@@ -322,9 +324,9 @@ def test_a_row_or_a_table_that_somebody_has_locked_holds_up_nothing_else(
     assert "The database is away" not in service.log
 
 
-def threaded(function: Callable[[], list[MessageLog]]) -> list[MessageLog]:
+def threaded(function: Callable[[], Answer]) -> Answer:
     """Call it in a thread, with a database connection of its own."""
-    results: list[list[MessageLog]] = []
+    results: list[Answer] = []
 
     def call() -> None:
         try:
@@ -456,6 +458,61 @@ def test_confirms_relays_and_reapers_wait_for_no_row_that_others_hold(served: No
         assert len(threaded(others)) == 4
     locked.refresh_from_db()
     assert (locked.confirmed_at, locked.publish_error, locked.token) == (None, "", token)
+
+
+@pytest.mark.only("postgres")
+def test_a_claim_that_the_database_has_forgotten_is_made_again(
+    limited: Limited, start_service: StartService, ledger: Ledger, tmp_path: Path
+) -> None:
+    """As after kill -9 of the server: claims are not waited for until they are on the disk."""
+    service = start_service(CARROT_DATABASE_URL=limited.url)
+    go = tmp_path / "go"
+    running = publish_message(tasks.when_told, str(go), "once")
+    row = MessageLog.objects.filter(pk=running.pk)
+    wait_until(lambda: row.filter(status=MessageLog.IN_PROGRESS).exists())
+    claimed = row.values("token", "worker", "attempts").get()
+    row.update(status=MessageLog.PUBLISHED, worker="", token=running.token, attempts=0)
+    limited.end_sessions()
+    # With a heartbeat, long before the task's end.
+    wait_until(lambda: row.filter(status=MessageLog.IN_PROGRESS).exists())
+    assert row.values("token", "worker", "attempts").get() == claimed
+    go.touch()
+    (done,) = finished([running])
+    assert (done.status, done.attempts, done.crashes) == (MessageLog.COMPLETED, 1, 0)
+    assert ledger() == ["once"]
+    assert service.stop() == 0
+    assert "had forgotten that 1 tasks run here" in service.log
+
+
+@pytest.mark.only("postgres")
+def test_a_claim_sets_the_servers_parameters_for_itself_alone(served: None) -> None:
+    """A pooler gives the connection to others next. And no claim waits for a lock without end."""
+    row = create_message(tasks.noop).publish()
+    claim = partial(
+        statements.claim_rows,
+        *(TABLE, [row.pk], 1, "me", 2, "default"),
+        parameters={"synchronous_commit": "off", "lock_timeout": "100ms"},
+    )
+
+    def shown() -> list[str]:
+        with connection.cursor() as cursor:
+            names = ("synchronous_commit", "lock_timeout")
+            return [cursor.execute(f"SHOW {name}").fetchone()[0] for name in names]
+
+    with transaction.atomic():
+        MessageLog.objects.select_for_update().get(pk=row.pk)
+
+        def refused() -> str:
+            with pytest.raises(OperationalError, match="lock timeout"):
+                claim()
+            return " ".join(shown())
+
+        assert threaded(refused) == "on 0"
+    assert len(claim()) == 1
+    assert shown() == ["on", "0"]
+    with transaction.atomic():
+        claim()
+        assert shown() == ["off", "100ms"], "set before the first row is looked for"
 
 
 @pytest.mark.only("sqlite")
