@@ -291,10 +291,13 @@ def _cancel_waiting(flow: UUID, using: str) -> bool:
     return waiting.values_list("pk", flat=True).first() is None
 
 
+#: Table and condition of flows that run, which an index has, and no others.
+UNDER_WAY = (Flow._meta.db_table, "status = 'RUNNING' OR to_cancel")
+
+
 def is_any(using: str) -> bool:
     """Whether a flow runs: one question on an index that has no others."""
-    condition = "status = 'RUNNING' OR to_cancel"
-    return statements.is_any(Flow._meta.db_table, [condition], 0.0, using)
+    return statements.is_any([UNDER_WAY], 0.0, using)
 
 
 def sweep(using: str) -> int:

@@ -430,9 +430,19 @@ def _beat_within(seconds: float) -> Case:
     )
 
 
-def has_others(worker: str, using: str) -> bool:
-    """Whether there is another worker than this one, or a task in the hands of one."""
-    return bool(statements.owners(_TABLE, Worker._meta.db_table, using) - {worker})
+def has_chores(worker: str, using: str) -> bool:
+    """Whether a worker that looks after others' rows has anything to look at: one statement.
+
+    There is another worker than this one, or a task in the hands of one; a task that has not
+    started in time; a flow.
+    """
+    looks = [
+        (Worker._meta.db_table, "name <> %s"),
+        (_TABLE, "status = 'IN_PROGRESS' AND worker <> %s"),
+        (_TABLE, statements.EXPIRED),
+        flow_settling.UNDER_WAY,
+    ]
+    return statements.is_any(looks, 0.0, using, [worker, worker])
 
 
 def reap(claimant: Claimant, using: str) -> int:

@@ -644,15 +644,16 @@ def has_unsent(table: str, grace: float, using: str) -> bool:
         using: database alias.
     """
     condition = "status = 'PUBLISHED' AND confirmed_at IS NULL AND relay_at <= {}"
-    return is_any(table, [condition], -grace, using)
+    return is_any([(table, condition)], -grace, using)
+
+
+#: Of a waiting row that has not started in time.
+EXPIRED = "expires_at IS NOT NULL AND status = 'PUBLISHED' AND attempts = 0 AND expires_at <= {}"
 
 
 def has_expired(table: str, using: str) -> bool:
     """Whether a waiting row has not started in time."""
-    condition = (
-        "expires_at IS NOT NULL AND status = 'PUBLISHED' AND attempts = 0 AND expires_at <= {}"
-    )
-    return is_any(table, [condition], 0.0, using)
+    return is_any([(table, EXPIRED)], 0.0, using)
 
 
 def has_due(table: str, ahead: float, using: str) -> bool:
@@ -665,17 +666,20 @@ def has_due(table: str, ahead: float, using: str) -> bool:
     """
     # Not by OR: SQLite would walk through the whole index.
     conditions = ["active AND next_run_time IS NULL", "active AND next_run_time <= {}"]
-    return is_any(table, conditions, ahead, using)
+    return is_any([(table, condition) for condition in conditions], ahead, using)
 
 
-def is_any(table: str, conditions: Sequence[str], seconds: float, using: str) -> bool:
-    """Whether a row meets one of the conditions.
+def is_any(
+    looks: Sequence[tuple[str, str]], seconds: float, using: str, others: Sequence[str] = ()
+) -> bool:
+    """Whether a row meets one of the conditions: one statement.
 
     Args:
-        table: where.
-        conditions: of SQL. ``{}`` in them is the time ``seconds`` from now.
+        looks: tables, and for each a condition of SQL. ``{}`` in it is the time ``seconds`` from
+            now.
         seconds: may be less than 0.
         using: database alias.
+        others: values for marks in those conditions that have no time in them, and come first.
     """
     connection = connections[using]
     values: list[Any] = []
@@ -684,10 +688,10 @@ def is_any(table: str, conditions: Sequence[str], seconds: float, using: str) ->
     else:
         then = "%s"
         when = _now(connection) + timedelta(seconds=seconds)
-        values = [_adapted(connection, when)] * sum("{}" in one for one in conditions)
-    looks = (f"EXISTS (SELECT 1 FROM {table} WHERE {one.format(then)})" for one in conditions)
+        values = [_adapted(connection, when)] * sum("{}" in one for _, one in looks)
+    parts = [f"EXISTS (SELECT 1 FROM {table} WHERE {one.format(then)})" for table, one in looks]
     with connection.cursor() as cursor:
-        cursor.execute(f"SELECT {' OR '.join(looks)}", values)
+        cursor.execute(f"SELECT {' OR '.join(parts)}", [*others, *values])
         return bool(cursor.fetchone()[0])
 
 

@@ -160,8 +160,7 @@ class Relay:
         table, using = MessageLog._meta.db_table, self._using
 
         def is_any() -> bool:
-            others = records.has_others(self._claimant().worker, using)
-            return others or statements.has_expired(table, using)
+            return records.has_chores(self._claimant().worker, using)
 
         def look() -> int:
             if statements.has_expired(table, using):
@@ -169,7 +168,9 @@ class Relay:
             # Who is asked when it is done: leases may not be judged any more by then.
             return records.reap(self._claimant(), using)
 
-        count = await self._writer.call(look, is_any) or 0
+        count = await self._writer.call(look, is_any)
+        if count is None:
+            return
         self.recovered += count
         if count:
             _log.warn("{n} tasks of workers that died are published again", n=count)
