@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from django.db.models import Count
 from django.db.models.functions import Now
 
-from carrot_twisted import limit_statements, records, task_options, task_paths
+from carrot_twisted import limit_statements, records, statements, task_options, task_paths
 from carrot_twisted.due import due_in
 from carrot_twisted.limit_state import LimitState
 from carrot_twisted.models import MessageLog
@@ -172,6 +172,13 @@ def _learn(rows: Iterable[Candidate]) -> bool:
         with suppress(Exception, SystemExit):
             task_paths.resolve_task(path)
     return bool(unknown)
+
+
+def is_due(request: Request, using: str) -> bool:
+    """Whether there is anything to do for it. Mostly not, where only the time is what asks."""
+    if request.rows or request.freed:
+        return True
+    return statements.is_any([(LimitState._meta.db_table, "look_at <= {}")], 0.0, using)
 
 
 def _due(using: str) -> set[str]:

@@ -699,24 +699,30 @@ class Wishes:
     """Names of all queues that nothing is to be consumed from."""
 
 
-def heartbeat(worker: Worker, using: str) -> tuple[float, Wishes]:
+def heartbeat(
+    worker: Worker, using: str, parameters: Mapping[str, str] = MappingProxyType({})
+) -> tuple[float, Wishes]:
     """Renew the lease of this process, tell its ``state``, and hear what operators want of it.
 
     The first heartbeat makes the process known, before it claims anything.
 
+    Args:
+        worker: this process.
+        using: database alias.
+        parameters: of PostgreSQL, for the rest of the transaction.
+
     Returns:
         The database's time, in seconds since the epoch, and the wishes.
     """
-    table = Worker._meta.db_table
-    renewed = statements.renew_lease(table, worker.name, worker.state, using)
+    tables = Worker._meta.db_table, PausedQueue._meta.db_table
+    renewed = statements.renew_lease(*tables, worker.name, worker.state, using, parameters)
     if renewed is None:
         # Or another service took this one for dead: its rows may be gone, its name is its own.
         worker.save(force_insert=True, using=using)
-        renewed = statements.renew_lease(table, worker.name, worker.state, using)
+        renewed = statements.renew_lease(*tables, worker.name, worker.state, using, parameters)
         assert renewed is not None
     failpoints.reached("on_heartbeat")
-    beat, command = renewed
+    beat, command, paused = renewed
     # Should another service forget this one, its new row says the same.
     worker.command = command
-    paused = statements.names_in(PausedQueue._meta.db_table, using)
     return beat, Wishes(command=command, paused=paused)

@@ -695,42 +695,50 @@ def is_any(
         return bool(cursor.fetchone()[0])
 
 
-def renew_lease(table: str, name: str, state: Any, using: str) -> tuple[float, str] | None:
+def renew_lease(
+    table: str,
+    paused: str,
+    name: str,
+    state: Any,
+    using: str,
+    parameters: Mapping[str, str] = MappingProxyType({}),
+) -> tuple[float, str, frozenset[str]] | None:
     """Note a heartbeat of a worker, and its state.
 
     Args:
         table: of the Workers.
+        paused: table of the PausedQueues.
         name: the worker's.
         state: of its process, for the column of that name.
         using: database alias.
+        parameters: of PostgreSQL, for the rest of the transaction.
 
     Returns:
-        The database's time, in seconds since the epoch, and what operators want of the worker;
-        None: it is not known.
+        The database's time, in seconds since the epoch, what operators want of the worker, and
+        which queues they have paused; None: it is not known.
     """
     connection = connections[using]
     if _is_postgresql(connection):
-        now, times = "statement_timestamp()", []
+        now, times, apart = "statement_timestamp()", [], _apart(parameters)
         seconds, state_type = "extract(epoch FROM heartbeat_at)::float8", "::jsonb"
+        names = "json_agg(name)::text"
     else:
+        apart = ""
         moment = _now(connection)
         now, times = "%s", [_adapted(connection, moment)]
         seconds, state_type = repr(moment.timestamp()), ""
+        names = "json_group_array(name)"
     sql = (
         f"UPDATE {table} SET heartbeat_at = {now}, state = %s{state_type} "
-        f"WHERE name = %s RETURNING {seconds}, command"
+        f"WHERE {apart}name = %s RETURNING {seconds}, command, (SELECT {names} FROM {paused})"
     )
     with connection.cursor() as cursor:
         cursor.execute(sql, [*times, json.dumps(state), name])
         rows = cursor.fetchall()
-    return (rows[0][0], rows[0][1]) if rows else None
-
-
-def names_in(table: str, using: str) -> frozenset[str]:
-    """All names in a table that has few rows."""
-    with connections[using].cursor() as cursor:
-        cursor.execute(f"SELECT name FROM {table}")
-        return frozenset(row[0] for row in cursor.fetchall())
+    if not rows:
+        return None
+    beat, command, found = rows[0]
+    return beat, command, frozenset(json.loads(found or "[]"))
 
 
 def owners(table: str, workers: str, using: str) -> set[str]:

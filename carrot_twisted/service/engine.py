@@ -589,7 +589,7 @@ class Engine:
         def renewed() -> Deferred[None]:
             # Asked here, in the reactor, whose objects know what is wrong.
             self.worker.state = self._state()
-            return self._writer.call(self._renew_lease)
+            return self._writer.call(self._renew_lease, is_atomic=False)
 
         return maybeDeferred(renewed).addCallbacks(lambda _: self._renewing.succeeded(), late)
 
@@ -625,7 +625,8 @@ class Engine:
 
     def _renew_lease(self) -> None:
         """On the writer's thread, so that what it does next knows of it."""
-        database_time, wishes = records.heartbeat(self.worker, self._using)
+        bounds = self._writer.bounds()
+        database_time, wishes = records.heartbeat(self.worker, self._using, bounds)
         self._writer.clock_offset = database_time - time.time()
         now = self._reactor.seconds()
         self._database_zero = database_time - now

@@ -23,6 +23,7 @@ import time
 from collections import Counter
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -160,12 +161,12 @@ class CancelLook:
 
 @dataclass(slots=True, kw_only=True)
 class Call:
-    """Run ``function`` on the writer's thread, in a transaction of its own."""
+    """Run ``function`` on the writer's thread. See ``LogWriter.call``."""
 
     function: Callable[[], Any]
     result: Deferred[Any]
     if_any: Callable[[], bool] | None = None
-    """See ``LogWriter.call``."""
+    is_atomic: bool = True
 
 
 Operation = Claim | Finish | Admit | Confirmed | Entry | Lines | CancelLook | Call
@@ -280,7 +281,11 @@ class LogWriter:
         self._inbox.put(operation)
 
     def call(
-        self, function: Callable[[], Any], if_any: Callable[[], bool] | None = None
+        self,
+        function: Callable[[], Any],
+        if_any: Callable[[], bool] | None = None,
+        *,
+        is_atomic: bool = True,
     ) -> Deferred[Any]:
         """Run ``function`` on the writer's thread, in a transaction. From the reactor.
 
@@ -288,12 +293,13 @@ class LogWriter:
             function: for what is to be done.
             if_any: asked before, outside of a transaction, whether there is anything to do: most
                 looks of a service at rest cost one exchange with the database instead of four.
+            is_atomic: False: each of its statements is a transaction of its own.
 
         Returns:
             Fires with the function's result; None: there was nothing to do.
         """
         result: Deferred[Any] = Deferred()
-        self.submit(Call(function=function, result=result, if_any=if_any))
+        self.submit(Call(function=function, result=result, if_any=if_any, is_atomic=is_atomic))
         return result
 
     def stop(self) -> Deferred[None]:
@@ -405,8 +411,11 @@ class LogWriter:
         told: list[Callable[[], None]] = []
 
         def work() -> None:
-            if isinstance(batch[0], Claim):
+            first = batch[0]
+            if isinstance(first, Claim):
                 told.append(self._claim(batch))
+            elif isinstance(first, Admit) and not (first.tried or self._is_due(first)):
+                told.append(partial(self._tell_nothing_due, first))
             else:
                 told.append(self._write(batch, again))
 
@@ -436,15 +445,16 @@ class LogWriter:
     def _transaction(self) -> Iterator[None]:
         """A transaction that does not wait for others' locks without end."""
         with transaction.atomic(using=self._using):
-            for name, value in self._bounds().items():
+            for name, value in self.bounds().items():
                 with connections[self._using].cursor() as cursor:
                     cursor.execute(f"SET LOCAL {name} = '{value}'")
             yield
 
-    def _bounds(self) -> dict[str, str]:
+    def bounds(self) -> dict[str, str]:
         """Parameters that keep a transaction from waiting for others' locks without end.
 
-        For one transaction only: a pooler gives the connection to others, too.
+        For one transaction only: a pooler gives the connection to others, too. On the writer's
+        thread.
         """
         connection = connections[self._using]
         if connection.vendor != "postgresql":
@@ -464,7 +474,7 @@ class LogWriter:
         Returns:
             What tells those who wait for it.
         """
-        parameters = {**NOT_ON_DISK, **self._bounds()}
+        parameters = {**NOT_ON_DISK, **self.bounds()}
         failpoints.reached("before_claim_commit")
         answers: list[dict[UUID, Claimed | Verdict | Candidate]] = []
         for op in claims:
@@ -518,7 +528,7 @@ class LogWriter:
             if finishes:
                 failpoints.reached("before_finish_commit")
                 runs = [op.finished for op in finishes]
-                bounds = self._bounds() if is_alone else {}
+                bounds = self.bounds() if is_alone else {}
                 changed = records.finish(runs, self.clock_offset, self._using, bounds)
                 if changed < len(runs) and not again:
                     _log.warn(
@@ -590,6 +600,13 @@ class LogWriter:
         admit = _admit_of(limited, finishes)
         if admit is not None:
             self._to_admit.append(admit)
+
+    def _is_due(self, admit: Admit) -> bool:
+        return admission.is_due(admit.request, self._using)
+
+    def _tell_nothing_due(self, admit: Admit) -> None:
+        self._take_back([admit])
+        admit.done(None)
 
     def _admit(self, admit: Admit) -> Admitted:
         # Not just of this attempt: it may have been put aside.
@@ -670,7 +687,7 @@ class LogWriter:
         def work() -> None:
             nonlocal result
             if call.if_any is None or call.if_any():
-                with self._transaction():
+                with self._transaction() if call.is_atomic else nullcontext():
                     result = call.function()
 
         try:
