@@ -8,9 +8,6 @@ from uuid import uuid4
 
 import pytest
 from opentelemetry import trace
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
 from carrot_twisted import execution, outbox, signals, tracing
@@ -19,36 +16,19 @@ from carrot_twisted.models import MessageLog
 from carrot_twisted.outcomes import Kind
 from carrot_twisted.utilities import create_message, publish_many, publish_message
 from tests.project import tasks
+from tests.unit.spans import Spans
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from opentelemetry.sdk.trace import ReadableSpan
 
 pytestmark = pytest.mark.django_db(transaction=True)
 TASK = "tests.project.tasks.trace"
 FAIL = "tests.project.tasks.fail"
 
 
-class Spans:
-    """What is told to OpenTelemetry."""
-
-    def __init__(self) -> None:
-        self._kept = InMemorySpanExporter()
-        provider = TracerProvider()
-        provider.add_span_processor(SimpleSpanProcessor(self._kept))
-        self.tracer = provider.get_tracer(__name__)
-
-    def take(self) -> list[ReadableSpan]:
-        found = list(self._kept.get_finished_spans())
-        self._kept.clear()
-        return found
-
-
 @pytest.fixture
 def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[Spans]:
-    spans = Spans()
-    monkeypatch.setattr(tracing, "_tracer", spans.tracer)
+    spans = Spans(monkeypatch)
     tracing.listen()
     yield spans
     for signal in (signals.task_started, signals.task_finished):
