@@ -5,9 +5,9 @@ Where OpenTelemetry is not installed, or the process has no provider of tracers,
 message's headers are not even read (``is_on``).
 
 The context travels in headers of the message, ``traceparent`` and ``tracestate`` as the W3C has
-them, and nowhere else: the row does not know it. So a message that is made of the row alone, by a
-relay that found it in the outbox or for another attempt, has none, and its span begins a trace of
-its own. Each span has the row's key as ``messaging.message.id``, by which both are found.
+them. A task's row has it, too, where there is one: whoever makes a message of that, a relay or who
+publishes it for another attempt, sends the same. A span of a task has the row's key as
+``messaging.message.id``.
 
 Nothing that goes wrong in here keeps a message from being published, or a task from being run.
 """
@@ -15,6 +15,7 @@ Nothing that goes wrong in here keeps a message from being published, or a task 
 from __future__ import annotations
 
 import logging
+from contextlib import contextmanager
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ else:
     _IDLE = (trace.ProxyTracerProvider, trace.NoOpTracerProvider)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from uuid import UUID
 
     from carrot_twisted.outcomes import Result
@@ -66,7 +67,7 @@ def is_on() -> bool:
 
 
 def carry(rows: Sequence[Any]) -> None:
-    """Tell that these rows are published, in a span, and give them what their messages carry.
+    """Tell that these rows are published, in a span, and let them keep what their messages carry.
 
     Args:
         rows: MessageLogs that are not yet inserted; all of them get the same.
@@ -82,8 +83,32 @@ def carry(rows: Sequence[Any]) -> None:
         about["messaging.batch.message_count"] = len(rows)
     carrier = _published(first.task if single else first.queue, about)
     if carrier:
+        # The first has no space in it.
+        trace = " ".join(carrier[name] for name in HEADERS if name in carrier)
         for row in rows:
-            row.carrier = carrier
+            row.trace = trace
+
+
+def headers_of(trace: str) -> dict[str, str]:
+    """The headers of messages whose row has this trace."""
+    return dict(zip(HEADERS, filter(None, trace.split(" ", 1)), strict=False))
+
+
+@contextmanager
+def below(trace: str | None) -> Iterator[None]:
+    """What is published inside is below that which a row's trace tells of; None: below nothing."""
+    token = None
+    try:
+        if trace is not None:
+            parent = _propagator.extract(_carried(headers_of(trace)), context.Context())
+            token = context.attach(parent)
+    except Exception:
+        _logger.exception("A trace does not go on")
+    try:
+        yield
+    finally:
+        if token is not None:
+            context.detach(token)
 
 
 def carried_by(
@@ -118,7 +143,7 @@ def _published(what: str, about: dict[str, Any]) -> dict[str, str]:
             _propagator.inject(carrier)
     except Exception:
         _logger.exception("Publishing is not traced")
-    return carrier
+    return _carried(carrier)
 
 
 def message_begins(

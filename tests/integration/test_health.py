@@ -11,7 +11,6 @@ from urllib.error import HTTPError
 from urllib.request import ProxyHandler, build_opener
 
 import pytest
-from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, use_span
 from prometheus_client.parser import text_string_to_metric_families
 
 from carrot_twisted.models import MessageLog, ScheduledTask
@@ -19,7 +18,8 @@ from carrot_twisted.utilities import publish_message
 from devtools.ports import free_port
 from tests.integration.test_service import finished
 from tests.processes import ServiceProcess, constants, wait_until
-from tests.project import tasks
+from tests.project import optioned, tasks
+from tests.unit.spans import Spans
 
 if TYPE_CHECKING:
     from devtools.servers import RabbitMQ
@@ -67,11 +67,15 @@ class Watcher:
 
 
 def test_a_service_tells_how_it_fares(
-    start_service: StartService, private_broker: RabbitMQ
+    start_service: StartService, private_broker: RabbitMQ, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quick = constants({"service.metrics.LOOK": 0.2, "service.metrics.FRESH": 0.0})
     service = start_service(
-        HTTP, "--log-format=json", CARROT_BROKER_URL=private_broker.url, **quick
+        HTTP,
+        "--log-format=json",
+        CARROT_BROKER_URL=private_broker.url,
+        OTEL_PYTHON_TRACER_PROVIDER="sdk_tracer_provider",
+        **quick,
     )
     watcher = Watcher(service)
     wait_until(watcher.is_ready)
@@ -90,11 +94,12 @@ def test_a_service_tells_how_it_fares(
     wait_until(lambda: watcher.number("carrot_schedule_lateness_seconds_count") > 0)
     wait_until(lambda: watcher.number("carrot_messages_confirmed_total") > 0)
 
-    # What publishes a task and what it does are one trace.
-    publisher_span = NonRecordingSpan(SpanContext(0xABC, 0xDEF, False, TraceFlags(1)))
-    with use_span(publisher_span):
-        row = publish_message(tasks.trace)
-    assert finished([row])[0].output == "abc"
+    # What publishes a task and what it does are one trace, also at its second attempt.
+    spans = Spans(monkeypatch)
+    with spans.tracer.start_as_current_span("request") as request:
+        rows += [publish_message(tasks.trace), publish_message(optioned.traced)]
+    wanted = f"{request.get_span_context().trace_id:x}"
+    assert [row.output for row in finished(rows[-2:])] == [wanted] * 2
 
     # Cut off, and back.
     private_broker.ctl("close_all_connections", "--global", "spring cleaning")
@@ -115,7 +120,7 @@ def test_a_service_tells_how_it_fares(
     # All that it has said is JSON, and tells what it is about.
     lines = [json.loads(line) for line in service.log.splitlines()]
     (told,) = (line for line in lines if "failed: " in line["message"])
-    assert (told["task"], told["id"], told["queue"]) == (fail, str(rows[-1].pk), "default")
+    assert (told["task"], told["id"], told["queue"]) == (fail, str(rows[20].pk), "default")
     assert (told["attempt"], told["level"]) == (1, "warning")
 
 

@@ -3,23 +3,37 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
+from django.db import connection
+from django.db.models.functions import Now
+from django.test.utils import CaptureQueriesContext
 from opentelemetry import trace
-from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.trace import (
+    NonRecordingSpan,
+    SpanContext,
+    SpanKind,
+    StatusCode,
+    TraceFlags,
+    TraceState,
+)
 
 from carrot_twisted import execution, outbox, signals, tracing
 from carrot_twisted.execution import Limits, Run
+from carrot_twisted.flows import chain
 from carrot_twisted.models import MessageLog
 from carrot_twisted.outcomes import Kind
 from carrot_twisted.utilities import create_message, publish_many, publish_message
-from tests.project import tasks
+from tests.project import flowing, tasks
 from tests.unit.spans import Spans
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from carrot_twisted.testing import InMemory
 
 pytestmark = pytest.mark.django_db(transaction=True)
 TASK = "tests.project.tasks.trace"
@@ -108,9 +122,65 @@ def test_many_tasks_are_published_in_one_span(spans: Spans) -> None:
     assert len({headers_of(row)["traceparent"] for row in rows}) == 1
 
 
-def test_a_relay_knows_no_trace(spans: Spans) -> None:
-    row = MessageLog.objects.get(pk=publish_message(tasks.trace).pk)
-    assert set(headers_of(row)) == {"type"}
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_relay_sends_what_the_publisher_has_sent(spans: Spans, count: int) -> None:
+    """So it is with every message that is made of the row: of a later time, or another attempt."""
+    state = TraceState([("vendor", "1")])
+    parent = SpanContext(7, 7, is_remote=True, trace_flags=TraceFlags(1), trace_state=state)
+    with trace.use_span(NonRecordingSpan(parent)):
+        rows = publish_many([create_message(tasks.trace) for _ in range(count)])
+    MessageLog.objects.update(relay_at=Now() - timedelta(seconds=60))
+    taken = outbox.take_unsent(["default"], 10, "default")
+    assert {row.pk for row in taken} == {row.pk for row in rows}
+    for row in taken:
+        headers = headers_of(row)
+        assert headers["traceparent"].startswith(f"00-{7:032x}-")
+        assert headers["tracestate"] == "vendor=1"
+        assert headers == headers_of(next(one for one in rows if one.pk == row.pk))
+
+
+def test_what_anybody_has_written_into_the_row_hinders_no_message(spans: Spans) -> None:
+    row = publish_message(tasks.trace)
+    row.trace = ""
+    assert headers_of(row) == {"type": TASK}
+    row.trace = "a b c"
+    result = run(headers_of(row))
+    assert result.kind is Kind.COMPLETED
+    assert spans.take()[1].parent is None
+
+
+def test_a_flow_is_one_trace(spans: Spans, carrot: InMemory) -> None:
+    with spans.tracer.start_as_current_span("request") as request:
+        flow = chain(flowing.give.options().message(1), flowing.tell).publish()
+    carrot.run_pending()
+    assert [row.status for row in flow.logs] == ["COMPLETED"] * 2
+    published = [span for span in spans.take() if span.kind is SpanKind.PRODUCER]
+    assert [span.name for span in published] == [
+        f"publish tests.project.flowing.{name}" for name in ("give", "tell")
+    ]
+    (first, second) = published
+    assert first.context.trace_id == request.get_span_context().trace_id
+    assert second.parent is not None
+    assert second.parent.span_id == first.context.span_id
+    assert not trace.get_current_span().get_span_context().is_valid
+
+
+def test_without_traces_publishing_and_flows_ask_nothing_more(
+    carrot: InMemory,
+) -> None:
+    """The statements are as many as with a trace, but for a flow's look at its last step."""
+
+    def statements() -> int:
+        with CaptureQueriesContext(connection) as seen:
+            publish_many([create_message(tasks.trace) for _ in range(3)])
+            chain(flowing.give.options().message(1), flowing.tell).publish()
+            carrot.run_pending()
+        return len(seen)
+
+    plain = statements()
+    with pytest.MonkeyPatch.context() as patch:
+        Spans(patch)
+        assert statements() == plain + 1
 
 
 @pytest.mark.parametrize(
@@ -134,7 +204,7 @@ def test_what_goes_wrong_keeps_no_task_from_being_published(
 
 def test_without_the_package_nothing_is_done(spans: Spans, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracing, "installed", False)
-    assert publish_message(tasks.trace).carrier is None
+    assert publish_message(tasks.trace).trace is None
     assert spans.take() == []
 
 
