@@ -156,7 +156,7 @@ def test_every_kind_of_handler_gets_its_messages_beside_the_tasks(
     # What a handler publishes belongs to the trace of its message.
     traces = {row.positionals[0]: row.trace for row in MessageLog.objects.all()}
     assert traces["task"] is None
-    assert traces["task of {'n': 1}"].startswith(f"00-{0xABC:032x}-")
+    assert f"00-{0xABC:032x}-" in (traces["task of {'n': 1}"] or "")
     # Those without a row are counted, too.
     counted = {one.queue: one.completed for one in statistics.tasks(Span.HOUR, "default")}
     assert counted == {

@@ -16,4 +16,12 @@ class Migration(migrations.Migration):
                 null=True,
             ),
         ),
+        migrations.AddField(
+            model_name="queuestatistics",
+            name="limited",
+            field=models.PositiveIntegerField(
+                help_text="Waiting tasks that their limits do not let start; empty: nobody has looked.",
+                null=True,
+            ),
+        ),
     ]
