@@ -20,7 +20,7 @@ AT_ONCE: Mapping[str, int] = {"shop": 2, "lonely": 1}
 #: The group of the rate, and the seconds of its period.
 API, PERIOD = "api", 2.0
 #: How much longer a slotted task takes than the mean.
-LONG = 4
+LONG = 8
 
 
 def starts(plan: Plan) -> int:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,8 +11,9 @@ from opentelemetry import trace
 from opentelemetry.semconv._incubating.attributes import messaging_attributes
 from opentelemetry.trace import SpanKind, StatusCode
 
-from carrot_twisted import conf, handlers, outbox, sending, tracing
+from carrot_twisted import conf, handlers, outbox, sending, task_logging, tracing
 from carrot_twisted.exceptions import Drop, HaltConsumer, Nack, PermanentFailure
+from carrot_twisted.interruption import TimedCall
 from carrot_twisted.service import message_spans
 from carrot_twisted.utilities import publish_message
 from tests.project import tasks
@@ -96,6 +98,32 @@ def test_a_handler_is_a_child_of_whoever_has_published_the_message(
     assert current[0] == f"{span.context.span_id:016x}"
     assert other.parent is None, "nothing is left of the message before"
     assert not trace.get_current_span().get_span_context().is_valid
+
+
+def test_what_a_coroutine_does_is_below_its_span(spans: Spans, desk: HandlerDesk) -> None:
+    async def go_on() -> None:
+        with spans.tracer.start_as_current_span("inner"):
+            await asyncio.sleep(0)
+
+    desk.returned = go_on()
+    desk.deliver(headers=FOREIGN)
+    desk.work()
+    inner, handler = spans.take()
+    assert parent_of(inner) == (TRACE_ID, f"{handler.context.span_id:016x}")
+
+
+def test_one_whose_thread_is_given_up_ends_its_span(spans: Spans, desk: HandlerDesk) -> None:
+    """The thread that takes the place of its own tells the end, and that of the handler nothing."""
+    desk.deliver(headers=FOREIGN)
+    desk.turn()
+    (job,) = desk.dispatcher._pool.recall()
+    message_spans.begin(job, desk.dispatcher._queue)
+    call = TimedCall(job, 1.0, task_logging.Transcript(0), desk.dispatcher._keeper)
+    desk.dispatcher._end_stuck(call)
+    (span,) = spans.take()
+    assert parent_of(span) == (TRACE_ID, SPAN_ID)
+    assert about(span)["carrot.outcome"] == "retry"
+    assert job.span is None
 
 
 def test_it_says_where_a_message_comes_from_also_if_that_is_a_copy(

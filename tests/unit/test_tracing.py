@@ -208,6 +208,21 @@ def test_without_the_package_nothing_is_done(spans: Spans, monkeypatch: pytest.M
     assert spans.take() == []
 
 
+def test_a_process_that_has_set_up_nothing_listens_to_nothing() -> None:
+    """So no task pays for signals."""
+    before = [len(one.receivers) for one in (signals.task_started, signals.task_finished)]
+    tracing.listen()
+    assert before == [len(one.receivers) for one in (signals.task_started, signals.task_finished)]
+    assert not tracing.is_on()
+
+
+def test_a_provider_that_cannot_be_loaded_keeps_no_task_from_being_published(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OTEL_PYTHON_TRACER_PROVIDER", "no_such_provider")
+    assert publish_message(tasks.trace).trace is None
+
+
 def test_signed_messages_carry_it_under_their_signature(spans: Spans, settings: Any) -> None:
     settings.CARROT = {"signing": True}
     headers = headers_of(publish_message(tasks.trace))
