@@ -14,7 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from carrot_twisted.models import MessageLog, ScheduledTask
-from carrot_twisted.utilities import publish_message
+from carrot_twisted.utilities import create_message, publish_many, publish_message
 from devtools.ports import free_port
 from tests.integration.test_service import finished
 from tests.processes import ServiceProcess, constants, wait_until
@@ -94,12 +94,14 @@ def test_a_service_tells_how_it_fares(
     wait_until(lambda: watcher.number("carrot_schedule_lateness_seconds_count") > 0)
     wait_until(lambda: watcher.number("carrot_messages_confirmed_total") > 0)
 
-    # What publishes a task and what it does are one trace, also at its second attempt.
+    # What publishes tasks and what they do are one trace, also later, and at a second attempt.
     spans = Spans(monkeypatch)
     with spans.tracer.start_as_current_span("request") as request:
-        rows += [publish_message(tasks.trace), publish_message(optioned.traced)]
+        traced = publish_many([create_message(tasks.trace) for _ in range(2)])
+        traced.append(publish_message(optioned.traced))
+        traced.append(optioned.traced.options(run_after=0.1).publish())
     wanted = f"{request.get_span_context().trace_id:x}"
-    assert [row.output for row in finished(rows[-2:])] == [wanted] * 2
+    assert [row.output for row in finished(traced)] == [wanted] * 4
 
     # Cut off, and back.
     private_broker.ctl("close_all_connections", "--global", "spring cleaning")
@@ -120,7 +122,7 @@ def test_a_service_tells_how_it_fares(
     # All that it has said is JSON, and tells what it is about.
     lines = [json.loads(line) for line in service.log.splitlines()]
     (told,) = (line for line in lines if "failed: " in line["message"])
-    assert (told["task"], told["id"], told["queue"]) == (fail, str(rows[20].pk), "default")
+    assert (told["task"], told["id"], told["queue"]) == (fail, str(rows[-1].pk), "default")
     assert (told["attempt"], told["level"]) == (1, "warning")
 
 
