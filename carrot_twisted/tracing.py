@@ -47,7 +47,7 @@ _logger = logging.getLogger("carrot_twisted.tracing")
 
 #: Headers of a message, which are a trace's.
 HEADERS = ("traceparent", "tracestate")
-#: The attribute.
+#: OpenTelemetry's attribute for it.
 ROUTING_KEY = "messaging.rabbitmq.destination.routing_key"
 #: Characters of such a header; longer ones are somebody's mistake, or worse.
 MAX_HEADER = 1024
@@ -84,23 +84,23 @@ def carry(rows: Sequence[Any]) -> None:
     carrier = _published(first.task if single else first.queue, about)
     if carrier:
         # The first has no space in it.
-        trace = " ".join(carrier[name] for name in HEADERS if name in carrier)
+        kept = " ".join(carrier[name] for name in HEADERS if name in carrier)
         for row in rows:
-            row.trace = trace
+            row.trace = kept
 
 
-def headers_of(trace: str) -> dict[str, str]:
-    """The headers of messages whose row has this trace."""
-    return dict(zip(HEADERS, filter(None, trace.split(" ", 1)), strict=False))
+def headers_of(kept: str) -> dict[str, str]:
+    """The headers of messages whose row has this as its ``trace``."""
+    return dict(zip(HEADERS, filter(None, kept.split(" ", 1)), strict=False))
 
 
 @contextmanager
-def below(trace: str | None) -> Iterator[None]:
-    """What is published inside is below that which a row's trace tells of; None: below nothing."""
+def below(kept: str | None) -> Iterator[None]:
+    """What is published inside is below that which a row's ``trace`` tells of; None: nothing."""
     token = None
     try:
-        if trace is not None:
-            parent = _propagator.extract(_carried(headers_of(trace)), context.Context())
+        if kept is not None:
+            parent = _propagator.extract(_carried(headers_of(kept)), context.Context())
             token = context.attach(parent)
     except Exception:
         _logger.exception("A trace does not go on")
