@@ -110,7 +110,7 @@ class MessageLogAdmin(_Watched):
         *("run_after", "expires_at", "attempts", "retries", "crashes", "worker", "publish_error"),
         *("cancel_request", "progress"),
         *("unique_key", "unique_until", "retention"),
-        *("slot_key", "rate_key", "waits_for"),
+        *("slot_key", "rate_key", "waits_for", "trace"),
         *("result", "exception", "traceback", "log"),
     )
     readonly_fields = ("positional", "keywords", "result")

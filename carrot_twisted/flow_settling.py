@@ -21,7 +21,7 @@ from django.db import DatabaseError, transaction
 from django.db.models import Count, OuterRef, Q, Subquery, Sum
 from django.db.models.functions import Coalesce, Length, Now
 
-from carrot_twisted import conf, failpoints, flow_plan, outcomes, statements
+from carrot_twisted import conf, failpoints, flow_plan, outcomes, statements, tracing
 from carrot_twisted.exceptions import InvalidMessage
 from carrot_twisted.flow import MAX_ERROR, Flow
 from carrot_twisted.message_log import MessageLog
@@ -136,11 +136,18 @@ def _go_on(flow: Flow, using: str) -> None:
         _fail(flow, _why_not(number + 1, error), using)
         return
     try:
-        begin(flow, number, rows, using)
+        with tracing.below(_trace_of(flow) if tracing.is_on() else None):
+            begin(flow, number, rows, using)
     except DatabaseError as error:
         if not outcomes.is_refusal(error):
             raise
         _fail(flow, _why_not(number, error), using)
+
+
+def _trace_of(flow: Flow) -> str | None:
+    """OpenTelemetry's context of the step that has ended; None: it was not traced."""
+    rows = flow.logs.filter(flow_step=flow.step, trace__isnull=False)
+    return rows.values_list("trace", flat=True).first()
 
 
 def _result(flow: Flow, step: Step, plan: str, length: int) -> str:

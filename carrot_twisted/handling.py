@@ -32,12 +32,15 @@ CLEAN_FOR = 1.0
 _left = threading.local()
 
 
-def handle(call: Callable[[], Any], timed: TimedCall | None = None) -> Failure | None:
+def handle(
+    call: Callable[[], Any], timed: TimedCall | None = None, context: Context | None = None
+) -> Failure | None:
     """Call a handler, to the end if it is a coroutine. Nothing that it does raises here.
 
     Args:
         call: of the handler.
         timed: keeps its time limit; None: it has none.
+        context: to call it in, of this message alone; None: an empty one.
 
     Returns:
         What went wrong; None if nothing did.
@@ -50,7 +53,7 @@ def handle(call: Callable[[], Any], timed: TimedCall | None = None) -> Failure |
     _left.clean = -math.inf
     try:
         # A new context, not a copy: no language, time zone or variable leaks to the next message.
-        context = Context()
+        context = Context() if context is None else context
         if timed is not None:
             context.run(timed.call, call, (), {})
         elif (value := context.run(call)) is not None:

@@ -100,9 +100,6 @@ class MessageLog(models.Model):
     _run_after: Moment | None = None
     _expires: Moment | None = None
 
-    carrier: Mapping[str, str] | None = None
-    """Headers of its first message that say to which trace it belongs; not kept in the row."""
-
     uuid = models.UUIDField(primary_key=True, default=message_id, editable=False)
     status = models.CharField(max_length=11, choices=STATUS_CHOICES, default=PUBLISHED)
     task = models.CharField(max_length=MAX_TASK, help_text="Dotted path of the function.")
@@ -236,6 +233,13 @@ class MessageLog(models.Model):
     )
     flow_position = models.PositiveIntegerField(
         null=True, editable=False, help_text="Its place in that step, from 0 on."
+    )
+
+    trace = models.TextField(
+        null=True,
+        editable=False,
+        help_text="OpenTelemetry's context of its publishing: traceparent, and tracestate if there "
+        "is one; empty: it was not traced.",
     )
 
     objects = MessageLogQuerySet.as_manager()

@@ -53,7 +53,9 @@ class Depth:
     waiting: int
     oldest: float | None
     """Seconds since the oldest waiting one was published, or since it was due, if that came later.
-    None: none waits, but for those that are due later."""
+    None: none waits, but for those that are due later, or limited."""
+    limited: int
+    """Of the waiting ones, those that wait for a limit of concurrency or rate to let them start."""
     running: int
 
 
@@ -152,6 +154,7 @@ class MessageLogQuerySet(QuerySet["MessageLog"]):
             .values("queue")
             .annotate(
                 waiting=Count("pk", filter=waiting),
+                limited=Count("pk", filter=waiting & Q(waits_for__isnull=False)),
                 running=Count("pk", filter=~waiting),
                 # One that waits for a later time has not waited yet; nor for a worker one that its
                 # limits do not let start.
@@ -166,6 +169,7 @@ class MessageLogQuerySet(QuerySet["MessageLog"]):
                 oldest=max(0.0, (row["now"] - row["since"]).total_seconds())
                 if row["since"]
                 else None,
+                limited=row["limited"],
                 running=row["running"],
             )
             for row in rows

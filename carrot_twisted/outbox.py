@@ -2,8 +2,7 @@
 """The outbox: rows that the broker has not confirmed, and the posts made of them.
 
 A *post* is what a publishing session needs to send one row's message. It is made of the row
-alone, so a relay in another process sends byte for byte what the publisher would have sent, but for
-what ``tracing`` adds to the headers of the first message.
+alone, so a relay in another process sends byte for byte what the publisher would have sent.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from django.db.models import Case, Q, When
 from django.db.models.functions import Now
 from django.db.models.lookups import GreaterThan
 
-from carrot_twisted import conf, failpoints, statements, topology, wire
+from carrot_twisted import conf, failpoints, statements, topology, tracing, wire
 from carrot_twisted.due import GRACE, due_in, in_state, is_due, since_due
 from carrot_twisted.identities import new_token
 from carrot_twisted.models import MessageLog
@@ -81,8 +80,8 @@ def posts(rows: Iterable[MessageLog]) -> dict[VirtualHost, list[Post]]:
         message_id = str(row.uuid)
         body = wire.body(row.task_args, row.content)
         properties = wire.properties(row.task, message_id, row.priority)
-        if row.carrier is not None:
-            properties["headers"].update(row.carrier)
+        if row.trace is not None:
+            properties["headers"].update(tracing.headers_of(row.trace))
         if seal is not None and queue.signs:
             properties = seal.sign(properties, body)
         result.setdefault(queue.host, []).append(

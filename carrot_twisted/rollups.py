@@ -83,6 +83,10 @@ class QueueStatistics(models.Model):
     unsent = models.PositiveIntegerField(
         help_text="Waiting tasks whose message the broker should have by now, and has not."
     )
+    limited = models.PositiveIntegerField(
+        null=True,
+        help_text="Waiting tasks that their limits do not let start; empty: nobody has looked.",
+    )
 
     class Meta:
         constraints: ClassVar = [
@@ -194,6 +198,7 @@ def sample(queues: Collection[str], now: float, using: str) -> bool:
                 running=depth.running if depth else 0,
                 oldest=depth.oldest if depth else None,
                 unsent=left.count if left else 0,
+                limited=depth.limited if depth else 0,
             )
             for resolution in KEPT
         ]

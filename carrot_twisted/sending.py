@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pika
 
-from carrot_twisted import publisher, wire
+from carrot_twisted import publisher, tracing, wire
 from carrot_twisted.exceptions import InvalidMessage, PublishReturned, PublishTimeout
 from carrot_twisted.kinds import MAX_NAME_BYTES, is_seconds
 from carrot_twisted.outbox import Post
@@ -119,13 +119,16 @@ def outgoing(
         **properties,
     }
     try:
-        made = pika.BasicProperties(headers=dict(headers or {}), **given)
+        told = dict(headers or {})
+        made = pika.BasicProperties(headers=told, **given)
         made.encode()
     except Exception as error:
         raise InvalidMessage(
             f"Headers or properties cannot be sent ({type(error).__name__}: {error}): texts, "
             "numbers and the names of pika.BasicProperties."
         ) from error
+    # After all that may be wrong with it.
+    made.headers = tracing.carried_by(exchange, routing_key, str(made.message_id), told)
     return Outgoing(
         host=host, exchange=exchange, routing_key=routing_key, body=data, properties=made
     )

@@ -52,6 +52,8 @@ _SPECIAL = {
     "slot_key": "text",
     "rate_key": "text",
 }
+#: The column more of new rows whose publishing is traced.
+_TRACED = {"trace": "text"}
 #: Which rows hold their unique key: word for word the condition of the constraint, by which SQLite
 #: finds it.
 _HOLDS_KEY = (
@@ -169,15 +171,17 @@ def insert_rows(table: str, rows: Sequence[Any], using: str) -> None:
     now = _now(connection)
     for row in rows:
         row.publish_time = row.relay_at = now
-    values = [[getattr(row, name) for name in _INSERTED] for row in rows]
-    names = ", ".join([*_INSERTED, *_NEW])
+    # All of them are published in one span, or none is.
+    columns = _INSERTED if rows[0].trace is None else _INSERTED | _TRACED
+    values = [[getattr(row, name) for name in columns] for row in rows]
+    names = ", ".join([*columns, *_NEW])
     if _is_postgresql(connection):
         constants = ", ".join("%s" for _ in _NEW)
-        sql = f"INSERT INTO {table} ({names}) SELECT v.*, {constants} FROM {_arrays(_INSERTED)}"
+        sql = f"INSERT INTO {table} ({names}) SELECT v.*, {constants} FROM {_arrays(columns)}"
         with connection.cursor() as cursor:
             cursor.execute(sql, [*_NEW.values(), *_columns(values)])
     else:
-        marks = ", ".join("%s" for _ in range(len(_INSERTED) + len(_NEW)))
+        marks = ", ".join("%s" for _ in range(len(columns) + len(_NEW)))
         sql = f"INSERT INTO {table} ({names}) VALUES ({marks})"
         _execute_each(connection, sql, [[*row, *_NEW.values()] for row in values])
     for row in rows:
@@ -225,7 +229,7 @@ def insert_special(table: str, rows: Sequence[Any], using: str) -> list[Any]:
         Those that were not inserted, because another row holds their unique key.
     """
     connection = connections[using]
-    columns = _INSERTED | _SPECIAL
+    columns = _INSERTED | _SPECIAL | _TRACED
     values = [[getattr(row, name) for name in columns] for row in rows]
     names = ", ".join([*columns, *_NEW])
     on_conflict = f"ON CONFLICT (unique_key) WHERE {_HOLDS_KEY} DO NOTHING"

@@ -57,7 +57,7 @@ class MessageLogSerializer(RowSerializer):
             *("start_time", "attempts", "crashes", "worker", "retry_of", "publish_error"),
             *("run_after", "expires_at", "retries", "unique_key", "unique_until", "retention"),
             *("cancel_request", "progress", "flow", "flow_step", "flow_position"),
-            *("slot_key", "rate_key", "waits_for"),
+            *("slot_key", "rate_key", "waits_for", "trace"),
         )
         read_only_fields: ClassVar = fields
 

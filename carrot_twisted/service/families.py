@@ -146,11 +146,17 @@ CATALOGUE: dict[str, tuple[_Kind, tuple[str, ...], str]] = {
         _QUEUE,
         "Tasks that run, as of the last sample. Of the whole database.",
     ),
+    "carrot_queue_limited": (
+        GaugeMetricFamily,
+        _QUEUE,
+        "Waiting tasks that their limits of concurrency or rate do not let start, as of the last "
+        "sample. Of the whole database.",
+    ),
     "carrot_queue_oldest_seconds": (
         GaugeMetricFamily,
         _QUEUE,
-        "Seconds since the oldest waiting task was published, as of the last sample; 0: none "
-        "waits. Of the whole database.",
+        "Seconds since the oldest waiting task was published, or due, as of the last sample; not "
+        "of those that are limited; 0: none waits. Of the whole database.",
     ),
     "carrot_queue_unsent": (
         GaugeMetricFamily,

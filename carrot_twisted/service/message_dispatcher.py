@@ -30,12 +30,12 @@ from typing import TYPE_CHECKING, Any
 import pika
 from txaio.tx import make_logger
 
-from carrot_twisted import failpoints, handlers, handling, outcomes, retry, task_logging
+from carrot_twisted import failpoints, handlers, handling, outcomes, retry, task_logging, tracing
 from carrot_twisted.handlers import Message
 from carrot_twisted.interruption import Abandoned, TimedCall
 from carrot_twisted.outage import Outage
 from carrot_twisted.retry import Action, Failure, Fault
-from carrot_twisted.service import copying
+from carrot_twisted.service import copying, message_spans
 from carrot_twisted.service.delivery import take_overdue
 from carrot_twisted.service.dispatcher import STUCK, ThreadReport
 from carrot_twisted.service.journal import Handled
@@ -99,6 +99,8 @@ class Job:
     """It has come to its end here, and was acknowledged if its channel was open."""
     ended: float = 0.0
     """When it had ended, in seconds since the epoch."""
+    span: Any = None
+    """OpenTelemetry's, of the last call of its handler, where that is traced."""
 
 
 class MessageDispatcher:
@@ -158,6 +160,7 @@ class MessageDispatcher:
         self._held = False
         self._paused = False
         self._stopping = False
+        self._traced = False
         self.timeout_hint = (
             f"{queue.handler} has kept a message for longer than the broker's consumer_timeout: "
             "raise that, or publish a task for such work."
@@ -213,6 +216,8 @@ class MessageDispatcher:
 
     def start(self) -> None:
         """Start the worker threads."""
+        # Asked once: of a message that is not traced not even the headers are read.
+        self._traced = tracing.is_on()
         self._pool.start()
 
     # deliver
@@ -379,7 +384,9 @@ class MessageDispatcher:
             return
         began = time.monotonic()
         try:
-            job.failure = handling.handle(partial(self._call, job.delivery), self._timed(job))
+            context = message_spans.begin(job, self._queue) if self._traced else None
+            call = partial(self._call, job.delivery)
+            job.failure = handling.handle(call, self._timed(job), context)
             failpoints.reached("handled_before_settle")
             self._decide(job, time.monotonic() - began)
         except Abandoned:
@@ -396,6 +403,8 @@ class MessageDispatcher:
         job.ended = time.time()
         # Nearly all: their headers need not be read.
         job.decision = retry.DONE if job.failure is None else self._decision(job)
+        if job.span is not None:
+            message_spans.end(job, self._failure(job))
         with self._lock:
             wake = not self._ended
             self._ended.append(job)

@@ -256,6 +256,11 @@ def _of_database(age: float, found: Standing) -> Iterator[Metric]:
     queues = found.queues
     yield family("carrot_queue_waiting", [((one.queue,), one.waiting) for one in queues])
     yield family("carrot_queue_running", [((one.queue,), one.running) for one in queues])
+    yield family(
+        "carrot_queue_limited",
+        # A service of the version before this column may have taken the sample.
+        [((one.queue,), one.limited) for one in queues if one.limited is not None],
+    )
     yield family("carrot_queue_oldest_seconds", [((one.queue,), one.oldest or 0) for one in queues])
     yield family("carrot_queue_unsent", [((one.queue,), one.unsent) for one in queues])
     names = sorted({*(one.queue for one in queues), *found.unsent})

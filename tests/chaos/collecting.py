@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from carrot_twisted.virtual_host import VirtualHost
-from tests.chaos import ledger
-from tests.chaos.evidence import Evidence, Row
+from tests.chaos import ledger, limits
+from tests.chaos.evidence import Evidence, Rate, Row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,9 +26,14 @@ SELECT json_build_object(
     'status', status,
     'attempts', attempts, 'crashes', crashes, 'exception', exception,
     'published', extract(epoch FROM publish_time),
-    'ended', extract(epoch FROM coalesce(completion_time, failure_time)))
+    'ended', extract(epoch FROM coalesce(completion_time, failure_time)),
+    'slot', slot_key, 'rate', rate_key)
 FROM carrot_twisted_messagelog
 """
+LOST = """
+SELECT json_build_array(message, number, extract(epoch FROM ended)) FROM carrot_twisted_attempt
+"""
+STARTS = "SELECT json_build_array(uuid, rate, extract(epoch FROM at)) FROM chaos_start"
 UNFINISHED = """
 SELECT count(*) FROM carrot_twisted_messagelog WHERE status IN ('PUBLISHED', 'IN_PROGRESS')
 """
@@ -91,20 +96,39 @@ def tracebacks(logs: Sequence[Path]) -> Iterator[str]:
 def collect(
     stage: Stage,
     *,
+    starts: int,
     poison: Sequence[str],
     services: Sequence[ServiceFacts],
     unexpected_ends: Sequence[str],
     seconds_to_final: float | None,
     interrupting: int,
 ) -> Evidence:
-    """Look at everything, when all services and publishers have ended."""
+    """Look at everything, when all services and publishers have ended.
+
+    Args:
+        stage: where it all happened.
+        starts: so many in a period are allowed.
+        poison: bodies of the poisonous messages.
+        services: those that lived to the end.
+        unexpected_ends: processes that ended by themselves.
+        seconds_to_final: from the last fault on; None: given up.
+        interrupting: how many faults may have interrupted a task.
+    """
     held = queues(stage)
     logs = [*stage.folder.glob("service-*/log"), *stage.folder.glob("publisher-*.log")]
     passwords = [urlsplit(server.url).password or "" for server in (stage.broker, stage.database)]
     return Evidence(
         publishes=ledger.read(stage.publishes),
         effects=ledger.read(stage.effects),
+        begins=ledger.read(stage.begins),
         rows=[Row(**json.loads(line)) for line in stage.database.sql(ROWS).splitlines()],
+        lost={
+            (uuid, number): ended
+            for uuid, number, ended in map(json.loads, stage.database.sql(LOST).splitlines())
+        },
+        starts=[tuple(json.loads(line)) for line in stage.database.sql(STARTS).splitlines()],
+        at_once=limits.AT_ONCE,
+        rates={limits.API: Rate(limit=starts, per=limits.PERIOD)},
         notes=frozenset(stage.database.sql("SELECT key FROM chaos_note").split()),
         illegal=[
             line.replace("|", " ")
@@ -121,7 +145,7 @@ def collect(
         tracebacks=list(tracebacks(logs)),
         secrets=[
             f"{path.parent.name}/{path.name}"
-            for path in [*logs, stage.publishes, stage.effects]
+            for path in [*logs, stage.publishes, stage.effects, stage.begins]
             if any(word in path.read_text(errors="replace") for word in passwords)
         ],
         seconds_to_final=seconds_to_final,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from devtools.servers import temporary_folder
 from devtools.steps import say, step
-from tests.chaos import collecting, oracle
+from tests.chaos import collecting, limits, oracle
 from tests.chaos.injector import Injector
 from tests.chaos.places import PublisherPlace, ServicePlace
 from tests.chaos.report import Report
@@ -105,6 +105,7 @@ class Run:
             facts = [service.finish() for service in self._services]
             evidence = collecting.collect(
                 stage,
+                starts=limits.starts(plan),
                 poison=injector.poison,
                 services=facts,
                 unexpected_ends=[end for place in places for end in place.unexpected_ends],

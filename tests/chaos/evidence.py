@@ -24,6 +24,9 @@ class Row:
     published: float = 0.0
     """Seconds since the epoch, on the database's clock: this machine's."""
     ended: float | None = None
+    slot: str | None = None
+    """Names of its limits."""
+    rate: str | None = None
 
     @property
     def seconds(self) -> float:
@@ -50,6 +53,14 @@ class ServiceFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rate:
+    """So many starts in any period."""
+
+    limit: int
+    per: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evidence:
     """All of it."""
 
@@ -57,7 +68,18 @@ class Evidence:
     """Records of the publishers' ledger."""
     effects: Sequence[Mapping[str, Any]] = ()
     """Records of the tasks' ledger."""
+    begins: Sequence[Mapping[str, Any]] = ()
+    """Records of those tasks' ledger that are under limits."""
     rows: Sequence[Row] = ()
+    lost: Mapping[tuple[str, int], float] = field(default_factory=dict)
+    """Attempts that came to nothing, by the row's id and the attempt's number, and when that was
+    noted: from then on they hold no slot."""
+    starts: Sequence[tuple[str, str, float | None]] = ()
+    """Of each start under a rate the row's id, the rate's name, and when it was counted."""
+    at_once: Mapping[str, int] = field(default_factory=dict)
+    """By the group of a limit, how many runs of one key there may be at once."""
+    rates: Mapping[str, Rate] = field(default_factory=dict)
+    """By the group of a rate."""
     notes: frozenset[str] = frozenset()
     """Keys that publishers wrote into their own table, beside publishing."""
     illegal: Sequence[str] = ()

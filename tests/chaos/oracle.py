@@ -8,8 +8,10 @@ was not, and must have had no effect.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ MORE_FILES = 20
 MORE_MEMORY = 150 * 1024 * 1024
 CONNECTIONS = 2
 SHOWN = 20
+#: Seconds by which two starts may be noted nearer to each other than they were counted.
+ROUNDING = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +73,48 @@ def unexplained(evidence: Evidence) -> list[str]:
     """Rows with more effects beyond the first than workers were lost under them."""
     crashes = {row.uuid: row.crashes for row in evidence.rows}
     return [key for key, count in repeats(evidence).items() if count > crashes.get(key, 0)]
+
+
+def most_at_once(evidence: Evidence) -> dict[str, int]:
+    """Of each limit's name, how many runs were under way at the same time at most.
+
+    A run is under way from its begin to its effect, or until it was noted that nothing comes of it:
+    whoever was killed or stood still for too long holds its slot until then, and no longer. One
+    that has begun after that, or of which neither is known, counts for nothing.
+    """
+    slots = {row.uuid: row.slot for row in evidence.rows}
+    ends = {(one["uuid"], one["attempt"]): one["time"] for one in evidence.effects}
+    changes: dict[str, list[tuple[float, int]]] = defaultdict(list)
+    for one in evidence.begins:
+        run = (one["uuid"], one["attempt"])
+        known = [times[run] for times in (ends, evidence.lost) if run in times]
+        slot = slots.get(one["uuid"])
+        if slot is not None and known and min(known) > one["time"]:
+            changes[slot] += [(one["time"], 1), (min(known), -1)]
+    most = {}
+    for slot, found in changes.items():
+        # Who ends at the very moment at which another begins has ended before.
+        most[slot] = max(accumulate(change for _, change in sorted(found)))
+    return most
+
+
+def most_in_a_period(evidence: Evidence) -> dict[str, int]:
+    """Of each rate's name, how many starts were counted in one period at most."""
+    times: dict[str, list[float]] = defaultdict(list)
+    for _, rate, at in evidence.starts:
+        if at is not None:
+            times[rate].append(at)
+    most = {}
+    for rate, found in times.items():
+        found.sort()
+        period = evidence.rates[group_of(rate)].per - ROUNDING
+        most[rate] = max(n + 1 - bisect_right(found, at - period) for n, at in enumerate(found))
+    return most
+
+
+def group_of(limit: str) -> str:
+    """The second word of a limit's name."""
+    return limit.split()[1]
 
 
 def _found(invariant: str, text: str, ids: Iterable[str]) -> Iterator[Violation]:
@@ -223,6 +269,39 @@ def _leaks(service: ServiceFacts) -> Iterator[str]:
         yield f"ended with status {service.exit_status} on SIGTERM"
 
 
+def limits_hold(evidence: Evidence) -> Iterator[Violation]:
+    """INV9: never more at once, and never more starts in a period, than a limit says."""
+    yield from _found(
+        "INV9",
+        "limits had more runs at once than they let",
+        (
+            f"{slot} had {most} of {evidence.at_once[group_of(slot)]}"
+            for slot, most in most_at_once(evidence).items()
+            if most > evidence.at_once[group_of(slot)]
+        ),
+    )
+    yield from _found(
+        "INV9",
+        "rates had more starts in a period than they let",
+        (
+            f"{rate} had {most} of {evidence.rates[group_of(rate)].limit}"
+            for rate, most in most_in_a_period(evidence).items()
+            if most > evidence.rates[group_of(rate)].limit
+        ),
+    )
+    yield from _found(
+        "INV9",
+        "starts under a rate were not counted",
+        (uuid for uuid, _, at in evidence.starts if at is None),
+    )
+    limited = {row.uuid for row in evidence.rows if row.slot or row.rate}
+    yield from _found(
+        "INV9",
+        "runs under a limit that their rows do not know",
+        {one["uuid"] for one in evidence.begins} - limited,
+    )
+
+
 def no_secrets(evidence: Evidence) -> Iterator[Violation]:
     """INV10: no log has a password."""
     yield from _found("INV10", "logs have a password", evidence.secrets)
@@ -237,5 +316,6 @@ INVARIANTS: tuple[Callable[[Evidence], Iterator[Violation]], ...] = (
     final_stays_final,
     no_message_left,
     processes_are_sound,
+    limits_hold,
     no_secrets,
 )

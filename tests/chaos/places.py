@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Seconds that a service gets to stop: its own deadline of 25 s, and what comes after.
 SECONDS_TO_STOP = 60
+#: In the log of a service that has begun to consume.
+CONSUMING = "Consuming queue default"
 
 
 class ServicePlace:
@@ -69,7 +71,7 @@ class ServicePlace:
             if (status := service.process.poll()) is not None:
                 self.unexpected_ends.append(f"service {self.name} with status {status}")
                 self.start()
-            elif not self._at_start and "Consuming queue default" in service.log:
+            elif not self._at_start and CONSUMING in service.log:
                 self._at_start = usage(service.process.pid)
 
     def kill(self) -> None:
@@ -81,7 +83,10 @@ class ServicePlace:
     def restart(self) -> None:
         """SIGTERM, and a new service."""
         with self._lock:
-            if status := self._stop():
+            begun = self.consuming or CONSUMING in self._present.log
+            status = self._stop()
+            # One that was started a moment ago does not listen to signals yet, and dies of them.
+            if status and (begun or status != -signal.SIGTERM):
                 self.unexpected_ends.append(f"service {self.name} with status {status} on SIGTERM")
             self.start()
 

@@ -17,12 +17,13 @@ import random
 import sys
 import time
 from contextlib import suppress
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import django
 from django.db import Error, close_old_connections, connection, transaction
 
-from tests.chaos import ledger
+from tests.chaos import ledger, limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,7 +31,10 @@ if TYPE_CHECKING:
 #: How many of a hundred publishes are of each kind.
 WEIGHTS = {"plain": 35, "atomic": 25, "rolled_back": 10, "many": 5, "flow": 5, "late": 20}
 #: How many of a hundred tasks are of each kind.
-TASKS = {"work": 70, "store": 15, "spawn": 5, "fail": 5, "long": 5}
+TASKS = {
+    **{"work": 60, "store": 15, "spawn": 5, "fail": 5, "long": 5},
+    **{"slotted": limits.SLOTTED, "rated": limits.RATED, "lonely": limits.BOTH},
+}
 #: How much longer a long task takes than the mean.
 LONG = 8
 
@@ -147,6 +151,11 @@ class ChaosPublisher:
             seconds = self._chance.uniform(0, 2 * self._mean)
             arguments.append(round(seconds * LONG if kind == "long" else seconds, 4))
             kind = "work"
+        elif kind == "slotted":
+            seconds = limits.LONG * self._chance.uniform(0, 2 * self._mean)
+            arguments += [round(seconds, 4), self._chance.choice(limits.SHOPS)]
+        elif kind == "lonely":
+            arguments.append(round(self._chance.uniform(0, 2 * self._mean), 4))
         queue = "other" if self._chance.random() < 0.1 else "default"
         return f"tests.chaos.tasks.{kind}", arguments, queue
 
@@ -163,6 +172,8 @@ def main(prefix: str, tasks: int, seconds: float, mean: float) -> None:
     # It tells a lost connection in a dozen lines and two tracebacks; the product in one line.
     logging.getLogger("pika").propagate = False
     django.setup()
+    # What their decorators say goes into the rows: a path alone would be published without limits.
+    import_module("tests.chaos.tasks")
     publisher = ChaosPublisher(prefix, mean)
     begin = time.monotonic()
     while publisher.committed < tasks:

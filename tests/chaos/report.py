@@ -61,6 +61,7 @@ class Report:
             "attempts beyond the first": sum(max(0, row.attempts - 1) for row in evidence.rows),
             "lost attempts (crashes)": sum(row.crashes for row in evidence.rows),
             "most lost attempts of one row": max((row.crashes for row in evidence.rows), default=0),
+            **self._limits(),
             "changes of final rows": len(evidence.illegal),
             "messages left": sum(
                 ready + unacked
@@ -79,6 +80,30 @@ class Report:
             else _tenths(final),
             "seconds": _tenths(self.seconds),
         }
+
+    def _limits(self) -> dict[str, int]:
+        """What came of the tasks under limits."""
+        evidence = self.evidence
+        limited = [row for row in evidence.rows if row.slot or row.rate]
+        found = {
+            "tasks under limits": len(limited),
+            "tasks under limits that are not final": sum(
+                row.status not in oracle.FINAL for row in limited
+            ),
+        }
+        at_once = oracle.most_at_once(evidence)
+        for group, limit in evidence.at_once.items():
+            most = max(
+                (n for name, n in at_once.items() if oracle.group_of(name) == group), default=0
+            )
+            found[f"most at once of one {group}, of {limit} allowed"] = most
+        starts = oracle.most_in_a_period(evidence)
+        for group, rate in evidence.rates.items():
+            most = max(
+                (n for name, n in starts.items() if oracle.group_of(name) == group), default=0
+            )
+            found[f"most starts in {rate.per:g} s of {group}, of {rate.limit} allowed"] = most
+        return found
 
     def slowest(self) -> dict[str, list[float]]:
         """For each kind of fault, the slowest task that was published during each of them.

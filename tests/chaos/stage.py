@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from devtools.servers import PostgreSQL, RabbitMQ
+from tests.chaos import limits
 from tests.chaos.proxies import REPOSITORY, Proxies, ProxyPath
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from tests.chaos.schedule import Plan
 
 SETTINGS = "tests.chaos.settings"
-#: The project's own tables, and a trigger that remembers changes of final rows.
+#: The project's own tables; a trigger that remembers changes of final rows; and some that remember
+#: when those who let a task start had the limit to themselves: later, it may begin at any time.
 SQL = """
 CREATE TABLE chaos_note (key text PRIMARY KEY);
 CREATE TABLE chaos_mark (key text);
@@ -33,6 +35,24 @@ END $$;
 CREATE TRIGGER chaos_audit BEFORE UPDATE OR DELETE ON carrot_twisted_messagelog
 FOR EACH ROW WHEN (OLD.status IN ('COMPLETED', 'FAILED', 'CANCELLED'))
 EXECUTE FUNCTION chaos_audit();
+CREATE TABLE chaos_start (uuid uuid, rate text, at timestamptz);
+CREATE FUNCTION chaos_locked() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM set_config('chaos.locked', clock_timestamp()::text, true);
+    RETURN NEW;
+END $$;
+CREATE TRIGGER chaos_locked BEFORE INSERT OR UPDATE ON carrot_twisted_limitstate
+FOR EACH ROW EXECUTE FUNCTION chaos_locked();
+CREATE FUNCTION chaos_started() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO chaos_start
+    VALUES (NEW.uuid, NEW.rate_key, nullif(current_setting('chaos.locked', true), '')::timestamptz);
+    RETURN NEW;
+END $$;
+CREATE TRIGGER chaos_started AFTER UPDATE ON carrot_twisted_messagelog
+FOR EACH ROW WHEN (NEW.rate_key IS NOT NULL
+    AND OLD.status = 'PUBLISHED' AND NEW.status = 'IN_PROGRESS')
+EXECUTE FUNCTION chaos_started();
 """
 
 
@@ -48,6 +68,7 @@ class Stage:
     def __init__(self, plan: Plan, folder: Path, sabotage: str = "") -> None:
         self.folder = folder
         self.effects = folder / "effects.jsonl"
+        self.begins = folder / "begins.jsonl"
         self.publishes = folder / "publishes.jsonl"
         self.broker = RabbitMQ(folder / "rabbitmq")
         self.database = PostgreSQL(folder / "postgresql")
@@ -97,7 +118,9 @@ class Stage:
                 self.database.url
             ),
             "CHAOS_EFFECTS": str(self.effects),
+            "CHAOS_BEGINS": str(self.begins),
             "CHAOS_PUBLISHES": str(self.publishes),
+            "CHAOS_STARTS": str(limits.starts(self._plan)),
             "CHAOS_LEASE": str(self._plan.lease),
             "CHAOS_SABOTAGE": self._sabotage,
             "PYTHONUNBUFFERED": "1",

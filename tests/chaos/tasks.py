@@ -9,9 +9,11 @@ import uuid
 
 from django.db import connection, transaction
 
-from carrot_twisted import running
+from carrot_twisted import Concurrency, Rate, running, task
 from carrot_twisted.utilities import publish_message
-from tests.chaos import ledger
+from tests.chaos import ledger, limits
+
+_rate = Rate(int(os.environ.get("CHAOS_STARTS", "1")), per=limits.PERIOD, group=limits.API)
 
 
 class OnPurposeError(Exception):
@@ -20,10 +22,19 @@ class OnPurposeError(Exception):
 
 def effect(key: str) -> None:
     """Tell that this run of this task has done its work."""
+    _tell("CHAOS_EFFECTS", key)
+
+
+def begin(key: str) -> None:
+    """Tell that this run begins."""
+    _tell("CHAOS_BEGINS", key)
+
+
+def _tell(ledger_of: str, key: str) -> None:
     run = running.current.get()
     assert run is not None
     ledger.record(
-        os.environ["CHAOS_EFFECTS"],
+        os.environ[ledger_of],
         {
             "uuid": str(run.uuid),
             "key": key,
@@ -39,6 +50,27 @@ def work(key: str, seconds: float = 0.0) -> str:
     time.sleep(seconds)
     effect(key)
     return f"did {key}"
+
+
+@task(concurrency=Concurrency(limits.AT_ONCE["shop"], key="{shop}", group="shop"))
+def slotted(key: str, seconds: float, shop: str) -> None:
+    """Not too many at once, of each shop."""
+    begin(key)
+    work(key, seconds)
+
+
+@task(rate=_rate)
+def rated(key: str) -> None:
+    """Not too many in a while."""
+    begin(key)
+    effect(key)
+
+
+@task(concurrency=Concurrency(limits.AT_ONCE["lonely"], group="lonely"), rate=_rate)
+def lonely(key: str, seconds: float) -> None:
+    """One at once, and of these and those before not too many in a while."""
+    begin(key)
+    work(key, seconds)
 
 
 def store(key: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 from pika import BasicProperties
 
 from carrot_twisted import statistics
+from carrot_twisted.models import MessageLog
 from carrot_twisted.statistics import Span
 from carrot_twisted.utilities import publish_message
 from tests.conftest import Broker
@@ -129,13 +130,16 @@ def test_every_kind_of_handler_gets_its_messages_beside_the_tasks(
     start_service: StartService, no_queues: None, broker: Broker, ledger: Ledger
 ) -> None:
     service = start_service(
-        CARROT_TEST_HANDLERS="1", CARROT_TEST_SETTINGS=json.dumps({"handlers": SETTINGS})
+        CARROT_TEST_HANDLERS="1",
+        CARROT_TEST_SETTINGS=json.dumps({"handlers": SETTINGS}),
+        OTEL_PYTHON_TRACER_PROVIDER="sdk_tracer_provider",
     )
     for name in NAMES:
         service.wait_for(f"Consuming queue handled.{name} ")
     publish_message(tasks.effect, "task")
+    trace = {"traceparent": f"00-{0xABC:032x}-{0xDEF:016x}-01"}
     for name in ("ok", "coroutine", "object", "partial", "publish"):
-        send(broker, name, {"n": 1})
+        send(broker, name, {"n": 1}, headers=trace)
     broker.send(queue("ok"), b"a text")
     expected = [
         "coroutine {'n': 1} 0",
@@ -149,6 +153,10 @@ def test_every_kind_of_handler_gets_its_messages_beside_the_tasks(
     wait_until(lambda: sorted(ledger()) == expected)
     assert service.stop() == 0
     assert {broker.depth(queue(name)) for name in NAMES} == {0}
+    # What a handler publishes belongs to the trace of its message.
+    traces = {row.positionals[0]: row.trace for row in MessageLog.objects.all()}
+    assert traces["task"] is None
+    assert f"00-{0xABC:032x}-" in (traces["task of {'n': 1}"] or "")
     # Those without a row are counted, too.
     counted = {one.queue: one.completed for one in statistics.tasks(Span.HOUR, "default")}
     assert counted == {

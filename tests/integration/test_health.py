@@ -11,15 +11,15 @@ from urllib.error import HTTPError
 from urllib.request import ProxyHandler, build_opener
 
 import pytest
-from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, use_span
 from prometheus_client.parser import text_string_to_metric_families
 
 from carrot_twisted.models import MessageLog, ScheduledTask
-from carrot_twisted.utilities import publish_message
+from carrot_twisted.utilities import create_message, publish_many, publish_message
 from devtools.ports import free_port
 from tests.integration.test_service import finished
 from tests.processes import ServiceProcess, constants, wait_until
-from tests.project import tasks
+from tests.project import optioned, tasks
+from tests.unit.spans import Spans
 
 if TYPE_CHECKING:
     from devtools.servers import RabbitMQ
@@ -67,11 +67,15 @@ class Watcher:
 
 
 def test_a_service_tells_how_it_fares(
-    start_service: StartService, private_broker: RabbitMQ
+    start_service: StartService, private_broker: RabbitMQ, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quick = constants({"service.metrics.LOOK": 0.2, "service.metrics.FRESH": 0.0})
     service = start_service(
-        HTTP, "--log-format=json", CARROT_BROKER_URL=private_broker.url, **quick
+        HTTP,
+        "--log-format=json",
+        CARROT_BROKER_URL=private_broker.url,
+        OTEL_PYTHON_TRACER_PROVIDER="sdk_tracer_provider",
+        **quick,
     )
     watcher = Watcher(service)
     wait_until(watcher.is_ready)
@@ -90,11 +94,14 @@ def test_a_service_tells_how_it_fares(
     wait_until(lambda: watcher.number("carrot_schedule_lateness_seconds_count") > 0)
     wait_until(lambda: watcher.number("carrot_messages_confirmed_total") > 0)
 
-    # What publishes a task and what it does are one trace.
-    publisher_span = NonRecordingSpan(SpanContext(0xABC, 0xDEF, False, TraceFlags(1)))
-    with use_span(publisher_span):
-        row = publish_message(tasks.trace)
-    assert finished([row])[0].output == "abc"
+    # What publishes tasks and what they do are one trace, also later, and at a second attempt.
+    spans = Spans(monkeypatch)
+    with spans.tracer.start_as_current_span("request") as request:
+        traced = publish_many([create_message(tasks.trace) for _ in range(2)])
+        traced.append(publish_message(optioned.traced))
+        traced.append(optioned.traced.options(run_after=0.1).publish())
+    wanted = f"{request.get_span_context().trace_id:x}"
+    assert [row.output for row in finished(traced)] == [wanted] * 4
 
     # Cut off, and back.
     private_broker.ctl("close_all_connections", "--global", "spring cleaning")

@@ -38,6 +38,16 @@ def flaky(key: str, failures: int) -> str:
     return tasks.effect(key)
 
 
+@task(max_retries=1, retry_on={ConnectionError: 0.1})
+def traced() -> str:
+    """Fail at first; then tell the trace that this is part of."""
+    run = running.current.get()
+    assert run is not None
+    if not run.retries:
+        raise ConnectionError
+    return tasks.trace()
+
+
 @task(ignore_result=True)
 def quiet(key: str) -> str:
     """Nobody wants to know what it returns."""

@@ -261,7 +261,8 @@ def test_they_are_counted_apart_and_have_not_waited_for_a_worker() -> None:
     (default, *_) = status.read("default").queues
     assert (default.waiting, default.limited, default.running) == (2, 2, 1)
     assert default.oldest is None
-    assert MessageLog.objects.depths()["default"].oldest is None
+    depth = MessageLog.objects.depths()["default"]
+    assert (depth.waiting, depth.limited, depth.oldest) == (2, 2, None)
     publish_message(tasks.noop)
     (default, *_) = status.read("default").queues
     assert (default.waiting, default.limited) == (3, 2)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.chaos import ledger, oracle
 from tests.chaos.collecting import tracebacks
-from tests.chaos.evidence import Evidence, Row, ServiceFacts
+from tests.chaos.evidence import Evidence, Rate, Row, ServiceFacts
 from tests.chaos.oracle import judge
 from tests.chaos.sabotage import KINDS as SABOTAGES
 
@@ -22,8 +22,8 @@ def published(key: str, kind: str = "plain", outcome: str = "committed") -> dict
     return {"key": key, "kind": kind, "outcome": outcome}
 
 
-def effect(key: str, attempt: int = 1) -> dict[str, Any]:
-    return {"uuid": f"id of {key}", "key": key, "attempt": attempt, "pid": 1, "time": 1.0}
+def effect(key: str, attempt: int = 1, time: float = 1.0) -> dict[str, Any]:
+    return {"uuid": f"id of {key}", "key": key, "attempt": attempt, "pid": 1, "time": time}
 
 
 def row(key: str, status: str = "COMPLETED", task: str = "work", **more: Any) -> Row:
@@ -33,6 +33,7 @@ def row(key: str, status: str = "COMPLETED", task: str = "work", **more: Any) ->
     )
 
 
+SLOT, RATE = "slot shop north", "rate api"
 SERVICE = ServiceFacts(
     name="0-1",
     threads=10,
@@ -58,11 +59,25 @@ GOOD = Evidence(
         published("killed, not there", outcome="attempted"),
         published("fails"),
         published("repeated"),
+        *map(published, ["first", "second", "third", "frozen"]),
     ],
     effects=[
         *map(effect, ["plain", "atomic", "unknown, there", "killed, there", "fails", "repeated"]),
         effect("repeated", 2),
+        *(effect(key, time=2.2) for key in ("first", "second")),
+        effect("third", time=3.0),
+        effect("frozen", time=9.0),
+        effect("frozen", 2, time=4.0),
     ],
+    begins=[
+        *(effect(key, time=1.0) for key in ("first", "second", "frozen")),
+        effect("third", time=2.0),
+        effect("frozen", 2, time=3.0),
+    ],
+    lost={("id of frozen", 1): 2.0},
+    starts=[("id of first", RATE, 1.0), ("id of third", RATE, 2.0), ("id of second", RATE, 2.96)],
+    at_once={"shop": 3},
+    rates={"api": Rate(limit=2, per=2.0)},
     rows=[
         row("plain"),
         row("atomic"),
@@ -70,6 +85,8 @@ GOOD = Evidence(
         row("killed, there"),
         row("fails", "FAILED", "fail", exception="on purpose: fails"),
         row("repeated", attempts=2, crashes=1),
+        *(row(key, slot=SLOT, rate=RATE) for key in ("first", "second", "third")),
+        row("frozen", attempts=2, crashes=1, slot=SLOT),
     ],
     notes=frozenset({"atomic", "unknown, there"}),
     queues={"default": (0, 0), "other": (0, 0), "other.dead": (1, 0)},
@@ -223,6 +240,28 @@ BROKEN: dict[str, tuple[str, Evidence]] = {
     "memory leaks": ("INV8", replace(GOOD, services=[replace(SERVICE, memory=10**9)])),
     "connections leak": ("INV8", replace(GOOD, services=[replace(SERVICE, connections=3)])),
     "a stop was not clean": ("INV8", replace(GOOD, services=[replace(SERVICE, exit_status=1)])),
+    "more run at once than may": ("INV9", replace(GOOD, at_once={"shop": 2})),
+    "one that begins as another ends makes no more, one a moment before does": (
+        "INV9",
+        replace(
+            GOOD,
+            begins=[one if one["key"] != "third" else {**one, "time": 1.99} for one in GOOD.begins],
+        ),
+    ),
+    "who stood still holds its slot until it is taken for dead": (
+        "INV9",
+        replace(GOOD, lost={("id of frozen", 1): 2.5}),
+    ),
+    "more start in a period than may": ("INV9", replace(GOOD, rates={"api": Rate(limit=1, per=2)})),
+    "a start comes before its time": (
+        "INV9",
+        replace(GOOD, starts=[*GOOD.starts[:2], ("id of second", RATE, 2.94)]),
+    ),
+    "a start is not counted": ("INV9", replace(GOOD, starts=[("id of first", RATE, None)])),
+    "a limit is not in the row": (
+        "INV9",
+        replace(GOOD, rows=changed("third", slot=None, rate=None)),
+    ),
     "a log has a password": ("INV10", replace(GOOD, secrets=["service-0-1/log"])),
 }
 
@@ -251,7 +290,7 @@ def test_a_violation_names_the_ids_and_says_how_many_more() -> None:
 
 
 def test_repeats_are_counted_beyond_the_first_effect() -> None:
-    assert oracle.repeats(GOOD) == {"id of repeated": 1}
+    assert oracle.repeats(GOOD) == {"id of repeated": 1, "id of frozen": 1}
     assert oracle.unexplained(GOOD) == []
 
 

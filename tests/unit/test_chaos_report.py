@@ -7,7 +7,7 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tests.chaos.evidence import Evidence, Row
+from tests.chaos.evidence import Evidence, Rate, Row
 from tests.chaos.injector import Done
 from tests.chaos.oracle import Violation
 from tests.chaos.report import Report
@@ -47,9 +47,19 @@ REPORT = Report(
             {"key": "key 1", "kind": "plain", "outcome": "committed"},
             {"key": "key 2", "kind": "plain", "outcome": "attempted"},
         ],
-        effects=[{"uuid": "1", "attempt": 1}, {"uuid": "1", "attempt": 2}],
+        effects=[
+            {"uuid": "1", "attempt": 1, "time": 12.0},
+            {"uuid": "1", "attempt": 2, "time": 12.5},
+        ],
+        begins=[
+            {"uuid": "1", "attempt": 1, "time": 11.0},
+            {"uuid": "1", "attempt": 2, "time": 11.5},
+        ],
+        starts=[("1", "rate api", 11.0), ("1", "rate api", 11.5)],
+        at_once={"shop": 2, "lonely": 1},
+        rates={"api": Rate(limit=9, per=2.0)},
         rows=[
-            row(1, published=10.5, seconds=2.0),
+            replace(row(1, published=10.5, seconds=2.0), slot="slot shop a", rate="rate api"),
             row(2, published=33.0, seconds=9.0),
             row(3, published=50.0, seconds=None),
         ],
@@ -71,6 +81,11 @@ def test_it_counts_what_happened() -> None:
     assert numbers["repeated effects"] == 1
     assert numbers["attempts beyond the first"] == 3
     assert numbers["messages left"] == 3
+    assert numbers["tasks under limits"] == 1
+    assert numbers["tasks under limits that are not final"] == 0
+    assert numbers["most at once of one shop, of 2 allowed"] == 2
+    assert numbers["most at once of one lonely, of 1 allowed"] == 0
+    assert numbers["most starts in 2 s of api, of 9 allowed"] == 2
     assert numbers["seconds from the last fault until all was final"] == 4.0
     assert numbers["seconds from publishing to the end, the slowest"] == 9.0
 

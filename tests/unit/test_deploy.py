@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +79,25 @@ def test_it_asks_for_metrics_and_labels_that_there_are(question: str) -> None:
 def test_its_brackets_are_closed(question: str) -> None:
     for opened, closed in ("()", "{}", "[]"):
         assert question.count(opened) == question.count(closed)
+
+
+#: Prometheus' own checker. Who has no Prometheus here has the tests above.
+PROMTOOL = shutil.which("promtool")
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="needs promtool, of Prometheus")
+def test_prometheus_can_read_every_rule_and_every_question(tmp_path: Path) -> None:
+    panels = [
+        {"record": f"panel:{n}", "expr": re.sub(r"\$__rate_interval", "5m", question)}
+        for n, question in enumerate(ALL)
+    ]
+    rules = {"groups": [*RULES["groups"], {"name": "panels", "rules": panels}]}
+    file = tmp_path / "rules.yml"
+    file.write_text(yaml.safe_dump(rules))
+    checked = subprocess.run(
+        [str(PROMTOOL), "check", "rules", file], capture_output=True, text=True
+    )
+    assert checked.returncode == 0, checked.stderr
 
 
 def test_every_metric_of_ours_is_seen_on_the_dashboard() -> None:

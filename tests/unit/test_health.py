@@ -18,7 +18,7 @@ from twisted.internet.testing import MemoryReactorClock, StringTransport
 
 from carrot_twisted import conf, rollups, standing, task_paths
 from carrot_twisted.exceptions import CarrotConfigException
-from carrot_twisted.models import MessageLog, ScheduledTask
+from carrot_twisted.models import MessageLog, QueueStatistics, ScheduledTask
 from carrot_twisted.retry import Action
 from carrot_twisted.rollups import OTHERS
 from carrot_twisted.service import metrics
@@ -339,6 +339,14 @@ class TestStanding:
         now = datetime.now(UTC)
         ago = now - timedelta(seconds=100)
         MessageLog.objects.create(task=TASK, queue="a", relay_at=ago, publish_time=ago)
+        # It waits for a limit: not for a worker, and longer than all others.
+        MessageLog.objects.create(
+            task=TASK,
+            queue="a",
+            publish_time=ago - timedelta(hours=1),
+            confirmed_at=ago,
+            waits_for="slot app.tasks.one",
+        )
         for slot in (ago, now + timedelta(hours=1)):
             ScheduledTask.objects.create(
                 task=TASK, task_name=f"at {slot}", interval_count=1, next_run_time=slot
@@ -347,7 +355,7 @@ class TestStanding:
             rollups.sample(["default"], now.timestamp() + seconds, "default")
         found = standing.read("default")
         assert [(one.queue, one.waiting, one.unsent) for one in found.queues] == [
-            ("a", 1, 1),
+            ("a", 2, 1),
             ("default", 0, 0),
         ]
         assert found.age is not None
@@ -356,7 +364,19 @@ class TestStanding:
         desk.metrics.start()
         work(desk.service, desk.reactor)
         numbers = desk.numbers()
-        assert numbers["carrot_queue_waiting"] == {("a",): 1, ("default",): 0}
+        assert numbers["carrot_queue_waiting"] == {("a",): 2, ("default",): 0}
+        assert numbers["carrot_queue_limited"] == {("a",): 1, ("default",): 0}
         assert 90 < numbers["carrot_queue_unsent_oldest_seconds"]["a",] < 160
         assert numbers["carrot_queue_unsent_oldest_seconds"]["default",] == 0
         assert 99 < numbers["carrot_queue_oldest_seconds"]["a",] < 160
+
+    def test_of_a_sample_that_an_older_service_has_taken_it_is_not_known(self, desk: Desk) -> None:
+        rollups.sample(["default"], datetime.now(UTC).timestamp(), "default")
+        QueueStatistics.objects.update(limited=None)
+        desk.metrics.start()
+        work(desk.service, desk.reactor)
+        numbers = desk.numbers()
+        assert ("carrot_queue_limited" in numbers, "carrot_queue_waiting" in numbers) == (
+            False,
+            True,
+        )

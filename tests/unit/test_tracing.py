@@ -3,52 +3,46 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
+from django.db import connection
+from django.db.models.functions import Now
+from django.test.utils import CaptureQueriesContext
 from opentelemetry import trace
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.trace import (
+    NonRecordingSpan,
+    SpanContext,
+    SpanKind,
+    StatusCode,
+    TraceFlags,
+    TraceState,
+)
 
 from carrot_twisted import execution, outbox, signals, tracing
 from carrot_twisted.execution import Limits, Run
+from carrot_twisted.flows import chain
 from carrot_twisted.models import MessageLog
 from carrot_twisted.outcomes import Kind
 from carrot_twisted.utilities import create_message, publish_many, publish_message
-from tests.project import tasks
+from tests.project import flowing, tasks
+from tests.unit.spans import Spans
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from opentelemetry.sdk.trace import ReadableSpan
+    from carrot_twisted.testing import InMemory
 
 pytestmark = pytest.mark.django_db(transaction=True)
 TASK = "tests.project.tasks.trace"
 FAIL = "tests.project.tasks.fail"
 
 
-class Spans:
-    """What is told to OpenTelemetry."""
-
-    def __init__(self) -> None:
-        self._kept = InMemorySpanExporter()
-        provider = TracerProvider()
-        provider.add_span_processor(SimpleSpanProcessor(self._kept))
-        self.tracer = provider.get_tracer(__name__)
-
-    def take(self) -> list[ReadableSpan]:
-        found = list(self._kept.get_finished_spans())
-        self._kept.clear()
-        return found
-
-
 @pytest.fixture
 def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[Spans]:
-    spans = Spans()
-    monkeypatch.setattr(tracing, "_tracer", spans.tracer)
+    spans = Spans(monkeypatch)
     tracing.listen()
     yield spans
     for signal in (signals.task_started, signals.task_finished):
@@ -128,9 +122,65 @@ def test_many_tasks_are_published_in_one_span(spans: Spans) -> None:
     assert len({headers_of(row)["traceparent"] for row in rows}) == 1
 
 
-def test_a_relay_knows_no_trace(spans: Spans) -> None:
-    row = MessageLog.objects.get(pk=publish_message(tasks.trace).pk)
-    assert set(headers_of(row)) == {"type"}
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_relay_sends_what_the_publisher_has_sent(spans: Spans, count: int) -> None:
+    """So it is with every message that is made of the row: of a later time, or another attempt."""
+    state = TraceState([("vendor", "1")])
+    parent = SpanContext(7, 7, is_remote=True, trace_flags=TraceFlags(1), trace_state=state)
+    with trace.use_span(NonRecordingSpan(parent)):
+        rows = publish_many([create_message(tasks.trace) for _ in range(count)])
+    MessageLog.objects.update(relay_at=Now() - timedelta(seconds=60))
+    taken = outbox.take_unsent(["default"], 10, "default")
+    assert {row.pk for row in taken} == {row.pk for row in rows}
+    for row in taken:
+        headers = headers_of(row)
+        assert headers["traceparent"].startswith(f"00-{7:032x}-")
+        assert headers["tracestate"] == "vendor=1"
+        assert headers == headers_of(next(one for one in rows if one.pk == row.pk))
+
+
+def test_what_anybody_has_written_into_the_row_hinders_no_message(spans: Spans) -> None:
+    row = publish_message(tasks.trace)
+    row.trace = ""
+    assert headers_of(row) == {"type": TASK}
+    row.trace = "a b c"
+    result = run(headers_of(row))
+    assert result.kind is Kind.COMPLETED
+    assert spans.take()[1].parent is None
+
+
+def test_a_flow_is_one_trace(spans: Spans, carrot: InMemory) -> None:
+    with spans.tracer.start_as_current_span("request") as request:
+        flow = chain(flowing.give.options().message(1), flowing.tell).publish()
+    carrot.run_pending()
+    assert [row.status for row in flow.logs] == ["COMPLETED"] * 2
+    published = [span for span in spans.take() if span.kind is SpanKind.PRODUCER]
+    assert [span.name for span in published] == [
+        f"publish tests.project.flowing.{name}" for name in ("give", "tell")
+    ]
+    (first, second) = published
+    assert first.context.trace_id == request.get_span_context().trace_id
+    assert second.parent is not None
+    assert second.parent.span_id == first.context.span_id
+    assert not trace.get_current_span().get_span_context().is_valid
+
+
+def test_without_traces_publishing_and_flows_ask_nothing_more(
+    carrot: InMemory,
+) -> None:
+    """The statements are as many as with a trace, but for a flow's look at its last step."""
+
+    def statements() -> int:
+        with CaptureQueriesContext(connection) as seen:
+            publish_many([create_message(tasks.trace) for _ in range(3)])
+            chain(flowing.give.options().message(1), flowing.tell).publish()
+            carrot.run_pending()
+        return len(seen)
+
+    plain = statements()
+    with pytest.MonkeyPatch.context() as patch:
+        Spans(patch)
+        assert statements() == plain + 1
 
 
 @pytest.mark.parametrize(
@@ -154,8 +204,23 @@ def test_what_goes_wrong_keeps_no_task_from_being_published(
 
 def test_without_the_package_nothing_is_done(spans: Spans, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracing, "installed", False)
-    assert publish_message(tasks.trace).carrier is None
+    assert publish_message(tasks.trace).trace is None
     assert spans.take() == []
+
+
+def test_a_process_that_has_set_up_nothing_listens_to_nothing() -> None:
+    """So no task pays for signals."""
+    before = [len(one.receivers) for one in (signals.task_started, signals.task_finished)]
+    tracing.listen()
+    assert before == [len(one.receivers) for one in (signals.task_started, signals.task_finished)]
+    assert not tracing.is_on()
+
+
+def test_a_provider_that_cannot_be_loaded_keeps_no_task_from_being_published(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OTEL_PYTHON_TRACER_PROVIDER", "no_such_provider")
+    assert publish_message(tasks.trace).trace is None
 
 
 def test_signed_messages_carry_it_under_their_signature(spans: Spans, settings: Any) -> None:

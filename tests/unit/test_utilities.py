@@ -530,7 +530,7 @@ def test_one_and_two_write_the_same_row(count: int) -> None:
                     *("retry_of", "run_after", "expires_at"),
                     *("unique_key", "unique_until", "retention"),
                     *("exception_class", "django_task", "cancel_request", "progress"),
-                    *("slot_key", "rate_key", "waits_for"),
+                    *("slot_key", "rate_key", "waits_for", "trace"),
                 ]
             ),
         }
