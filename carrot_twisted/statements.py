@@ -195,7 +195,8 @@ def insert_row(table: str, row: Any, using: str) -> None:
     ``save()`` looks at each of its forty columns, which takes twice the caller's time.
     """
     connection = connections[using]
-    names = [name for name in _INSERTED if name not in _TIMES]
+    columns = _INSERTED if row.trace is None else _INSERTED | _TRACED
+    names = [name for name in columns if name not in _TIMES]
     values = [_adapted(connection, getattr(row, name)) for name in names]
     if _is_postgresql(connection):
         now, times = "statement_timestamp()", []
