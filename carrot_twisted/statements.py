@@ -126,10 +126,6 @@ def _is(column: str, state: str, *also: str) -> str:
 _SAME = "m.uuid = v.uuid AND m.token = v.token AND m.uuid = ANY(%s::uuid[])"
 
 
-def _uuids(rows: Sequence[Sequence[Any]]) -> str:
-    return _array(row[0] for row in rows)
-
-
 def _execute_each(connection: Any, sql: str, rows: Sequence[Sequence[Any]]) -> int:
     with connection.cursor() as cursor:
         cursor.executemany(sql, [[_adapted(connection, v) for v in row] for row in rows])
@@ -321,7 +317,8 @@ def finish_rows(
         f"UPDATE {table} AS m SET {assignments} FROM {_arrays(types)} "
         f"WHERE {_apart(parameters)}{_SAME} AND {_is('m.status', 'IN_PROGRESS')}"
     )
-    arrays = [*_columns(keys), *map(_array, differ.values()), _uuids(keys)]
+    uuids, tokens = _columns(keys)
+    arrays = [uuids, tokens, *map(_array, differ.values()), uuids]
     with connection.cursor() as cursor:
         cursor.execute(sql, [*same.values(), *arrays])
         return int(cursor.rowcount)
@@ -361,7 +358,8 @@ def progress_rows(
         f"WHERE {_SAME} AND {_is('m.status', 'IN_PROGRESS')}"
     )
     with connection.cursor() as cursor:
-        cursor.execute(sql, [*_columns(keys), list(values), _uuids(keys)])
+        uuids, tokens = _columns(keys)
+        cursor.execute(sql, [uuids, tokens, list(values), uuids])
 
 
 def log_rows(
@@ -389,7 +387,8 @@ def log_rows(
             "FROM free WHERE m.uuid = free.uuid RETURNING m.uuid"
         )
         with connection.cursor() as cursor:
-            cursor.execute(sql, [*_columns(logs), _uuids(logs)])
+            uuids, *others = _columns(logs)
+            cursor.execute(sql, [uuids, *others, uuids])
             return {row[0] for row in cursor.fetchall()}
     sql = (
         f"UPDATE {table} SET log = %s, progress = %s "
@@ -572,7 +571,8 @@ def confirm_rows(table: str, keys: Sequence[tuple[UUID, int]], using: str) -> No
             "FROM free WHERE m.uuid = free.uuid"
         )
         with connection.cursor() as cursor:
-            cursor.execute(sql, [*_columns(keys), _uuids(keys)])
+            uuids, tokens = _columns(keys)
+            cursor.execute(sql, [uuids, tokens, uuids])
     else:
         sql = (
             f"UPDATE {table} SET confirmed_at = %s, publish_error = '' "
