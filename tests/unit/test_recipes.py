@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from carrot_twisted import conf, tap
+from tests.pages import blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,6 +112,13 @@ def test_kubernetes_asks_the_right_questions() -> None:
     asked = SERVICE["spec"]["template"]["metadata"]["annotations"]
     assert asked["prometheus.io/port"] == str(port["containerPort"])
     assert asked["prometheus.io/path"] == "/metrics"
+
+
+def test_the_probes_that_the_documentation_shows_are_these() -> None:
+    (shown,) = (text for text in blocks(PAGE.with_name("health.md"), "yaml") if "Probe" in text)
+    container = container_of("Deployment", "shop-carrot")
+    probes = yaml.safe_load(shown)
+    assert probes == {name: container[name] for name in probes}
 
 
 def test_the_first_pod_of_a_broken_version_ends_the_roll_out() -> None:
