@@ -12,6 +12,7 @@ import ast
 import configparser
 import json
 import re
+import shlex
 from importlib import import_module
 from importlib.metadata import metadata
 from importlib.util import find_spec
@@ -22,6 +23,7 @@ import yaml
 from django.core.management import get_commands, load_command_class
 from django.utils.module_loading import import_string
 from packaging.requirements import Requirement
+from twisted.python.usage import UsageError
 from twisted.scripts._twistd_unix import ServerOptions
 
 import run
@@ -29,12 +31,13 @@ from benchmarks import __main__ as benchmark
 from benchmarks import options as benchmark_options
 from carrot_twisted import command_line
 from carrot_twisted.service_options import Options
-from tests.pages import ALL_PAGES, TOP, Block, all_blocks, blocks, label
+from tests.chaos import options as chaos_options
+from tests.pages import ALL_PAGES, TOP, Block, all_blocks, blocks, label, without_blocks
 from tests.shell_script import commands
 from tests.unit.test_recipes import DEPLOY, OBJECTS, SERVICE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 CALLBACKS = "acceptance/test_callbacks_page.py"
@@ -218,6 +221,10 @@ def read_run(command: str, rest: Sequence[str]) -> None:
             assert all((TOP / path).exists() for path in paths)
         case "bench", ["--help"]:
             pass
+        case "example", [run.KEEP]:
+            pass
+        case "chaos", _:
+            chaos_options.parse(rest)
         case "bench", [part, *more] if part in benchmark.OTHERS:
             import_module(f"benchmarks.{part}.__main__")._parse(more)
         case "bench", _:
@@ -228,8 +235,10 @@ def read_run(command: str, rest: Sequence[str]) -> None:
 
 def read_twistd(words: Sequence[str], block: Block) -> None:
     options: Any = ServerOptions()
-    options.parseOptions(words)
-    assert options.subCommand == "carrot"
+    if words != ["--help"]:
+        # Users of the pages are not known on this machine.
+        options.parseOptions([re.sub("^(--[ug]id)=.*", r"\1=1", word) for word in words])
+        assert options.subCommand == "carrot"
 
 
 def read_carrot(words: Sequence[str], block: Block) -> None:
@@ -308,7 +317,7 @@ def test_each_block_is_run_or_read(page: Path) -> None:
         assert block.language in LANGUAGES, f"{block}: no test knows this language"
         try:
             whole = LANGUAGES[block.language](block)
-        except (AssertionError, SystemExit) as error:
+        except (AssertionError, SystemExit, UsageError) as error:
             raise AssertionError(f"{block} is not understood") from error
         assert whole or runners_of(block) or is_left(block), f"{block}: no test runs it"
 
@@ -327,3 +336,26 @@ def test_what_is_left_is_still_there() -> None:
     left = [block for page in ALL_PAGES for block in all_blocks(page) if is_left(block)]
     assert len(left) == len(LEFT) + 1, "Celery's guide has two"
     assert not [block for block in left if runners_of(block)]
+
+
+INLINE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
+OURS = re.compile(r"(?:python3?|manage\.py|twistd|carrot (?:publish|consume|record|replay)|pip) ")
+
+
+def inline_commands(page: Path) -> Iterator[str]:
+    """Commands of ours in the text that have options."""
+    for text in INLINE.findall(without_blocks(page)):
+        line = " ".join(text.split()).replace("=…", "=x").replace(" …", "")
+        if OURS.match(line) and "--" in line:
+            # Where no callback is named, what is told holds for each.
+            yield re.sub("--callback$", "--callback=a:b", line)
+
+
+@pytest.mark.parametrize("page", ALL_PAGES, ids=label)
+def test_options_of_commands_in_the_text_are_there(page: Path) -> None:
+    for line in inline_commands(page):
+        program, *words = shlex.split(re.sub(r"^manage\.py ", "python manage.py ", line))
+        try:
+            PROGRAMS[program](words, Block(label(page), 0, "", line))
+        except (AssertionError, SystemExit, UsageError) as error:
+            raise AssertionError(f"not understood: {line}") from error
