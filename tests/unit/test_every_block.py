@@ -31,6 +31,7 @@ from benchmarks import __main__ as benchmark
 from benchmarks import options as benchmark_options
 from carrot_twisted import command_line
 from carrot_twisted.service_options import Options
+from carrot_twisted.virtual_host import AMQP_PORT
 from tests.chaos import options as chaos_options
 from tests.pages import ALL_PAGES, TOP, Block, all_blocks, blocks, label, without_blocks
 from tests.shell_script import commands
@@ -75,6 +76,7 @@ RUN: dict[str, dict[str, str]] = {
         "rabbitmqctl": "integration/test_recipes.py",
     },
     "django-tasks.md": {"": DOCUMENTATION},
+    "example/README.md": {">>> ": "acceptance/test_example.py"},
     "flows.md": {"": DOCUMENTATION},
     "handlers.md": dict.fromkeys(
         ("@message_handler", "# settings.py", "# send.py", "row.is_task"), HANDLERS
@@ -182,6 +184,7 @@ LANGUAGES: dict[str, Callable[[Block], bool]] = {
     "ini": read_ini,
     "json": read_json,
     "yaml": read_yaml,
+    "pycon": read_nothing,
     "python": read_nothing,
     "sql": read_nothing,
     "text": read_nothing,
@@ -193,7 +196,9 @@ LANGUAGES: dict[str, Callable[[Block], bool]] = {
 
 def read_python(words: Sequence[str], block: Block) -> None:
     match words:
-        case ["manage.py", *rest]:
+        case ["manage.py", "index_stdlib"]:
+            assert block.page == "example/README.md"
+        case ["manage.py" | "example/manage.py", *rest]:
             read_manage(rest, block)
         case ["run.py", command, *rest]:
             read_run(command, rest)
@@ -211,7 +216,7 @@ def read_manage(words: Sequence[str], block: Block) -> None:
     parser = load_command_class(get_commands()[command], command).create_parser("manage.py", "")
     given = parser.parse_args(rest)
     if command == "shell":
-        ast.parse(given.command)
+        ast.parse(given.command or "")
 
 
 def read_run(command: str, rest: Sequence[str]) -> None:
@@ -250,6 +255,8 @@ def read_carrot(words: Sequence[str], block: Block) -> None:
 
 def read_pip(words: Sequence[str], block: Block) -> None:
     match words:
+        case ["install", "-e", "."]:
+            assert (TOP / "setup.py").exists()
         case ["install", wanted]:
             requirement = Requirement(wanted)
             extras = metadata("carrot-twisted").get_all("Provides-Extra") or []
@@ -282,12 +289,18 @@ def read_kubectl(words: Sequence[str], block: Block) -> None:
             pytest.fail(f"{block}: kubectl {words}")
 
 
+def read_docker(words: Sequence[str], block: Block) -> None:
+    assert words[:-1] == ["run", "--rm", "-p", f"{AMQP_PORT}:{AMQP_PORT}"]
+    assert words[-1].partition(":")[0] == "rabbitmq"
+
+
 PROGRAMS: dict[str, Callable[[Sequence[str], Block], None]] = {
     "python": read_python,
     "python3": read_python,
     "django-admin": read_manage,
     "twistd": read_twistd,
     "carrot": read_carrot,
+    "docker": read_docker,
     "pip": read_pip,
     "tox": read_tox,
     "kubectl": read_kubectl,
@@ -320,6 +333,11 @@ def test_each_block_is_run_or_read(page: Path) -> None:
         except (AssertionError, SystemExit, UsageError) as error:
             raise AssertionError(f"{block} is not understood") from error
         assert whole or runners_of(block) or is_left(block), f"{block}: no test runs it"
+
+
+@pytest.mark.parametrize("page", ALL_PAGES, ids=label)
+def test_blocks_are_fenced_so_that_they_are_found(page: Path) -> None:
+    assert not re.search(r"\n\n {4,}\S", without_blocks(page))
 
 
 def test_what_is_said_to_run_blocks_reads_their_page() -> None:
