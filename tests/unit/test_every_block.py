@@ -377,3 +377,24 @@ def test_options_of_commands_in_the_text_are_there(page: Path) -> None:
             PROGRAMS[program](words, Block(label(page), 0, "", line))
         except (AssertionError, SystemExit, UsageError) as error:
             raise AssertionError(f"not understood: {line}") from error
+
+
+#: Where variables of the environment are read: by what is installed, by what contributors run, and
+#: by units of systemd.
+SOURCES = ("carrot_twisted", "systemd", "run.py", "devtools", "tests", "benchmarks", "example")
+
+
+def test_variables_of_the_environment_are_read_somewhere() -> None:
+    variable = re.compile(r"\b(?:CARROT|EXAMPLE)_[A-Z_]+\b")
+    told = {
+        name: label(page)
+        for page in ALL_PAGES
+        for name in variable.findall(page.read_text("utf-8"))
+    }
+    known: set[str] = set()
+    for source in SOURCES:
+        place = TOP / source
+        for path in place.rglob("*") if place.is_dir() else [place]:
+            if path.suffix in (".py", ".service"):
+                known.update(variable.findall(path.read_text(encoding="utf-8")))
+    assert {name: page for name, page in told.items() if name not in known} == {}

@@ -157,6 +157,16 @@ def test_tables_come_before_services() -> None:
     assert PROCFILE["release"].split() == MIGRATE
 
 
+def test_compose_gives_the_settings_their_variables_and_names_those_of_its_file() -> None:
+    settings = "".join(blocks(PAGE, "python"))
+    read = set(re.findall(r'os\.environ\["(\w+)"\]', settings))
+    for name in ("service", "web", "migrate"):
+        assert COMPOSE["services"][name]["environment"].keys() == read
+    text = (DEPLOY / "compose/compose.yaml").read_text()
+    named = re.findall(r"^# .*\.env with (.*)\.$", text, re.MULTILINE)[0]
+    assert set(re.findall(r"[A-Z_]+", named)) == set(re.findall(r"\$\{(\w+):\?\}", text))
+
+
 def test_compose_waits_for_servers_that_tell_their_health() -> None:
     services = COMPOSE["services"]
     for service in services.values():
