@@ -24,7 +24,7 @@ from django.core.management import get_commands, load_command_class
 from django.utils.module_loading import import_string
 from packaging.requirements import Requirement
 from twisted.python.usage import UsageError
-from twisted.scripts._twistd_unix import ServerOptions
+from twisted.scripts.twistd import ServerOptions  # type: ignore[attr-defined]
 
 import run
 from benchmarks import __main__ as benchmark
