@@ -26,7 +26,8 @@ from carrot_twisted.outcomes import Kind, Result
 from carrot_twisted.records import Claimant, Claimed, Finished
 from carrot_twisted.testing import in_memory
 from carrot_twisted.utilities import create_message
-from tests.project import flowing
+from tests.project import flowing, standard
+from tests.project.tasks import echo, noop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -77,6 +78,19 @@ def test_a_chain_hands_each_result_on(carrot: InMemory) -> None:
     assert flowing.told == [30]
     assert [row.result() for row in flow.logs] == [2, 10, 30, 30]
     assert [row.flow_step for row in flow.logs] == [0, 1, 2, 3]
+
+
+def test_a_flow_takes_plain_functions_and_djangos_tasks_with_their_arguments(
+    carrot: InMemory,
+) -> None:
+    flow = chain(
+        signature(flowing.give, 1), signature(standard.add, other=2), signature(echo, "more")
+    ).publish()
+    carrot.run_pending()
+    assert reloaded(flow).result() == {"args": [3, "more"], "kwargs": {}}
+    for wrong in (signature(standard.add, 2, other=3), signature(noop)):
+        with pytest.raises(InvalidMessage, match="does not take the result of the step before"):
+            chain(signature(flowing.give, 1), wrong).publish()
 
 
 def test_what_runs_after_a_group_gets_all_results_in_their_order(carrot: InMemory) -> None:
