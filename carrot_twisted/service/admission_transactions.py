@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from carrot_twisted.admission import Admitted
+    from carrot_twisted.admission_decision import Candidate
     from carrot_twisted.records import Claimant, Claimed
     from carrot_twisted.service.bounded_transactions import BoundedTransactions
     from carrot_twisted.service.operations import Claim, Finish
-    from carrot_twisted.task_limits import Candidate
 
 
 class AdmissionTransactions:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from txaio.tx import make_logger
 
 from carrot_twisted import failpoints, records
-from carrot_twisted.task_limits import Candidate
+from carrot_twisted.admission_decision import Candidate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

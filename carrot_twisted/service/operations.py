@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
 
     from carrot_twisted.admission import Request
+    from carrot_twisted.admission_decision import Candidate
     from carrot_twisted.models import MessageLog
     from carrot_twisted.outbox import Post
     from carrot_twisted.outcomes import Verdict
     from carrot_twisted.records import Claimed
     from carrot_twisted.running import CancelRequest
-    from carrot_twisted.task_limits import Candidate
 
 
 @dataclass(slots=True, kw_only=True)

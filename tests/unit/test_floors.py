@@ -29,6 +29,7 @@ SERVICE_WING, WEB_WING = 5, 6
 FLOORS: dict[int, tuple[str, ...]] = {
     0: (
         "",
+        "admission_decision",
         "conf",
         "copies",
         "exceptions",
