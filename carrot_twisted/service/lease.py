@@ -83,7 +83,7 @@ class Lease:
         self.registered = False
         """The worker has a row, perhaps."""
         #: The database's time when the reactor's clock was at zero: this host's may be set.
-        self._database_zero = time.time() - reactor.seconds()
+        self._database_zero: float = time.time() - reactor.seconds()
         self._since: float | None = None
         self._last_beat = 0.0
         self._registering = Outage(reactor.seconds)

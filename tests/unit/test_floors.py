@@ -69,6 +69,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "due",
         "flow",
         "flow_settling",
+        "flow_steps",
         "limit_state",
         "limit_statements",
         "message_log",
