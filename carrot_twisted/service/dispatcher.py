@@ -39,7 +39,7 @@ from carrot_twisted.own_thread import OwnThread
 from carrot_twisted.records import Claimed, Finished
 from carrot_twisted.service.coroutines import Coroutines
 from carrot_twisted.service.delivery import Delivery, take_overdue
-from carrot_twisted.service.log_writer import Claim, Finish, LogWriter
+from carrot_twisted.service.operations import Claim, Finish
 from carrot_twisted.service.pool import WorkerPool
 from carrot_twisted.service.prefetch import Pace
 from carrot_twisted.service.time_keeper import TimeKeeper
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from carrot_twisted.interruption import Call
     from carrot_twisted.running import CancelRequest
     from carrot_twisted.service.event_loop import EventLoop
+    from carrot_twisted.service.log_writer import LogWriter
     from carrot_twisted.service.tally import Tally
 
 _log = make_logger()

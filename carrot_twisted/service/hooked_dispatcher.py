@@ -23,7 +23,7 @@ from carrot_twisted import outcomes
 from carrot_twisted.identities import new_token
 from carrot_twisted.outcomes import Verdict
 from carrot_twisted.service.dispatcher import Dispatcher, Job, message_id_of, run_of
-from carrot_twisted.service.log_writer import Claim
+from carrot_twisted.service.operations import Claim
 from carrot_twisted.service.serving import Outcome, Served, Serving
 
 if TYPE_CHECKING:

@@ -37,7 +37,7 @@ from carrot_twisted.service.delivery import Delivery, SafeChannel, Settler
 from carrot_twisted.service.dispatcher import CROWDED, MANY, Dispatcher, Job
 from carrot_twisted.service.event_loop import EventLoop
 from carrot_twisted.service.hooked_dispatcher import HookedDispatcher
-from carrot_twisted.service.log_writer import Claim, Finish
+from carrot_twisted.service.operations import Claim, Finish
 from carrot_twisted.service.pool import Slot
 from carrot_twisted.service.quarantine import Quarantine
 from carrot_twisted.service.tally import Tally

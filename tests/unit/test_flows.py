@@ -11,7 +11,7 @@ from django.db import IntegrityError, connection, transaction
 from django.db.models import F, Q
 from django.test.utils import CaptureQueriesContext
 
-from carrot_twisted import conf, flow_plan, flow_settling, housekeeping, records
+from carrot_twisted import conf, flow_plan, flow_settling, flow_steps, housekeeping, records
 from carrot_twisted.exceptions import (
     HasFailed,
     InvalidMessage,
@@ -487,7 +487,7 @@ def test_what_the_database_refuses_fails_the_flow_and_not_the_batch(
 
     runs = claimed([flow.logs[0].pk])
     with monkeypatch.context() as patch:
-        patch.setattr(flow_settling, "begin", refuse)
+        patch.setattr(flow_steps, "begin", refuse)
         finish(runs, 1)
     assert reloaded(flow).error == (
         "Step 2 could not begin: IntegrityError: a trigger of the project's says no"
