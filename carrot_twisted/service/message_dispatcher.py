@@ -384,9 +384,11 @@ class MessageDispatcher:
             return
         began = time.monotonic()
         try:
-            context = message_spans.begin(job, self._queue) if self._traced else None
-            call = partial(self._call, job.delivery)
-            job.failure = handling.handle(call, self._timed(job), context)
+            job.failure = handling.handle(
+                partial(self._call, job.delivery),
+                self._timed(job),
+                message_spans.begin(job, self._queue) if self._traced else None,
+            )
             failpoints.reached("handled_before_settle")
             self._decide(job, time.monotonic() - began)
         except Abandoned:
