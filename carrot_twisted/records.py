@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from django.db.models import BooleanField, Case, F, Q, Value, When
@@ -32,7 +31,7 @@ from carrot_twisted.outcomes import WORKER_LOST, Kind, Result, Verdict
 from carrot_twisted.running import CancelRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from uuid import UUID
 
     from django.db.models import QuerySet
@@ -118,18 +117,13 @@ def take(
     claimant: Claimant,
     using: str,
     barred: Sequence[str] = (),
-    parameters: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[UUID, Claimed]:
     """The first half of ``claim``, one statement: take those rows that may run.
 
-    Args:
-        ids, token, claimant, using, barred: see ``claim``.
-        parameters: of PostgreSQL, for the rest of the transaction.
+    Arguments are those of ``claim``.
     """
     crashes = ANY_NUMBER if claimant.alone else SUSPECT_CRASHES
-    rows = statements.claim_rows(
-        _TABLE, ids, token, claimant.worker, crashes, using, barred, parameters=parameters
-    )
+    rows = statements.claim_rows(_TABLE, ids, token, claimant.worker, crashes, using, barred)
     return {row[0]: _claimed(row, token) for row in rows}
 
 
@@ -504,7 +498,6 @@ def finish(
     runs: Sequence[Finished],
     clock_offset: float,
     using: str,
-    parameters: Mapping[str, str] = MappingProxyType({}),
 ) -> int:
     """Write the ends of runs. Call it inside a transaction, and ``settle_flows`` at its end.
 
@@ -514,7 +507,6 @@ def finish(
         runs: at least one, of any kind.
         clock_offset: seconds that the database's clock is ahead of this host's.
         using: database alias.
-        parameters: of PostgreSQL, for the rest of the transaction.
 
     Returns:
         How many rows were changed. Fewer than ``runs``: others have taken those over, or they were
@@ -532,7 +524,6 @@ def finish(
             [(run.uuid, run.token) for run in final],
             [_values(run.result, clock_offset) for run in final],
             using,
-            parameters,
         )
     if len(final) < len(runs):
         changed += _release([run for run in runs if not run.result.kind.is_final], using)
@@ -699,9 +690,7 @@ class Wishes:
     """Names of all queues that nothing is to be consumed from."""
 
 
-def heartbeat(
-    worker: Worker, using: str, parameters: Mapping[str, str] = MappingProxyType({})
-) -> tuple[float, Wishes]:
+def heartbeat(worker: Worker, using: str) -> tuple[float, Wishes]:
     """Renew the lease of this process, tell its ``state``, and hear what operators want of it.
 
     The first heartbeat makes the process known, before it claims anything.
@@ -709,17 +698,16 @@ def heartbeat(
     Args:
         worker: this process.
         using: database alias.
-        parameters: of PostgreSQL, for the rest of the transaction.
 
     Returns:
         The database's time, in seconds since the epoch, and the wishes.
     """
     tables = Worker._meta.db_table, PausedQueue._meta.db_table
-    renewed = statements.renew_lease(*tables, worker.name, worker.state, using, parameters)
+    renewed = statements.renew_lease(*tables, worker.name, worker.state, using)
     if renewed is None:
         # Or another service took this one for dead: its rows may be gone, its name is its own.
         worker.save(force_insert=True, using=using)
-        renewed = statements.renew_lease(*tables, worker.name, worker.state, using, parameters)
+        renewed = statements.renew_lease(*tables, worker.name, worker.state, using)
         assert renewed is not None
     failpoints.reached("on_heartbeat")
     beat, command, paused = renewed

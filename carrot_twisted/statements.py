@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -20,7 +19,7 @@ from django.db import connections, transaction
 from django.utils import timezone
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
 #: Columns of a new row that differ from row to row, with PostgreSQL's type for them.
 _INSERTED = {
@@ -278,7 +277,6 @@ def finish_rows(
     keys: Sequence[tuple[UUID, int]],
     values: Sequence[FinishValues],
     using: str,
-    parameters: Mapping[str, str] = MappingProxyType({}),
 ) -> int:
     """Write the ends of runs, each fenced by its token; returns how many rows that changed.
 
@@ -288,7 +286,6 @@ def finish_rows(
         values: status; start, completion and failure time, in seconds since the epoch; output,
             what that tells of the value, exception, traceback, exception's class, log.
         using: database alias.
-        parameters: of PostgreSQL, for the rest of the transaction.
     """
     connection = connections[using]
     if not _is_postgresql(connection):
@@ -315,7 +312,7 @@ def finish_rows(
     types = _KEY | {name: _FINISHED[name] for name in differ}
     sql = (
         f"UPDATE {table} AS m SET {assignments} FROM {_arrays(types)} "
-        f"WHERE {_apart(parameters)}{_SAME} AND {_is('m.status', 'IN_PROGRESS')}"
+        f"WHERE {_SAME} AND {_is('m.status', 'IN_PROGRESS')}"
     )
     uuids, tokens = _columns(keys)
     arrays = [uuids, tokens, *map(_array, differ.values()), uuids]
@@ -403,19 +400,6 @@ def log_rows(
     return changed
 
 
-def _apart(parameters: Mapping[str, str]) -> str:
-    """A condition that is always true, and sets parameters of PostgreSQL for this transaction.
-
-    For a statement that is a transaction of its own: neither BEGIN nor SET LOCAL have to travel
-    before it, nor COMMIT after it. A subquery that refers to nothing outside is carried out once,
-    before any row is looked for.
-    """
-    return "".join(
-        f"(SELECT set_config('{name}', '{value}', true)) IS NOT NULL AND "
-        for name, value in parameters.items()
-    )
-
-
 #: What ``claim_rows`` returns of each row, and with it the time of its publishing.
 CLAIMED = (
     *("uuid", "task", "task_args", "content", "queue", "attempts", "retries", "django_task"),
@@ -439,7 +423,6 @@ def claim_rows(
     barred: Sequence[str] = (),
     *,
     limited: bool = False,
-    parameters: Mapping[str, str] = MappingProxyType({}),
 ) -> list[tuple[Any, ...]]:
     """Take those of the rows that are PUBLISHED; returns the CLAIMED columns of each.
 
@@ -460,14 +443,13 @@ def claim_rows(
         using: database alias.
         barred: leave the rows of these queues alone.
         limited: the limits of all of them let them start.
-        parameters: of PostgreSQL, for the rest of the transaction.
     """
     connection = connections[using]
     keys: list[Any]
     times: list[Any]
     if _is_postgresql(connection):
         now, times = "statement_timestamp()", []
-        matching, keys = f"{_apart(parameters)}uuid = ANY(%s::uuid[])", [_array(ids)]
+        matching, keys = "uuid = ANY(%s::uuid[])", [_array(ids)]
     else:
         now, times = "%s", [_adapted(connection, _now(connection))]
         matching = f"uuid IN ({', '.join('%s' for _ in ids)})"
@@ -706,7 +688,6 @@ def renew_lease(
     name: str,
     state: Any,
     using: str,
-    parameters: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[float, str, frozenset[str]] | None:
     """Note a heartbeat of a worker, and its state.
 
@@ -716,7 +697,6 @@ def renew_lease(
         name: the worker's.
         state: of its process, for the column of that name.
         using: database alias.
-        parameters: of PostgreSQL, for the rest of the transaction.
 
     Returns:
         The database's time, in seconds since the epoch, what operators want of the worker, and
@@ -724,18 +704,17 @@ def renew_lease(
     """
     connection = connections[using]
     if _is_postgresql(connection):
-        now, times, apart = "statement_timestamp()", [], _apart(parameters)
+        now, times = "statement_timestamp()", []
         seconds, state_type = "extract(epoch FROM heartbeat_at)::float8", "::jsonb"
         names = "json_agg(name)::text"
     else:
-        apart = ""
         moment = _now(connection)
         now, times = "%s", [_adapted(connection, moment)]
         seconds, state_type = repr(moment.timestamp()), ""
         names = "json_group_array(name)"
     sql = (
         f"UPDATE {table} SET heartbeat_at = {now}, state = %s{state_type} "
-        f"WHERE {apart}name = %s RETURNING {seconds}, command, (SELECT {names} FROM {paused})"
+        f"WHERE name = %s RETURNING {seconds}, command, (SELECT {names} FROM {paused})"
     )
     with connection.cursor() as cursor:
         cursor.execute(sql, [*times, json.dumps(state), name])

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from django.db import connections, transaction
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 #: How long PostgreSQL waits for others' locks here, where the project leaves that without limit:
 #: one row that somebody has locked must cost neither the heartbeats nor all others.
@@ -31,16 +32,44 @@ class BoundedTransactions:
         self._waits_for_ever = False
 
     @contextmanager
-    def begin(self) -> Iterator[None]:
-        """One transaction, committed at its end."""
+    def begin(self, **parameters: str) -> Iterator[None]:
+        """One transaction, committed at its end.
+
+        Args:
+            parameters: of PostgreSQL, for this transaction; other databases know none.
+        """
         with transaction.atomic(using=self._using):
-            for name, value in self.bounds().items():
+            for name, value in self._bounded(parameters).items():
                 with connections[self._using].cursor() as cursor:
                     cursor.execute(f"SET LOCAL {name} = '{value}'")
             yield
 
-    def bounds(self) -> dict[str, str]:
-        """Parameters that keep a transaction from waiting for others' locks without end.
+    @contextmanager
+    def each(self, **parameters: str) -> Iterator[None]:
+        """Each statement inside is a transaction of its own.
+
+        With PostgreSQL its parameters travel with it: neither BEGIN nor SET LOCAL go before it, nor
+        COMMIT after it. What is sent together like this is one transaction, and the parameters are
+        set before the next statement asks for the table's lock.
+
+        Args:
+            parameters: of PostgreSQL, for each statement; other databases know none.
+        """
+        connection: Any = connections[self._using]
+        bounded = self._bounded(parameters)
+        if not bounded:
+            yield
+        elif connection.features.uses_server_side_binding:
+            # Such statements have to travel one by one.
+            with self.begin(**parameters):
+                yield
+        else:
+            sets = ", ".join(f"set_config('{k}', '{v}', true)" for k, v in bounded.items())
+            with connection.execute_wrapper(partial(_together, f"SELECT {sets}; ")):
+                yield
+
+    def _bounded(self, parameters: dict[str, str]) -> dict[str, str]:
+        """And those that keep a transaction from waiting for others' locks without end.
 
         For one transaction only: a pooler gives the connection to others, too.
         """
@@ -52,4 +81,15 @@ class BoundedTransactions:
                 cursor.execute("SHOW lock_timeout")
                 self._waits_for_ever = cursor.fetchone() == ("0",)
             self._driver = connection.connection
-        return {"lock_timeout": LOCK_TIMEOUT} if self._waits_for_ever else {}
+        return {**parameters, "lock_timeout": LOCK_TIMEOUT} if self._waits_for_ever else parameters
+
+
+def _together(
+    first: str, execute: Callable[..., Any], sql: str, values: Any, many: bool, context: Any
+) -> Any:
+    """For ``execute_wrapper``: send ``first`` with a statement, whose result counts."""
+    result = execute(first + sql, values, many, context)
+    if context["connection"].Database.__name__ == "psycopg":
+        # Of psycopg2 it is the last one that counts anyway.
+        context["cursor"].nextset()
+    return result

@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
 _log = make_logger()
 
-#: Of PostgreSQL's parameters, for claims. Where the project waits for no disk at all, nor do these.
-NOT_ON_DISK = {"synchronous_commit": "off"}
-
 
 class ClaimTransactions:
     """On the writer's thread.
@@ -64,14 +61,14 @@ class ClaimTransactions:
         Returns:
             What tells those who wait for it.
         """
-        parameters = {**NOT_ON_DISK, **self._transactions.bounds()}
         failpoints.reached("before_claim_commit")
         answers: list[dict[UUID, Claimed | Verdict | Candidate]] = []
         for op in claims:
             claimant = self._claimant(op.alone)
-            answers.append(
-                {**records.take(op.ids, op.token, claimant, self._using, op.barred, parameters)}
-            )
+            # Where the project waits for no disk at all, nor does this.
+            with self._transactions.each(synchronous_commit="off"):
+                taken = records.take(op.ids, op.token, claimant, self._using, op.barred)
+            answers.append({**taken})
         left = [
             (op, answer, [key for key in op.ids if key not in answer])
             for op, answer in zip(claims, answers, strict=True)

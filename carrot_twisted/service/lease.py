@@ -209,8 +209,7 @@ class Lease:
 
     def _renew(self) -> None:
         """On the writer's thread, so that what it does next knows of it."""
-        bounds = self._writer.transactions.bounds()
-        database_time, wishes = records.heartbeat(self._worker, self._using, bounds)
+        database_time, wishes = records.heartbeat(self._worker, self._using)
         self._writer.clock_offset = database_time - time.time()
         now = self._reactor.seconds()
         self._database_zero = database_time - now

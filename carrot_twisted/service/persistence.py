@@ -11,7 +11,6 @@ aside for a moment, so that one row which somebody has locked does not hold up a
 from __future__ import annotations
 
 import threading
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from django.db import DatabaseError, InterfaceError, connections
@@ -126,7 +125,8 @@ class Persistence:
         def work() -> None:
             nonlocal result
             if call.if_any is None or call.if_any():
-                with self._transactions.begin() if call.is_atomic else nullcontext():
+                transactions = self._transactions
+                with transactions.begin() if call.is_atomic else transactions.each():
                     result = call.function()
 
         try:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from txaio.tx import make_logger
@@ -64,12 +63,11 @@ class RecordTransactions:
         looks = [op for op in batch if isinstance(op, CancelLook)]
         logged: set[UUID] = set()
         is_alone = all(isinstance(op, Finish) and records.is_alone(op.finished) for op in batch)
-        with nullcontext() if is_alone else self._transactions.begin():
+        with self._transactions.each() if is_alone else self._transactions.begin():
             if finishes:
                 failpoints.reached("before_finish_commit")
                 runs = [op.finished for op in finishes]
-                bounds = self._transactions.bounds() if is_alone else {}
-                changed = records.finish(runs, self._clock_offset(), self._using, bounds)
+                changed = records.finish(runs, self._clock_offset(), self._using)
                 if changed < len(runs) and not again:
                     _log.warn(
                         "{n} of {all} ended tasks had been taken over or deleted meanwhile",

@@ -23,6 +23,7 @@ from carrot_twisted import outbox, publisher, records, statements
 from carrot_twisted.identities import new_token
 from carrot_twisted.models import MessageLog, Worker
 from carrot_twisted.records import Claimant
+from carrot_twisted.service.bounded_transactions import BoundedTransactions
 from carrot_twisted.utilities import create_message, publish_many, publish_message
 from tests.integration.test_health import HTTP, Watcher
 from tests.integration.test_service import finished
@@ -485,34 +486,45 @@ def test_a_claim_that_the_database_has_forgotten_is_made_again(
 
 
 @pytest.mark.only("postgres")
-def test_a_claim_sets_the_servers_parameters_for_itself_alone(served: None) -> None:
-    """A pooler gives the connection to others next. And no claim waits for a lock without end."""
+def test_what_a_statement_sets_for_itself_it_has_when_it_locks_and_nothing_has_it_afterwards(
+    served: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pooler gives the connection to others next. And nothing waits for a lock without end."""
     row = create_message(tasks.noop).publish()
-    claim = partial(
-        statements.claim_rows,
-        *(TABLE, [row.pk], 1, "me", 2, "default"),
-        parameters={"synchronous_commit": "off", "lock_timeout": "100ms"},
-    )
+    claim = partial(statements.claim_rows, TABLE, [row.pk], 1, "me", 2, "default")
 
-    def shown() -> list[str]:
+    def shown() -> str:
         with connection.cursor() as cursor:
-            names = ("synchronous_commit", "lock_timeout")
-            return [cursor.execute(f"SHOW {name}").fetchone()[0] for name in names]
+            found = []
+            for name in ("synchronous_commit", "lock_timeout"):
+                cursor.execute(f"SHOW {name}")
+                found += cursor.fetchone()
+        return " ".join(found)
+
+    def refused() -> str:
+        with (
+            pytest.raises(OperationalError, match="lock timeout"),
+            BoundedTransactions("default").each(synchronous_commit="off"),
+        ):
+            claim()
+        return shown()
 
     with transaction.atomic():
         MessageLog.objects.select_for_update().get(pk=row.pk)
-
-        def refused() -> str:
-            with pytest.raises(OperationalError, match="lock timeout"):
-                claim()
-            return " ".join(shown())
-
         assert threaded(refused) == "on 0"
-    assert len(claim()) == 1
-    assert shown() == ["on", "0"]
     with transaction.atomic():
-        claim()
-        assert shown() == ["off", "100ms"], "set before the first row is looked for"
+        with connection.cursor() as cursor:
+            cursor.execute(f"LOCK TABLE {TABLE}")
+        assert threaded(refused) == "on 0"
+    with BoundedTransactions("default").each(synchronous_commit="off"):
+        assert shown() == "off 1s"
+        assert len(claim()) == 1
+    assert shown() == "on 0"
+    # Where statements cannot be sent together.
+    monkeypatch.setattr(connection.features, "uses_server_side_binding", True)
+    with BoundedTransactions("default").each(synchronous_commit="off"):
+        assert shown() == "off 1s"
+    assert shown() == "on 0"
 
 
 @pytest.mark.only("sqlite")
