@@ -36,11 +36,11 @@ from carrot_twisted.interruption import Abandoned, TimedCall
 from carrot_twisted.outage import Outage
 from carrot_twisted.retry import Action, Failure, Fault
 from carrot_twisted.service import copying, message_spans
-from carrot_twisted.service.delivery import take_overdue
-from carrot_twisted.service.dispatcher import STUCK, ThreadReport
+from carrot_twisted.service.backlog import take_behind
+from carrot_twisted.service.base_dispatcher import BaseDispatcher
 from carrot_twisted.service.journal import Handled
 from carrot_twisted.service.pool import WorkerPool
-from carrot_twisted.service.prefetch import Pace
+from carrot_twisted.service.thread_report import ThreadReport
 from carrot_twisted.service.time_keeper import TimeKeeper
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Job:
     """OpenTelemetry's, of the last call of its handler, where that is traced."""
 
 
-class MessageDispatcher:
+class MessageDispatcher(BaseDispatcher[Job]):
     """Has one queue's messages handled.
 
     Args:
@@ -125,17 +125,14 @@ class MessageDispatcher:
         losses: LossCounter | None,
         reactor: Any,
     ) -> None:
-        self.pace = Pace(concurrency=concurrency, fixed=queue.prefetch)
+        super().__init__(concurrency=concurrency, prefetch=queue.prefetch, reactor=reactor)
         self._queue = queue
         self._send = send
         self._note = note
         self._losses = losses
-        self._reactor = reactor
         self._host = socket.gethostname()
         self._keeper = TimeKeeper(reactor, self._give_up)
         self._pool: WorkerPool[Job] = WorkerPool(queue.name, concurrency, self._work, reactor)
-        self._waiting: deque[Delivery] = deque()
-        self._pump_due = False
         #: Given to the threads, or being copied.
         self._jobs: dict[Job, None] = {}
         #: Kept because of the database, with the timers that end it.
@@ -143,8 +140,6 @@ class MessageDispatcher:
         #: Those of the jobs, come again, that are noted in the next batch.
         self._unasked: list[Job] = []
         self._asks = False
-        #: Processes were lost under them: they wait until nothing else runs here.
-        self._suspects: deque[Job] = deque()
         #: Those of the jobs whose copy the broker has not confirmed yet.
         self._copying: dict[Job, None] = {}
         #: Those whose copy it did not take, with the timers of the next try.
@@ -157,21 +152,13 @@ class MessageDispatcher:
         self._ended: list[Job] = []
         self._lock = threading.Lock()
         self._trouble = Outage(reactor.seconds)
-        self._held = False
-        self._paused = False
-        self._stopping = False
         self._traced = False
         self.timeout_hint = (
             f"{queue.handler} has kept a message for longer than the broker's consumer_timeout: "
             "raise that, or publish a task for such work."
         )
-        self.finished = 0
         self.decided: Counter[Action] = Counter()
         """What was decided about messages, since the start."""
-        self.on_settled: Callable[[], None] = lambda: None
-        self.on_suspect: Callable[[], None] = lambda: None
-        self.on_finished: Callable[[], None] = lambda: None
-        self.on_stuck: Callable[[], None] = lambda: None
 
     @property
     def started(self) -> int:
@@ -184,30 +171,17 @@ class MessageDispatcher:
         return len(self._jobs)
 
     @property
-    def suspects(self) -> int:
-        """Messages that wait until nothing else runs in this process."""
-        return len(self._suspects)
-
-    @property
     def begun(self) -> int:
         """The same: none of them waits for our database."""
         return self.running
 
     def threads(self) -> Sequence[ThreadReport]:
         """What each of the worker threads does at this moment. From any thread."""
-        now = time.monotonic()
         reports = []
         for slot in self._pool.slots:
-            busy = slot.job is not None
-            reports.append(
-                ThreadReport(
-                    name=slot.name,
-                    task=self._queue.handler if busy else None,
-                    uuid=None,
-                    seconds=max(0.0, now - slot.since) if busy else 0.0,
-                    stuck=slot.stuck,
-                )
-            )
+            job = slot.job
+            task = self._queue.handler if job is not None else None
+            reports.append(ThreadReport.of(slot, job, task=task))
         return reports
 
     def runs(self, key: UUID, token: int | None) -> bool:
@@ -222,17 +196,7 @@ class MessageDispatcher:
 
     # deliver
 
-    def deliver(self, delivery: Delivery) -> None:
-        """A message arrived."""
-        if delivery.redelivered and self._adopt(delivery):
-            return
-        self._waiting.append(delivery)
-        if not self._pump_due:
-            self._pump_due = True
-            # One read of the socket brings many messages: the threads get them together.
-            self._reactor.callLater(0, self._pump)
-
-    def _adopt(self, delivery: Delivery) -> bool:
+    def _adopt_running(self, delivery: Delivery) -> bool:
         """Take over a message whose channel was lost while its handler ran.
 
         Only where messages have an id: of others nobody knows whether it is this one.
@@ -252,7 +216,7 @@ class MessageDispatcher:
     def _pump(self) -> None:
         self._pump_due = False
         if self._stopping or self._paused:
-            self._return_waiting()
+            self._waiting.give_back()
             return
         if not self._waiting or self._held:
             return
@@ -329,25 +293,6 @@ class MessageDispatcher:
         if fingerprint is not None and self._losses is not None:
             self._losses.end(fingerprint)
 
-    def pause(self) -> None:
-        """Begin nothing for now and give back what waits. Running handlers go on."""
-        self._paused = True
-        self._give_back_all()
-
-    def resume(self) -> None:
-        """Begin again."""
-        self._paused = False
-        self._pump()
-
-    def hold(self) -> None:
-        """Begin nothing more, keep what waits; running handlers go on."""
-        self._held = True
-
-    def unhold(self) -> None:
-        """Begin again."""
-        self._held = False
-        self._pump()
-
     def claim_suspect(self) -> None:
         """Begin one suspect; the caller knows that nothing else runs in this process."""
         job = self._suspects.popleft()
@@ -356,7 +301,7 @@ class MessageDispatcher:
 
     def forget_closed(self) -> None:
         """Drop what waits of a channel that is closed: the broker has it again."""
-        self._waiting = deque(d for d in self._waiting if d.settler.is_open)
+        super().forget_closed()
         self._suspects = deque(job for job in self._suspects if job.delivery.settler.is_open)
         for job in [] if self._stopping else self._pool.recall():
             if job.delivery.settler.is_open:
@@ -368,11 +313,6 @@ class MessageDispatcher:
             key = job.delivery.properties.message_id
             if key and not job.delivery.settler.is_open:
                 self._orphans.setdefault(key, []).append(job)
-
-    def return_surplus(self, keep: int) -> None:
-        """Give back waiting messages beyond ``keep``, the newest first."""
-        while len(self._waiting) > keep:
-            self._waiting.pop().requeue()
 
     # handle
 
@@ -644,14 +584,10 @@ class MessageDispatcher:
     def free_waiting(self, deadline: float) -> None:
         """Give back what waits in vain behind long work: others may have a thread for it."""
         now = self._reactor.seconds()
-        behind = self._pool.recall()
-        oldest = max((now - job.since for job in behind), default=0.0)
+        behind = take_behind(self._pool, self.pace, now)
         for job in behind:
-            if oldest > STUCK:
-                self._give_back(job)
-            else:
-                self._pool.put(job)
-        overdue = take_overdue(self._waiting, now, deadline)
+            self._give_back(job)
+        overdue = self._waiting.take_overdue(now, deadline)
         for job in [job for job in self._resting if now - job.arrived >= deadline]:
             self._resting.pop(job).cancel()
             overdue.append(job.delivery)
@@ -660,9 +596,7 @@ class MessageDispatcher:
             overdue.append(job.delivery)
         for delivery in overdue:
             delivery.requeue()
-        if oldest > STUCK:
-            # What was measured of earlier messages does not hold for those that are handled now.
-            self.pace.seconds = max(self.pace.seconds, oldest)
+        if behind:
             self.on_settled()
 
     # stop
@@ -670,7 +604,7 @@ class MessageDispatcher:
     def stop_claiming(self) -> None:
         """Give back what has not begun."""
         self._stopping = True
-        self._give_back_all()
+        self._give_back_waiting()
         uncopied, self._uncopied = self._uncopied, {}
         for job, timer in uncopied.items():
             timer.cancel()
@@ -695,9 +629,9 @@ class MessageDispatcher:
         if self._last_copies is not None and self._last_copies.active():
             self._last_copies.cancel()
 
-    def _give_back_all(self) -> None:
+    def _give_back_waiting(self) -> None:
         """What waits, rests, is a suspect, or is about to begin."""
-        self._return_waiting()
+        self._waiting.give_back()
         resting, self._resting = self._resting, {}
         for job, timer in resting.items():
             timer.cancel()
@@ -717,8 +651,3 @@ class MessageDispatcher:
             self._note_end(job)
             job.delivery.requeue()
             self.on_suspect()
-
-    def _return_waiting(self) -> None:
-        waiting, self._waiting = self._waiting, deque()
-        for delivery in waiting:
-            delivery.requeue()
