@@ -18,27 +18,23 @@ processes were lost runs alone, and goes to the archive after too many of them.
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections import Counter, deque
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import pika
 from txaio.tx import make_logger
 
-from carrot_twisted import failpoints, handlers, handling, outcomes, retry, task_logging, tracing
-from carrot_twisted.handlers import Message
+from carrot_twisted import failpoints, handling, outcomes, retry, task_logging, tracing
 from carrot_twisted.interruption import Abandoned, TimedCall
-from carrot_twisted.outage import Outage
 from carrot_twisted.retry import Action, Failure, Fault
-from carrot_twisted.service import copying, message_spans
+from carrot_twisted.service import copying, handler_call, message_spans
 from carrot_twisted.service.backlog import take_behind
 from carrot_twisted.service.base_dispatcher import BaseDispatcher
 from carrot_twisted.service.journal import Handled
+from carrot_twisted.service.message_copies import MessageCopies
+from carrot_twisted.service.message_job import Job
 from carrot_twisted.service.pool import WorkerPool
 from carrot_twisted.service.thread_report import ThreadReport
 from carrot_twisted.service.time_keeper import TimeKeeper
@@ -49,58 +45,22 @@ if TYPE_CHECKING:
 
     from carrot_twisted.handlers import HandlerQueue
     from carrot_twisted.interruption import Call
-    from carrot_twisted.outbox import Post
     from carrot_twisted.retry import Decision
     from carrot_twisted.service.delivery import Delivery
     from carrot_twisted.service.loss_counter import LossCounter
+    from carrot_twisted.service.message_copies import Send
 
     Note = Callable[[Handled], None]
     """Is told of a message that is settled."""
-    Send = Callable[[Post, Callable[[str | None], None]], None]
-    """Sends a message; its second argument is told when the broker has it, or why not."""
 
 _log = make_logger()
 
-#: Seconds until a copy is tried again that the broker did not take.
-COPY_RETRY = 5.0
-#: Seconds that the broker gets, when the service stops, to confirm copies. In an alarm it does not.
-LAST_COPIES = 3.0
 #: Seconds until it is looked again whether work is held up still.
 HELD_DELAY = 1.0
 #: Characters of an exception in the log.
 MAX_TOLD = 200
 #: What does not bring a message to its end here.
 COMES_AGAIN = (Action.WAIT, Action.REQUEUE)
-
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """One message under way in this process."""
-
-    delivery: Delivery
-    arrived: float
-    """Reactor time of its first call."""
-    since: float = 0.0
-    """Reactor time when it was given to the threads."""
-    waits: int = 0
-    """How often it was kept because of the database."""
-    failure: Failure | None = None
-    decision: Decision | None = None
-    """What is to be done now that its handler has ended."""
-    took: float = 0.0
-    """Seconds that its handler has kept a thread."""
-    alone: bool = False
-    """Nothing else runs in this process, and nothing will until it has ended."""
-    asking: bool = False
-    """The database has not answered yet whether it may begin."""
-    fingerprint: str | None = None
-    """Under which it is noted that it has begun."""
-    done: bool = False
-    """It has come to its end here, and was acknowledged if its channel was open."""
-    ended: float = 0.0
-    """When it had ended, in seconds since the epoch."""
-    span: Any = None
-    """OpenTelemetry's, of the last call of its handler, where that is traced."""
 
 
 class MessageDispatcher(BaseDispatcher[Job]):
@@ -127,31 +87,30 @@ class MessageDispatcher(BaseDispatcher[Job]):
     ) -> None:
         super().__init__(concurrency=concurrency, prefetch=queue.prefetch, reactor=reactor)
         self._queue = queue
-        self._send = send
         self._note = note
         self._losses = losses
-        self._host = socket.gethostname()
         self._keeper = TimeKeeper(reactor, self._give_up)
         self._pool: WorkerPool[Job] = WorkerPool(queue.name, concurrency, self._work, reactor)
         #: Given to the threads, or being copied.
         self._jobs: dict[Job, None] = {}
+        self._copies = MessageCopies(
+            queue=queue,
+            jobs=self._jobs,
+            send=send,
+            copied=self._copied,
+            give_back=self._give_back,
+            reactor=reactor,
+        )
         #: Kept because of the database, with the timers that end it.
         self._resting: dict[Job, Any] = {}
         #: Those of the jobs, come again, that are noted in the next batch.
         self._unasked: list[Job] = []
         self._asks = False
-        #: Those of the jobs whose copy the broker has not confirmed yet.
-        self._copying: dict[Job, None] = {}
-        #: Those whose copy it did not take, with the timers of the next try.
-        self._uncopied: dict[Job, Any] = {}
-        #: The timer that ends the waiting for those copies, in a stop.
-        self._last_copies: Any = None
         #: Those whose channel was lost, by the message's id: the broker delivers them again.
         self._orphans: dict[str, list[Job]] = {}
         #: What the threads have done and the reactor does not know yet.
         self._ended: list[Job] = []
         self._lock = threading.Lock()
-        self._trouble = Outage(reactor.seconds)
         self._traced = False
         self.timeout_hint = (
             f"{queue.handler} has kept a message for longer than the broker's consumer_timeout: "
@@ -325,7 +284,7 @@ class MessageDispatcher(BaseDispatcher[Job]):
         began = time.monotonic()
         try:
             context = message_spans.begin(job, self._queue) if self._traced else None
-            call = partial(self._call, job.delivery)
+            call = partial(handler_call.call, self._queue, job.delivery)
             job.failure = handling.handle(call, self._timed(job), context)
             failpoints.reached("handled_before_settle")
             self._decide(job, time.monotonic() - began)
@@ -389,32 +348,6 @@ class MessageDispatcher(BaseDispatcher[Job]):
             job.failure = Failure(fault=Fault.HANDLER, exception=call.text, traceback="")
         self._decide(job, time.monotonic() - call.began)
 
-    def _call(self, delivery: Delivery) -> Any:
-        """Call the handler with what it asks for."""
-        queue = self._queue
-        if queue.of_body is not None:
-            return queue.of_body(
-                handlers.content_of(delivery.body, delivery.properties, queue.accept)
-            )
-        return queue.call(self._message(delivery))
-
-    def _message(self, delivery: Delivery) -> Message:
-        exchange, routing_key = copying.origin_of(delivery)
-        # Of its own: what a handler changes in them must not get into a copy.
-        headers = dict(delivery.properties.headers or {})
-        properties = pika.BasicProperties(**vars(delivery.properties) | {"headers": headers})
-        return Message(
-            body=delivery.body,
-            routing_key=routing_key,
-            exchange=exchange,
-            queue=self._queue.name,
-            headers=headers,
-            properties=properties,
-            redelivered=delivery.redelivered,
-            retries=self._queue.policy.retries(headers),
-            accept=self._queue.accept,
-        )
-
     # decide, settle
 
     def _settle_ended(self) -> None:
@@ -456,7 +389,7 @@ class MessageDispatcher(BaseDispatcher[Job]):
             case Action.WAIT:
                 self._rest(job, decision.delay)
             case Action.RETRY | Action.ARCHIVE:
-                self._copy(job, decision)
+                self._copies.copy(job, decision)
 
     def _rest(self, job: Job, delay: float) -> None:
         """Keep a message, and have it handled again after a while."""
@@ -480,47 +413,10 @@ class MessageDispatcher(BaseDispatcher[Job]):
         if job.delivery.settler.is_open:
             self._begin(job, self._reactor.seconds())
 
-    def _copy(self, job: Job, decision: Decision) -> None:
-        """Have the broker keep a copy, then acknowledge; again and again until it does."""
-        self._uncopied.pop(job, None)
-        if job not in self._jobs:
-            return
-        if self._stopping or not job.delivery.settler.is_open:
-            # The broker delivers it again: the handler may run once more, and nothing is lost.
-            self._give_back(job)
-            return
-        assert job.failure is not None
-        post = copying.copy_of(
-            job.delivery,
-            queue=self._queue,
-            decision=decision,
-            failure=job.failure,
-            now=datetime.now(UTC).isoformat(timespec="milliseconds"),
-            host=self._host,
-        )
-
-        def settled(error: str | None) -> None:
-            self._copying.pop(job, None)
-            if error is None:
-                self._copied(job)
-            else:
-                self._tell_trouble(post.routing_key, error)
-                again = 0.0 if self._stopping else COPY_RETRY
-                timer = self._reactor.callLater(again, self._copy, job, decision)
-                self._uncopied[job] = timer
-
-        self._copying[job] = None
-        self._send(post, settled)
-
     def _copied(self, job: Job) -> None:
-        failpoints.reached("copy_before_ack")
-        after = self._trouble.over()
-        if after:
-            _log.info("Copies of failed messages are taken{after}", after=after)
-        if job in self._jobs:
-            self._end(job)
-            job.delivery.settler.flush()
-            self._go_on()
+        self._end(job)
+        job.delivery.settler.flush()
+        self._go_on()
 
     def _end(self, job: Job) -> None:
         """Acknowledge. The caller flushes the settler."""
@@ -567,17 +463,6 @@ class MessageDispatcher(BaseDispatcher[Job]):
             what=what,
         )
 
-    def _tell_trouble(self, target: str, error: str) -> None:
-        told = self._trouble.failed(error)
-        if told is not None:
-            _log.error(
-                "A message of queue {queue} cannot be put into {target}: {reason}. It stays "
-                "unacknowledged, and is tried again",
-                queue=self._queue.name,
-                target=target,
-                reason=told,
-            )
-
     def take_custody(self, deadline: float) -> None:
         """The broker has custody until the end: no row says that the message is being handled."""
 
@@ -605,15 +490,7 @@ class MessageDispatcher(BaseDispatcher[Job]):
         """Give back what has not begun."""
         self._stopping = True
         self._give_back_waiting()
-        uncopied, self._uncopied = self._uncopied, {}
-        for job, timer in uncopied.items():
-            timer.cancel()
-            self._give_back(job)
-        self._last_copies = self._reactor.callLater(LAST_COPIES, self._give_back_copying)
-
-    def _give_back_copying(self) -> None:
-        for job in self._copying:
-            self._give_back(job)
+        self._copies.stop()
 
     def release_running(self) -> int:
         """The deadline has come: give back what is handled still; it runs again elsewhere."""
@@ -626,8 +503,7 @@ class MessageDispatcher(BaseDispatcher[Job]):
         """Let the threads end that are free."""
         self._keeper.stop()
         self._pool.stop()
-        if self._last_copies is not None and self._last_copies.active():
-            self._last_copies.cancel()
+        self._copies.end()
 
     def _give_back_waiting(self) -> None:
         """What waits, rests, is a suspect, or is about to begin."""
