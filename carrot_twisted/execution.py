@@ -333,7 +333,8 @@ def give_up(
 
 def _tell(signal: Signal, run: Run, **facts: Any) -> None:
     """Send a signal; nothing that a receiver does stops a task."""
-    if signal.has_listeners(run.task):
+    # Not has_listeners: that goes through all receivers, under a lock, as the sending does again.
+    if signal.receivers:
         try:
             signal.send_robust(sender=run.task, run=run, **facts)
         except BaseException:

@@ -126,10 +126,6 @@ def _is(column: str, state: str, *also: str) -> str:
 _SAME = "m.uuid = v.uuid AND m.token = v.token AND m.uuid = ANY(%s::uuid[])"
 
 
-def _uuids(rows: Sequence[Sequence[Any]]) -> str:
-    return _array(row[0] for row in rows)
-
-
 def _execute_each(connection: Any, sql: str, rows: Sequence[Sequence[Any]]) -> int:
     with connection.cursor() as cursor:
         cursor.executemany(sql, [[_adapted(connection, v) for v in row] for row in rows])
@@ -195,7 +191,8 @@ def insert_row(table: str, row: Any, using: str) -> None:
     ``save()`` looks at each of its forty columns, which takes twice the caller's time.
     """
     connection = connections[using]
-    names = [name for name in _INSERTED if name not in _TIMES]
+    columns = _INSERTED if row.trace is None else _INSERTED | _TRACED
+    names = [name for name in columns if name not in _TIMES]
     values = [_adapted(connection, getattr(row, name)) for name in names]
     if _is_postgresql(connection):
         now, times = "statement_timestamp()", []
@@ -320,7 +317,8 @@ def finish_rows(
         f"UPDATE {table} AS m SET {assignments} FROM {_arrays(types)} "
         f"WHERE {_apart(parameters)}{_SAME} AND {_is('m.status', 'IN_PROGRESS')}"
     )
-    arrays = [*_columns(keys), *map(_array, differ.values()), _uuids(keys)]
+    uuids, tokens = _columns(keys)
+    arrays = [uuids, tokens, *map(_array, differ.values()), uuids]
     with connection.cursor() as cursor:
         cursor.execute(sql, [*same.values(), *arrays])
         return int(cursor.rowcount)
@@ -360,7 +358,8 @@ def progress_rows(
         f"WHERE {_SAME} AND {_is('m.status', 'IN_PROGRESS')}"
     )
     with connection.cursor() as cursor:
-        cursor.execute(sql, [*_columns(keys), list(values), _uuids(keys)])
+        uuids, tokens = _columns(keys)
+        cursor.execute(sql, [uuids, tokens, list(values), uuids])
 
 
 def log_rows(
@@ -388,7 +387,8 @@ def log_rows(
             "FROM free WHERE m.uuid = free.uuid RETURNING m.uuid"
         )
         with connection.cursor() as cursor:
-            cursor.execute(sql, [*_columns(logs), _uuids(logs)])
+            uuids, *others = _columns(logs)
+            cursor.execute(sql, [uuids, *others, uuids])
             return {row[0] for row in cursor.fetchall()}
     sql = (
         f"UPDATE {table} SET log = %s, progress = %s "
@@ -571,7 +571,8 @@ def confirm_rows(table: str, keys: Sequence[tuple[UUID, int]], using: str) -> No
             "FROM free WHERE m.uuid = free.uuid"
         )
         with connection.cursor() as cursor:
-            cursor.execute(sql, [*_columns(keys), _uuids(keys)])
+            uuids, tokens = _columns(keys)
+            cursor.execute(sql, [uuids, tokens, uuids])
     else:
         sql = (
             f"UPDATE {table} SET confirmed_at = %s, publish_error = '' "

@@ -43,7 +43,7 @@ exclude_patterns = [".*", "build", "dist", "carrot_twisted", "tests", "devtools"
 
 #: Anchors as code hosts make them, for headings of all levels.
 myst_heading_anchors = 6
-#: A block without a language is a command or its output.
+#: A block without a language is what somebody types into a terminal.
 highlight_language = "none"
 
 autodoc_member_order = "bysource"

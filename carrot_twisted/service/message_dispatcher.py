@@ -283,9 +283,11 @@ class MessageDispatcher(BaseDispatcher[Job]):
             return
         began = time.monotonic()
         try:
-            context = message_spans.begin(job, self._queue) if self._traced else None
-            call = partial(handler_call.call, self._queue, job.delivery)
-            job.failure = handling.handle(call, self._timed(job), context)
+            job.failure = handling.handle(
+                partial(handler_call.call, self._queue, job.delivery),
+                self._timed(job),
+                message_spans.begin(job, self._queue) if self._traced else None,
+            )
             failpoints.reached("handled_before_settle")
             self._decide(job, time.monotonic() - began)
         except Abandoned:

@@ -34,6 +34,13 @@ COMMANDS = re.findall(
 )
 QUEUES = ("demo", "orders", "orders.archived", "billing", "audit", "bounded", "bounded.archived")
 
+#: Ends a program with the coroutine ``work`` of the page.
+IN_REACTOR = """
+from twisted.internet import defer, reactor
+reactor.callWhenRunning(lambda: defer.ensureDeferred(work()).addBoth(lambda _: reactor.stop()))
+reactor.run()
+"""
+
 pytestmark = pytest.mark.once
 
 
@@ -124,6 +131,44 @@ def test_a_script_says_its_own_exit_status(start: Start, broker: Broker) -> None
     wait_until(lambda: consumers(broker, "demo") == 1)
     broker.send("demo", b"text")
     assert script.wait(20) == 3
+
+
+def test_several_queues_and_bindings_are_those_of_the_page(
+    start: Start, broker: Broker, broker_url: str
+) -> None:
+    script = start(sys.executable, "-c", block("shop.events"))
+    wait_until(lambda: [consumers(broker, queue) for queue in ("billing", "audit")] == [1, 1])
+    script.terminate()
+    assert script.wait(20) == 0
+    for key in ("order.paid", "refund.of.order"):
+        carrot_twisted.publish({}, "shop.events", key, broker=broker_url)
+    wait_until(lambda: broker.depth("billing") == 2)
+    assert broker.depth("audit") == 0
+
+
+def test_a_program_with_a_reactor_consumes_as_on_the_page(start: Start, broker: Broker) -> None:
+    text = block("twisted_consume")
+    assert "(message): ...\n" in text
+    text = text.replace("(message): ...", "(message):\n    raise HaltConsumer(reason='enough')")
+    script = start(sys.executable, "-u", "-c", text + IN_REACTOR)
+    assert script.stdout is not None
+    assert script.stdout.readline() == "demo True None\n"
+    broker.send("demo", b"text")
+    told, _ = script.communicate(timeout=20)
+    assert (script.returncode, told) == (0, "halted: enough\n")
+
+
+def test_a_program_hears_what_became_of_its_message(start: Start, broker: Broker) -> None:
+    publish = (sys.executable, "-c", block("PublishReturned"))
+    told, _ = start(*publish).communicate(timeout=20)
+    assert told.startswith("nobody gets it: ")
+    broker.channel.queue_declare("orders", durable=True)
+    broker.channel.queue_bind("orders", "amq.topic", "shop.#")
+    told, _ = start(*publish).communicate(timeout=20)
+    assert told == ""
+    properties, body = broker.get("orders")
+    assert body == b'{"number": 8}'
+    assert (properties.headers["source"], properties.priority) == ("till 3", 1)
 
 
 def test_a_message_that_kills_its_process_is_put_away_after_the_limit(

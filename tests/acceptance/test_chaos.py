@@ -39,4 +39,6 @@ def test_nothing_is_lost_and_nothing_done_twice_without_reason_under_faults_of_e
     assert numbers["publishes committed"] >= 2000
     assert numbers["COMPLETED"] + numbers["FAILED on purpose"] == numbers["rows"]
     assert numbers["effects"] == numbers["rows"] + numbers["repeated effects"]
+    assert numbers["tasks under limits"] > 50
+    assert numbers["most at once of one shop, of 2 allowed"] > 0
     assert {one["fault"]["kind"] for one in told["faults"]} == set(KINDS)

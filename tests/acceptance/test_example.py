@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.conftest import delete_queues
+from tests.pages import blocks
 from tests.processes import REPOSITORY, TWISTD
 
 if TYPE_CHECKING:
@@ -174,10 +176,14 @@ def test_what_is_not_valid_python_fails_with_its_traceback(
     project = Project(tmp_path, empty_broker_url, source_root)
     project.manage("migrate")
 
+    typed = "".join(blocks(EXAMPLE / "README.md", "pycon")).replace("json/decoder.py", "latin.py")
     with project.service():
         indexed = project.manage("index_stdlib")
+        looked = project.manage("shell", "-c", re.sub("^>>> ", "", typed, flags=re.MULTILINE))
 
     assert indexed.returncode == 0, indexed.stdout + indexed.stderr
+    assert looked.returncode == 0, looked.stdout + looked.stderr
+    assert "SyntaxError: " in looked.stdout, "the page's traceback"
     modules = project.modules()
     assert modules.keys() == {"empty.py", "escape.py", "latin.py", "package/inner.py"}
     latin = modules["latin.py"]

@@ -79,6 +79,7 @@ def test_a_newcomer_gets_from_the_readme_to_a_result(site: Site) -> None:
         "twistd -n carrot --settings",
     )
     assert sorted(order, key=README.index) == list(order)
+    (site.folder / "mysite" / "urls.py").write_text(block("# urls.py"))
     site.run("manage.py", "migrate")
     site.run("manage.py", "check", "--fail-level", "WARNING")
 
@@ -98,9 +99,14 @@ def test_a_newcomer_gets_from_the_readme_to_a_result(site: Site) -> None:
             "import time\nwhile log.status in log.UNFINISHED:\n"
             "    time.sleep(0.05); log.refresh_from_db()\n"
         )
-        output = site.run("manage.py", "shell", "-c", f"{publish}\n{wait}\n{look}")
+        ask = (
+            "from django.test import Client\n"
+            "print(Client(SERVER_NAME='localhost').get('/carrot/').status_code, 'of the monitor')\n"
+        )
+        output = site.run("manage.py", "shell", "-c", f"{publish}\n{wait}\n{look}\n{ask}")
         assert "COMPLETED hello Ada hello Ada" in output
         assert "greeting Ada" in output
+        assert "302 of the monitor" in output, "nobody has logged in"
         count = (
             "from carrot_twisted.models import MessageLog\n"
             "print(MessageLog.objects.filter(status='COMPLETED').count())"

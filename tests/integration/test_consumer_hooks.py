@@ -16,6 +16,7 @@ from carrot_twisted.models import MessageLog
 from carrot_twisted.utilities import create_message, publish_many, publish_message
 from tests.conftest import run_python
 from tests.integration.test_service import finished
+from tests.pages import DOCS, blocks
 from tests.processes import ServiceProcess, wait_until
 from tests.project import tasks
 from tests.project.consumers import ORDERS
@@ -226,29 +227,20 @@ def test_a_process_that_dies_in_a_hook_loses_no_message(
     assert ledger() == ["dies", "after all"]
 
 
-SCRIPT = """
-import logging, sys
-import django
-django.setup()
-from carrot_twisted import conf
-from carrot_twisted.consumer import ConsumerSet
-from carrot_twisted.models import MessageLog
-from tests.processes import wait_until
-host = conf.current().default_broker
-sets = [
-    ConsumerSet(host, queue, logging.getLogger("mine"), concurrency=2, name="set")
-    for queue in ("default", "other")
-]
-for one in sets:
-    one.start_consuming()
-try:
-    sets[0].start_consuming()
-except RuntimeError as error:
-    print(error)
-wait_until(lambda: not MessageLog.objects.unfinished().exists())
-for one in sets:
-    one.stop_consuming()
-print("done")
+#: The rest of the page's program: there is another set, one begins twice, and both do their work.
+REST = """
+    from carrot_twisted.models import MessageLog
+    from tests.processes import wait_until
+    other = ConsumerSet(
+        get_host_from_name("other"), "other", logging.getLogger("mine"), concurrency=2, name="set"
+    )
+    other.start_consuming()
+    try:
+        other.start_consuming()
+    except RuntimeError as error:
+        print(error)
+    wait_until(lambda: not MessageLog.objects.unfinished().exists())
+    other.stop_consuming()
 """
 
 
@@ -261,10 +253,13 @@ def test_a_consumer_set_consumes_in_any_program(
         publish_message(tasks.effect, "two", queue="other"),
     ]
     assert publisher.flush(10)
-    done = run_python(SCRIPT, broker_url)
+    (program,) = (one for one in blocks(DOCS / "consumers.md", "python") if "ConsumerSet" in one)
+    rest = "    ...  # the rest of the program\n"
+    assert rest in program
+    done = run_python(f"{program.replace(rest, REST)}print('done')", broker_url)
     assert done.returncode == 0, done.stdout
     assert done.stdout.splitlines()[-2:] == [
-        "default-set consumes already; stop_consuming ends that.",
+        "other-set consumes already; stop_consuming ends that.",
         "done",
     ]
     assert sorted(ledger()) == ["here", "two"]

@@ -11,7 +11,7 @@ from django.conf import settings
 from django.db import connection
 from django.db.utils import ConnectionHandler
 
-from tests.unit.test_docs import TOP, blocks
+from tests.pages import TOP, blocks
 
 pytestmark = [pytest.mark.only("postgres"), pytest.mark.django_db]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an image runs, in a project with the settings of docs/deployment.md."""
+"""What docs/deployment.md has users run: an image with its settings, commands for the broker."""
 
 from __future__ import annotations
 
@@ -8,21 +8,41 @@ import subprocess
 import sysconfig
 from typing import TYPE_CHECKING
 from urllib.error import URLError
+from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 import pytest
 
+from carrot_twisted.virtual_host import VirtualHost
 from devtools.ports import free_port
 from tests.conftest import current_database_url
+from tests.pages import blocks
 from tests.processes import wait_until
+from tests.shell_script import commands
 from tests.unit.test_recipes import PAGE, instruction
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.only("postgres")
+    from devtools.servers import RabbitMQ
 
 
+@pytest.mark.once
+def test_a_project_gets_a_virtual_host_of_its_own_by_the_commands_of_the_page(
+    private_broker: RabbitMQ,
+) -> None:
+    (script,) = (one for one in blocks(PAGE, "") if "rabbitmqctl" in one)
+    for program, *words in commands(script.replace("…", "secret")):
+        assert program == "rabbitmqctl"
+        private_broker.ctl(*words)
+    parts = urlsplit(private_broker.url)
+    host = VirtualHost(f"amqp://shop:secret@{parts.hostname}:{parts.port}/shop")
+    connection = host.blocking_connection
+    connection.channel().queue_declare("default")
+    connection.close()
+
+
+@pytest.mark.only("postgres")
 @pytest.mark.usefixtures("served")
 def test_the_images_command_is_healthy_becomes_ready_and_ends_on_sigterm(
     tmp_path: Path, broker_url: str

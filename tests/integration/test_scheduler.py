@@ -21,6 +21,7 @@ from carrot_twisted.exceptions import InvalidMessage
 from carrot_twisted.models import MessageLog, ScheduledTask
 from carrot_twisted.utilities import create_scheduled_task
 from tests.conftest import run_python
+from tests.pages import DOCS, blocks
 from tests.processes import wait_until
 from tests.project import tasks
 
@@ -154,21 +155,30 @@ def test_a_killed_service_leaves_no_slot_out_and_none_twice(
 @pytest.mark.once
 @pytest.mark.usefixtures("served")
 def test_it_runs_in_any_reactor_without_a_service(broker_url: str) -> None:
+    """By the code of docs/scheduling.md."""
     program = """
+import sys
 import django; django.setup()
 from twisted.internet import reactor
-from carrot_twisted.scheduler import ScheduledTaskManager
-manager = ScheduledTaskManager(run_now=True)
-reactor.callWhenRunning(manager.start)
+begin, end = sys.argv[1:]
+names = {}
+reactor.callWhenRunning(exec, begin, names)
+reactor.callLater(3, exec, end, names)
 reactor.callLater(3, reactor.stop)
 reactor.run()
 from carrot_twisted.publisher import flush
 assert flush(10)
 """
-    create_scheduled_task(tasks.echo, {"seconds": 1})
-    done = run_python(program, broker_url)
+    (text,) = (
+        one for one in blocks(DOCS / "scheduling.md", "python") if "ScheduledTaskManager" in one
+    )
+    begin, end, _ = text.replace("reports", "other").partition("manager.stop()")
+    create_scheduled_task(tasks.echo, {"seconds": 1}, queue="other")
+    create_scheduled_task(tasks.noop, {"seconds": 1})
+    done = run_python(program, broker_url, begin.replace("run_now=False", "run_now=True"), end)
     assert done.returncode == 0, done.stdout
     assert MessageLog.objects.count() in (2, 3)
+    assert not MessageLog.objects.exclude(queue="other").exists()
     assert not MessageLog.objects.unsent().exists()
 
 

@@ -25,11 +25,14 @@ from carrot_twisted.service.log_writer import LAST_WRITES
 from carrot_twisted.service.process_end import EXIT_CONFIG, EXIT_RECYCLE, LAST_MOMENT
 from carrot_twisted.service.protocol import FAREWELL
 from carrot_twisted.service.workers import STOP_MARGIN
+from carrot_twisted.service_options import Options
 from carrot_twisted.utilities import publish_message
 from devtools.ports import free_port
 from tests.conftest import missing, same_servers
-from tests.processes import REPOSITORY, wait_until
+from tests.pages import DOCS, blocks
+from tests.processes import REPOSITORY, TWISTD, wait_until
 from tests.project import misbehaving
+from tests.shell_script import commands
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,6 +44,15 @@ pytestmark = pytest.mark.once
 
 UNITS = sorted((REPOSITORY / "systemd").iterdir())
 PAGE = (REPOSITORY / "docs" / "systemd.md").read_text()
+#: The unit of docs/callbacks.md, which belongs to no Django project.
+(OWN,) = blocks(DOCS / "callbacks.md", "ini")
+#: What docs/systemd.md and docs/security.md add to a unit.
+ADDED = [
+    text
+    for page in ("systemd.md", "security.md")
+    for text in blocks(DOCS / page, "ini")
+    if text.startswith("[Service]")
+]
 VARIABLE = re.compile(r"\$\{?([A-Z_]+)\}?")
 #: Seconds that the test's systemd waits for a sign.
 PERIOD = 0.4
@@ -72,26 +84,37 @@ def words(command: str, environment: dict[str, str]) -> list[str]:
     return result
 
 
+def verified(unit: Path) -> list[str]:
+    """What systemd does not understand in a unit of ours, and in what is added to it."""
+    program = shutil.which("systemd-analyze") or missing("there is no systemd-analyze")
+    done = subprocess.run(
+        [program, "verify", "--man=no", str(unit)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    # Units of this machine may have faults of their own.
+    told = [line for line in done.stderr.splitlines() if "carrot" in line]
+    assert told or done.returncode == 0, done.stderr
+    return told
+
+
+def longest_stop() -> float:
+    """Seconds that a process needs to stop by itself, at most."""
+    running = conf.DEFAULTS["shutdown_timeout"]
+    return float(running + 2 * LAST_WRITES + CONFIRMS + FAREWELL + LAST_MOMENT)
+
+
 @pytest.mark.parametrize("unit", UNITS, ids=lambda path: str(path.name))
 class TestAUnit:
     def test_is_understood_by_systemd(self, unit: Path) -> None:
-        program = shutil.which("systemd-analyze") or missing("there is no systemd-analyze")
-        done = subprocess.run(
-            [program, "verify", "--man=no", str(unit)],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        # Units of this machine may have faults of their own.
-        told = [line for line in done.stderr.splitlines() if "carrot" in line]
-        assert (done.returncode, told) == (0, [])
+        assert verified(unit) == []
 
     def test_gives_a_stop_its_time_and_knows_the_statuses(self, unit: Path) -> None:
         service = service_of(unit)
-        longest = conf.DEFAULTS["shutdown_timeout"] + 2 * LAST_WRITES + CONFIRMS + FAREWELL
         # With --workers: they are killed so many seconds after that, at the latest.
-        assert float(service["TimeoutStopSec"]) > longest + LAST_MOMENT + STOP_MARGIN
+        assert float(service["TimeoutStopSec"]) > longest_stop() + STOP_MARGIN
         assert service["RestartPreventExitStatus"] == str(EXIT_CONFIG)
         # Status 0 is a stop that somebody wanted, perhaps by the database: it is the end.
         assert service["Restart"] == "on-failure"
@@ -102,8 +125,66 @@ class TestAUnit:
     def test_uses_what_the_page_tells_to_write(self, unit: Path) -> None:
         name = "orders.env" if "callback" in unit.name else "shop.env"
         used = set(VARIABLE.findall(service_of(unit)["ExecStart"]))
-        assert used <= set(environment_file(name))
+        others = {"PATH", "DJANGO_SETTINGS_MODULE"}
+        assert used <= set(environment_file(name)) <= used | others
         assert "PATH" in environment_file(name)
+
+
+class TestTheDocumentation:
+    def test_what_it_adds_to_a_unit_is_understood(self, tmp_path: Path) -> None:
+        unit = tmp_path / "carrot@.service"
+        unit.write_text((REPOSITORY / "systemd" / unit.name).read_text())
+        folder = tmp_path / f"{unit.name}.d"
+        folder.mkdir()
+        for number, text in enumerate(ADDED):
+            (folder / f"{number}.conf").write_text(text)
+        assert verified(unit) == []
+        (folder / "mistake.conf").write_text(ADDED[1].replace("[Service]", ""))
+        assert "Assignment outside of section" in "".join(verified(unit)), "they are read"
+
+    def test_its_unit_for_a_callback_is_understood_and_gives_a_stop_its_time(
+        self, tmp_path: Path
+    ) -> None:
+        unit = tmp_path / "carrot-callback.service"
+        unit.write_text(OWN.replace("/srv/saver/venv/bin/twistd", str(TWISTD)))
+        assert verified(unit) == []
+        service = service_of(unit)
+        assert float(service["TimeoutStopSec"]) > longest_stop()
+        assert service["RestartPreventExitStatus"] == str(EXIT_CONFIG)
+        assert service["KillMode"] == "mixed"
+        options = Options()
+        options.parseOptions(service["ExecStart"].partition(" carrot ")[2].split())
+        assert (options["callback"], options["queue-name"]) == ("saving:Saver", "orders")
+
+    def test_its_commands_link_and_enable_the_units(self, tmp_path: Path) -> None:
+        """Systemd does that in another root as well, though it starts nothing there."""
+        systemctl = shutil.which("systemctl") or missing("there is no systemctl")
+        for place in ("usr/lib/systemd/system", "srv/shop/.venv/lib/systemd/system"):
+            shutil.copytree(REPOSITORY / "systemd", tmp_path / place)
+        lines = [line for text in blocks(DOCS / "systemd.md", "") for line in commands(text)]
+        users = {service_of(unit)["User"] for unit in UNITS}
+        for program, *arguments in lines:
+            match program, arguments:
+                case "systemctl", ["status", unit]:
+                    assert unit == "carrot@shop"
+                case "systemctl", _:
+                    left = [word for word in arguments if word != "--now"]
+                    subprocess.run([systemctl, f"--root={tmp_path}", *left], check=True)
+                case "useradd", [*_, user]:
+                    assert users == {user}
+                case "chmod", ["600", path]:
+                    assert f"# {path}\n" in PAGE
+                case "journalctl", ["-u", unit, "-f"]:
+                    assert unit == "carrot@shop"
+                case _:
+                    pytest.fail(f"{program} {arguments}")
+        etc = tmp_path / "etc/systemd/system"
+        linked = {str(one.relative_to(etc)) for one in etc.rglob("*") if one.is_symlink()}
+        assert linked >= {
+            "carrot@.service",
+            "multi-user.target.wants/carrot@shop.service",
+            "multi-user.target.wants/carrot-callback@orders.service",
+        }
 
 
 class Systemd:

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-import re
 from datetime import timedelta
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,7 +15,7 @@ from django.db import connection
 from django.http import HttpResponse
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
-from django.urls import resolve, reverse
+from django.urls import reverse
 from django.utils import timezone
 from rest_framework.settings import api_settings
 
@@ -27,8 +26,11 @@ from carrot_twisted.api.message_logs import MAX_TEXT
 from carrot_twisted.exceptions import BrokerError
 from carrot_twisted.models import MessageLog, OperatorAction, PausedQueue, ScheduledTask, Worker
 from carrot_twisted.monitor import access, keyset
+from carrot_twisted.utilities import create_scheduled_task
 from tests.clients import client_of
+from tests.pages import DOCS, blocks
 from tests.settings import CARROT
+from tests.shell_script import commands
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -205,12 +207,12 @@ def test_the_settings_of_a_projects_own_api_change_nothing(settings: Any, root: 
             assert name in vars(Endpoint), name
 
 
-GUIDE = (Path(__file__).resolve().parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+GUIDE = DOCS / "api.md"
 
 
 def test_a_program_gets_in_by_the_guide(capsys: pytest.CaptureFixture[str]) -> None:
     User.objects.create_superuser("deploy")
-    (block,) = re.findall(r"^```python\n(.*?)^```", GUIDE, flags=re.MULTILINE | re.DOTALL)
+    (block,) = blocks(GUIDE, "python")
     exec(block, {})  # noqa: S102 - it is ours
     client = Client(enforce_csrf_checks=True)
     client.cookies["sessionid"] = capsys.readouterr().out.strip()
@@ -225,11 +227,48 @@ def test_a_program_gets_in_by_the_guide(capsys: pytest.CaptureFixture[str]) -> N
         assert answer.status_code == status
 
 
-def test_the_addresses_of_the_guide_are_there() -> None:
-    asked = re.findall(r"\"\$api/([^?\"]+)", GUIDE)
-    assert len(asked) == 5
-    for path in asked:
-        assert issubclass(vars(resolve(API + path).func)["cls"], Endpoint), path
+def test_what_the_guide_asks_for_is_answered(
+    capsys: pytest.CaptureFixture[str], settings: Any
+) -> None:
+    """By what curl is called with, when a shell has read the guide's commands."""
+    User.objects.create_superuser("deploy")
+    exec(next(blocks(GUIDE, "python")), {})  # noqa: S102 - it is ours
+    settings.ALLOWED_HOSTS = ["example.com"]
+    asked, other = failed(task="shop.invoice"), failed()
+    create_scheduled_task("tests.project.tasks.echo", {"hours": 1})
+    ScheduledTask.objects.update(id=7)
+    script = "openssl() { echo 0123456789abcdef0123456789abcdef; }\n" + "".join(blocks(GUIDE, "sh"))
+    script = script.replace("shop.tasks.report", "tests.project.tasks.noop")
+    calls = commands(script, session=capsys.readouterr().out.strip())
+    parser = argparse.ArgumentParser()
+    for option in ("cookie", "header", "referer", "request", "data"):
+        parser.add_argument(f"--{option}", action="append", default=[])
+    parser.add_argument("--silent", action="store_true")
+    parser.add_argument("url")
+    statuses = []
+    for program, *words in calls:
+        assert program == "curl"
+        given = parser.parse_args(words)
+        client = Client(enforce_csrf_checks=True)
+        client.cookies.load(given.cookie[0])
+        headers = dict(header.split(": ") for header in given.header)
+        address = given.url.partition("https://example.com/carrot/api/")[2]
+        (method,) = given.request or ["POST" if given.data else "GET"]
+        answer = client.generic(
+            method,
+            API + address,
+            "".join(given.data),
+            headers.pop("Content-Type"),
+            secure=True,
+            headers={**headers, "Host": "example.com", "Referer": given.referer[0]},
+        )
+        statuses.append((method, answer.status_code))
+    assert statuses == [("GET", 200), ("PUT", 200), ("POST", 201), ("PATCH", 200), ("POST", 204)]
+    assert MessageLog.objects.filter(status="FAILED").get() == other
+    assert not MessageLog.objects.filter(pk=asked.pk).exists()
+    assert ScheduledTask.objects.get(task_name="nightly").task.endswith("noop")
+    assert not ScheduledTask.objects.get(pk=7).active
+    assert PausedQueue.objects.get().reason == "the shop moves"
 
 
 # Tasks

@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from django.utils import timezone
 
 from carrot_twisted import conf, signals
-from carrot_twisted.consumer import Consumer
+from carrot_twisted.adopting import AdoptingConsumer
+from carrot_twisted.consumer import Consumer, ConsumerSet
 from carrot_twisted.models import MessageLog, ScheduledTask
 from carrot_twisted.testing import in_memory
 from carrot_twisted.utilities import publish_message
+from tests.pages import DOCS, PAGES, blocks, label
 from tests.project import tasks
-from tests.unit.test_docs import PAGES, blocks, name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
-
-DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def run(text: str, **names: Any) -> dict[str, Any]:
     return scope
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
+@pytest.mark.parametrize("page", PAGES, ids=label)
 def test_settings_that_pages_show_have_no_mistakes(
     page: Path, monkeypatch: pytest.MonkeyPatch, settings: Any
 ) -> None:
@@ -148,3 +148,28 @@ def test_consumer_classes() -> None:
         *("Consumer", "MyConsumer", "CustomConsumer", "Orders", "Guard")
     }
     assert run(next(blocks(DOCS / "monitor.md", "python")))["urlpatterns"]
+
+
+@pytest.mark.django_db
+def test_rows_of_callbacks(capsys: pytest.CaptureFixture[str]) -> None:
+    """The block of callbacks.md that finds them."""
+    (text,) = (one for one in blocks(DOCS / "callbacks.md", "python") if "objects.filter" in one)
+    MessageLog.objects.create(
+        **{"task": "saving.Saver", "queue": "orders", "routing_key": "shop.order.paid"},
+        **{"status": "FAILED", "failure_time": timezone.now(), "exception": "Drop: no order"},
+        content='{"number": 7}',
+    )
+    run(text)
+    assert capsys.readouterr().out.endswith('orders shop.order.paid Drop: no order {"number": 7}\n')
+
+
+def test_a_queue_that_takes_over_messages_of_django_carrot(settings: Any) -> None:
+    (text,) = (
+        one
+        for one in blocks(DOCS / "migrating-from-django-carrot.md", "python")
+        if "AdoptingConsumer" in one
+    )
+    settings.CARROT = {**settings.CARROT, "queues": [eval(text)]}  # noqa: S307 - it is ours
+    assert conf.problems() == ()
+    (queue,) = conf.current().queues.values()
+    assert ConsumerSet.get_consumer_class(queue.consumer_class) is AdoptingConsumer

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The documentation: its Python compiles, what it imports is there, its links lead somewhere."""
+"""The documentation: its Python compiles, what it imports is there, and what it shows runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from collections import Counter
 from importlib import import_module
 from importlib.util import find_spec
 from inspect import isfunction
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -30,27 +29,12 @@ from carrot_twisted.limits import limit_of
 from carrot_twisted.message_log_set import INSERT_BATCH
 from carrot_twisted.models import Flow, MessageLog
 from carrot_twisted.service import process_end, reactor_watch, recycling, time_keeper
+from tests.pages import PAGES, TOP, blocks, label
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pathlib import Path
 
     from carrot_twisted.testing import InMemory
-
-TOP = Path(__file__).resolve().parents[2]
-PAGES = [TOP / "README.md", *sorted((TOP / "docs").glob("*.md"))]
-FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
-LINK = re.compile(r"\]\(([^)\s]+)\)")
-
-
-def blocks(page: Path, language: str) -> Iterator[str]:
-    """The code blocks of one language."""
-    for found, text in FENCE.findall(page.read_text(encoding="utf-8")):
-        if found == language:
-            yield text
-
-
-def name(page: Path) -> str:
-    return page.name
 
 
 def test_there_is_a_page_for_each_part() -> None:
@@ -60,7 +44,7 @@ def test_there_is_a_page_for_each_part() -> None:
     assert (TOP / "docs" / "migrating-from-django-carrot.md") in PAGES
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
+@pytest.mark.parametrize("page", PAGES, ids=label)
 def test_its_python_compiles_and_imports_what_is_there(page: Path) -> None:
     for text in blocks(page, "python"):
         for node in ast.walk(ast.parse(text)):
@@ -68,29 +52,6 @@ def test_its_python_compiles_and_imports_what_is_there(page: Path) -> None:
                 module = import_module(node.module or "")
                 missing = [one.name for one in node.names if not hasattr(module, one.name)]
                 assert not missing, f"{node.module} has no {missing}"
-
-
-@pytest.mark.parametrize("page", PAGES, ids=name)
-def test_its_links_lead_to_files_that_are_there(page: Path) -> None:
-    text = FENCE.sub("", page.read_text(encoding="utf-8"))
-    targets = [target for target in LINK.findall(text) if "://" not in target]
-    missing = [t for t in targets if not (page.parent / t.partition("#")[0]).exists()]
-    assert not missing
-
-
-@pytest.mark.parametrize("page", PAGES, ids=name)
-def test_its_links_lead_to_headings_that_are_there(page: Path) -> None:
-    text = FENCE.sub("", page.read_text(encoding="utf-8"))
-    missing = []
-    for target in LINK.findall(text):
-        path, _, anchor = target.partition("#")
-        if anchor and "://" not in target:
-            other = (page.parent / path) if path else page
-            heads = re.findall(r"^#+ (.*)$", other.read_text(encoding="utf-8"), re.MULTILINE)
-            # As the usual web pages for such files make them.
-            if anchor not in {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in heads}:
-                missing.append(target)
-    assert not missing
 
 
 def test_the_examples_of_limits_run_and_the_numbers_are_those_of_the_code(tmp_path: Path) -> None:
@@ -255,7 +216,7 @@ def test_every_page_is_reached_from_the_index_and_that_from_the_readme() -> None
     assert lost == ["index.md"]
 
 
-@pytest.mark.parametrize("page", PAGES[1:], ids=name)
+@pytest.mark.parametrize("page", PAGES[1:], ids=label)
 def test_its_first_sentence_says_what_it_is_for(page: Path) -> None:
     """A heading, and then a paragraph: neither a table nor a block, nor another heading."""
     heading, blank, text = page.read_text(encoding="utf-8").split("\n", 2)

@@ -6,10 +6,10 @@ from __future__ import annotations
 import io
 import json
 import logging
+import logging.config
 import re
 import signal
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -19,11 +19,16 @@ from twisted.python.failure import Failure
 from txaio.tx import make_logger
 
 from carrot_twisted.service import json_log, log_levels
+from tests.pages import DOCS, blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 KEY = UUID(int=7)
+PAGE = DOCS / "logs.md"
+#: Of the service: of two the page says something, the other one is as all others.
+PARTS = ("relay", "connection", "pool")
 
 
 def event(text: str, **values: Any) -> dict[str, Any]:
@@ -108,10 +113,10 @@ def test_it_goes_to_a_file_or_to_standard_output(
 class TestLevels:
     @pytest.fixture(autouse=True)
     def _levels(self) -> Iterator[None]:
-        names = ["carrot_twisted", "carrot_twisted.service", "carrot_twisted.service.relay"]
+        names = ("", ".service", ".service.relay", ".service.connection")
         yield
         for name in names:
-            logging.getLogger(name).setLevel(logging.NOTSET)
+            logging.getLogger(f"carrot_twisted{name}").setLevel(logging.NOTSET)
 
     def test_what_is_said_of_a_part_holds_for_all_of_it(self) -> None:
         assert log_levels.level_of("carrot_twisted.service.relay") is None
@@ -120,6 +125,14 @@ class TestLevels:
         logging.getLogger("carrot_twisted.service.relay").setLevel("DEBUG")
         assert log_levels.level_of("carrot_twisted.service.relay") == "debug"
         assert log_levels.level_of("carrot_twisted.service.pool") == "error"
+
+    def test_the_settings_of_the_page_are_heeded(self) -> None:
+        (text,) = (one for one in blocks(PAGE, "python") if "service.relay" in one)
+        names: dict[str, Any] = {}
+        exec(text, names)  # noqa: S102 - it is ours
+        logging.config.dictConfig({**names["LOGGING"], "incremental": True})
+        told = {part: log_levels.level_of(f"carrot_twisted.service.{part}") for part in PARTS}
+        assert told == {"relay": "debug", "connection": "warn", "pool": "info"}
 
     def test_the_whole_package_is_the_command_lines(self) -> None:
         logging.getLogger("carrot_twisted").setLevel("CRITICAL")
@@ -151,6 +164,5 @@ class TestLevels:
 
 
 def test_fields_are_used_by_the_names_that_the_page_tells() -> None:
-    page = Path(__file__).parents[2] / "docs" / "logs.md"
-    told = set(re.findall(r"^\| `(\w+)` \|", page.read_text(), re.MULTILINE))
+    told = set(re.findall(r"^\| `(\w+)` \|", PAGE.read_text(), re.MULTILINE))
     assert told >= {*json_log.FIELDS.values(), "time", "level", "logger", "pid", "message"}

@@ -14,7 +14,7 @@ import pytest
 
 from carrot_twisted import execution, log_fields
 from carrot_twisted.execution import Limits, Run
-from tests.unit.test_docs import TOP, blocks
+from tests.pages import TOP, blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

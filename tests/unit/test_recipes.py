@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from carrot_twisted import conf, tap
+from tests.pages import blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -113,6 +114,13 @@ def test_kubernetes_asks_the_right_questions() -> None:
     assert asked["prometheus.io/path"] == "/metrics"
 
 
+def test_the_probes_that_the_documentation_shows_are_these() -> None:
+    (shown,) = (text for text in blocks(PAGE.with_name("health.md"), "yaml") if "Probe" in text)
+    container = container_of("Deployment", "shop-carrot")
+    probes = yaml.safe_load(shown)
+    assert probes == {name: container[name] for name in probes}
+
+
 def test_the_first_pod_of_a_broken_version_ends_the_roll_out() -> None:
     assert SERVICE["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
     assert "lifecycle" not in container_of("Deployment", "shop-carrot")
@@ -147,6 +155,16 @@ def test_tables_come_before_services() -> None:
         waits = COMPOSE["services"][name]["depends_on"]["migrate"]
         assert waits == {"condition": "service_completed_successfully"}
     assert PROCFILE["release"].split() == MIGRATE
+
+
+def test_compose_gives_the_settings_their_variables_and_names_those_of_its_file() -> None:
+    settings = "".join(blocks(PAGE, "python"))
+    read = set(re.findall(r'os\.environ\["(\w+)"\]', settings))
+    for name in ("service", "web", "migrate"):
+        assert COMPOSE["services"][name]["environment"].keys() == read
+    text = (DEPLOY / "compose/compose.yaml").read_text()
+    named = re.findall(r"^# .*\.env with (.*)\.$", text, re.MULTILINE)[0]
+    assert set(re.findall(r"[A-Z_]+", named)) == set(re.findall(r"\$\{(\w+):\?\}", text))
 
 
 def test_compose_waits_for_servers_that_tell_their_health() -> None:

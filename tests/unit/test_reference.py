@@ -7,7 +7,7 @@ import argparse
 import ast
 import inspect
 import re
-import shlex
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +77,7 @@ def options_of(parser: argparse.ArgumentParser) -> Iterator[str]:
                 yield option
 
 
+@cache
 def said() -> str:
     """All texts of the code, with … for values."""
     texts = []
@@ -121,22 +122,6 @@ def test_no_option_of_twistd_carrot_is_left_out_and_none_is_made_up() -> None:
     for heading in ("## manage.py carrot", "## twistd carrot"):
         cells = first_cells(section(page("commands.md"), heading))
         assert {one for one in cells if one.startswith("--")} <= known | {"--logfile"}
-
-
-def test_every_command_line_on_the_pages_is_understood() -> None:
-    texts = [TOP / "README.md", *(TOP / "docs").glob("*.md")]
-    lines = [line for one in texts for line in one.read_text(encoding="utf-8").splitlines()]
-    understood = 0
-    for line in lines:
-        if found := re.match(r"python manage\.py (carrot\w*)(.*)", line):
-            command = load_command_class("carrot_twisted", found[1])
-            command.create_parser("manage.py", found[1]).parse_args(shlex.split(found[2]))
-        elif found := re.match(r"(?:twistd -n carrot|carrot consume) (--.*)", line):
-            Options().parseOptions(shlex.split(found[1]))
-        elif found := re.match(r"(?:echo .* \| )?carrot ((?:publish|record|replay) .*)", line):
-            command_line._parser().parse_args(shlex.split(found[1]))
-        understood += found is not None
-    assert understood > 50
 
 
 def test_no_option_of_carrot_is_left_out() -> None:
