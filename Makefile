@@ -2,7 +2,7 @@
 # Short names for the commands of run.py, which does the work.
 
 .DEFAULT_GOAL := help
-.PHONY: help example test brokers lint docs format bench package clean
+.PHONY: help example test brokers coverage lint docs format bench package clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s  %s\n", $$1, $$2}' Makefile
@@ -15,6 +15,9 @@ test: ## Run the linters and all tests with private servers
 
 brokers: ## Run the tests on several RabbitMQ versions, with classic and quorum queues
 	python3 run.py brokers
+
+coverage: ## Measure which code the unit tests reach; fail below the floor
+	python3 run.py coverage
 
 lint: ## Run ruff and mypy
 	python3 run.py lint

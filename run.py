@@ -9,6 +9,8 @@
     python3 run.py chaos   [arguments of the chaos run]  faults of every kind; is anything lost?
     python3 run.py brokers [--help]                      the tests on several RabbitMQ versions,
                                                          with classic and with quorum queues
+    python3 run.py coverage [tests]                      lines and branches that the unit tests, or
+                                                         the named ones, never reach
     python3 run.py lint                                  ruff and mypy
     python3 run.py docs                                  the documentation as HTML, in build/docs
     python3 run.py package                               sdist and wheel, the same bytes each time
@@ -67,6 +69,8 @@ LINTERS = {
 }
 #: What `docs` makes.
 HTML = TOP / "build" / "docs"
+#: What `coverage` makes.
+MEASURED = TOP / "build" / "coverage" / "html"
 DOCUMENTATION = [
     *(str(PYTHON), "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"),
     *("-c", str(TOP / "docs"), "-d", str(TOP / "build" / "doctrees"), str(TOP), str(HTML)),
@@ -229,6 +233,33 @@ def run_stops(arguments: Sequence[str], log: Path) -> int:
     )
 
 
+def measure_coverage(arguments: Sequence[str], log: Path) -> int:
+    """Tell what the unit tests, or those that are named, never reach; the former have a floor."""
+    prepare_machine(
+        rabbitmq=bool(arguments) and BROKER not in os.environ,
+        postgresql=bool(arguments) and DATABASE not in os.environ,
+        tools=bool(arguments),
+        log=log,
+    )
+    prepare_environment("postgres,test", log=log)
+    variables = environment_variables(CI=os.environ.get("CI", "true"))
+    coverage = [str(PYTHON), "-m", "coverage"]
+    tests, no_floor = arguments or ["tests/unit"], ["--fail-under=0"]
+    # Each process has written a file of its own.
+    if run([*coverage, "erase"], variables):
+        return 1
+    status = run_lanes(
+        {
+            "tests": ([*coverage, "run", "-m", "pytest", *tests], variables),
+            "files of all processes": ([*coverage, "combine", "--quiet"], variables),
+            "pages": ([*coverage, "html", "--quiet", *no_floor], variables),
+            "coverage": ([*coverage, "report", *(no_floor if arguments else [])], variables),
+        }
+    )
+    say(f"\nLine by line: {MEASURED / 'index.html'}")
+    return status
+
+
 def run_screenshots(arguments: Sequence[str], log: Path) -> int:
     """Take the pictures of the monitor that README and docs show."""
     prepare_machine(rabbitmq=False, postgresql=False, tools=True, log=log)
@@ -280,6 +311,7 @@ COMMANDS: dict[str, Callable[[Sequence[str], Path], int]] = {
     "bench": run_benchmark,
     "chaos": run_chaos,
     "brokers": run_brokers,
+    "coverage": measure_coverage,
     "lint": run_linters,
     "docs": build_documentation,
     "package": build_package,

@@ -84,6 +84,7 @@ setup(
             "axe-playwright-python",  # looks at the monitor's pages for people who see less
             "build",  # the wheel that the acceptance tests install ...
             "setuptools>=77",  # ... without fetching a build environment
+            "coverage>=7.10.3",  # which code tests reach, also in processes that they start
             "django-stubs>=5.2",
             "django-tasks>=0.11",  # Django 5.2 has no django.tasks
             "djangorestframework-stubs",

@@ -3,8 +3,8 @@
 
 A slot is a row that is IN_PROGRESS under the limit's name, nothing else: whatever ends a run gives
 it back, once. Who lets tasks start has the limit's own row locked meanwhile, counts, decides
-(``task_limits``), and claims. A row that may not start now says for what it waits, and has no
-message; who ends a run of the same limit lets the next one start (``admit`` again). What nobody
+(``admission_decision``), and claims. A row that may not start now says for what it waits, and has
+no message; who ends a run of the same limit lets the next one start (``admit`` again). What nobody
 does, as after a kill -9, services do that look at limits whose time has come: each limit that rows
 wait for has one.
 """
@@ -20,21 +20,20 @@ from django.db.models import Count
 from django.db.models.functions import Now
 
 from carrot_twisted import limit_statements, records, statements, task_options, task_paths
-from carrot_twisted.due import due_in
-from carrot_twisted.limit_state import LimitState
-from carrot_twisted.models import MessageLog
-from carrot_twisted.state_words import of_states
-from carrot_twisted.task_limits import (
+from carrot_twisted.admission_decision import (
     OVERDUE,
     READ,
     Candidate,
-    Concurrency,
-    Rate,
     Slots,
     State,
     Window,
     decide,
 )
+from carrot_twisted.due import due_in
+from carrot_twisted.limit_state import LimitState
+from carrot_twisted.models import MessageLog
+from carrot_twisted.state_words import of_states
+from carrot_twisted.task_limits import Concurrency, Rate
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -27,7 +27,8 @@ from carrot_twisted.service.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from carrot_twisted.service.consumption import Consumption
-    from carrot_twisted.service.engine import Engine, ServiceOptions
+    from carrot_twisted.service.engine import Engine
+    from carrot_twisted.service.engine_options import ServiceOptions
     from carrot_twisted.service.guise import Guise
     from carrot_twisted.service.health import HealthServer
     from carrot_twisted.service.pid_file import PidFile
@@ -239,7 +240,7 @@ class CarrotService(Service):
         self._stop_reactor()
 
     def _engine_options(self) -> ServiceOptions:
-        from carrot_twisted.service.engine import ServiceOptions
+        from carrot_twisted.service.engine_options import ServiceOptions
 
         return ServiceOptions(**self._options)
 

@@ -498,7 +498,8 @@ class ConsumerSet:
 
     async def _start(self) -> None:
         from carrot_twisted.service.background import running_reactor
-        from carrot_twisted.service.engine import Engine, ServiceOptions
+        from carrot_twisted.service.engine import Engine
+        from carrot_twisted.service.engine_options import ServiceOptions
 
         if self._engine is not None:
             raise RuntimeError(f"{self.name} consumes already; stop_consuming ends that.")

@@ -15,22 +15,23 @@ from __future__ import annotations
 
 import logging
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from django.db import DatabaseError, transaction
+from django.db import DatabaseError
 from django.db.models import Count, OuterRef, Q, Subquery, Sum
 from django.db.models.functions import Coalesce, Length, Now
 
-from carrot_twisted import conf, failpoints, flow_plan, outcomes, statements, tracing
+from carrot_twisted import conf, flow_plan, flow_steps, outcomes, statements, tracing
 from carrot_twisted.exceptions import InvalidMessage
 from carrot_twisted.flow import MAX_ERROR, Flow
+from carrot_twisted.flow_steps import ADVICE, change
 from carrot_twisted.message_log import MessageLog
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
     from uuid import UUID
 
-    from carrot_twisted.flow_plan import Member, Step
+    from carrot_twisted.flow_plan import Step
 
 _logger = logging.getLogger("carrot_twisted.flows")
 
@@ -43,7 +44,6 @@ SWEPT, CANCELLED_AT_ONCE = 100, 2000
 MAX_LENGTH = 4
 #: Why a flow has failed of which this package has not written the row.
 UNREADABLE = "Its row cannot be read: the column shape says nothing of the step it is at."
-_ADVICE = "Let the tasks store their data and return its key."
 #: States that decide how a flow goes on.
 _ASKED = (*MessageLog.UNFINISHED, MessageLog.FAILED, MessageLog.CANCELLED)
 
@@ -98,7 +98,7 @@ def _settle(flow: Flow, there: Collection[str], using: str) -> None:
         step = flow.steps[flow.step]
     except (ValueError, TypeError, LookupError):
         # Somebody has written into the row. It must not stop the service, nor others' flows.
-        _change(flow, using, status=Flow.FAILED, error=UNREADABLE, finished_at=Now())
+        change(flow, using, status=Flow.FAILED, error=UNREADABLE, finished_at=Now())
         return
     broken = MessageLog.FAILED in there or MessageLog.CANCELLED in there
     waits = MessageLog.PUBLISHED in there or MessageLog.IN_PROGRESS in there
@@ -109,7 +109,7 @@ def _settle(flow: Flow, there: Collection[str], using: str) -> None:
         _go_on(flow, using)
     elif flow.status == Flow.FAILED:
         # Somebody has run again what had failed.
-        _change(flow, using, status=Flow.RUNNING, error="", to_cancel=False, finished_at=None)
+        change(flow, using, status=Flow.RUNNING, error="", to_cancel=False, finished_at=None)
 
 
 def _go_on(flow: Flow, using: str) -> None:
@@ -124,20 +124,20 @@ def _go_on(flow: Flow, using: str) -> None:
         _fail(flow, f"Rows of {missing} of its tasks were deleted.", using)
         return
     if flow.step + 1 == len(steps):
-        _change(flow, using, status=Flow.COMPLETED, error="", finished_at=Now())
+        change(flow, using, status=Flow.COMPLETED, error="", finished_at=Now())
         return
     plan = Flow.objects.using(using).values_list("plan", flat=True).get(pk=flow.pk)
     number = flow.step
     try:
         result = _result(flow, step, plan, found["length"] or 0)
-        rows, number = next_rows(flow.pk, steps, plan, number + 1, result)
+        rows, number = flow_steps.next_rows(flow.pk, steps, plan, number + 1, result)
     except Exception as error:
         # Whatever it is: nobody else's task may have to wait for it.
         _fail(flow, _why_not(number + 1, error), using)
         return
     try:
         with tracing.below(_trace_of(flow) if tracing.is_on() else None):
-            begin(flow, number, rows, using)
+            flow_steps.begin(flow, number, rows, using)
     except DatabaseError as error:
         if not outcomes.is_refusal(error):
             raise
@@ -170,100 +170,19 @@ def _result(flow: Flow, step: Step, plan: str, length: int) -> str:
     if length > MAX_LENGTH * limit:
         raise InvalidMessage(
             f"The results of {step.size} tasks take {length} characters; at most {limit} bytes "
-            f"(CARROT['max_message_size']) can be sent. {_ADVICE}"
+            f"(CARROT['max_message_size']) can be sent. {ADVICE}"
         )
     return flow_plan.result_of(step, flow.ended(flow.step))
-
-
-def begin(flow: Flow, number: int, rows: list[MessageLog], using: str) -> None:
-    """Publish a step, and say in the flow's row that it is at that; without rows, that it is over.
-
-    Args:
-        flow: in the database already.
-        number: of the step.
-        rows: its tasks, unsaved.
-        using: database alias.
-    """
-    with transaction.atomic(using=using):
-        # First this: where tasks run as soon as they are published, they find it so.
-        if rows:
-            _change(flow, using, step=number, status=Flow.RUNNING, error="", finished_at=None)
-            MessageLog.objects.using(using).enqueue(rows)
-        else:
-            _change(flow, using, step=number, status=Flow.COMPLETED, error="", finished_at=Now())
-        failpoints.reached("in_flow_step")
-
-
-def next_rows(
-    flow: UUID, steps: list[Step], plan: str, number: int, result: str
-) -> tuple[list[MessageLog], int]:
-    """The unsaved rows of a step, and its number. Steps without tasks are passed over.
-
-    Args:
-        flow: key of the flow.
-        steps: all of them.
-        plan: the flow's.
-        number: of the step; 0 is the first.
-        result: of the one before, as JSON.
-
-    Returns:
-        No rows: nothing is left to do; the number is that of the last step.
-
-    Raises:
-        InvalidMessage: the arguments are too large with the result.
-        CarrotConfigException: a queue has left the settings.
-        ValueError, TypeError, LookupError: the plan cannot be read.
-    """
-    while number < len(steps) and not steps[number].size:
-        result = "[]"
-        number += 1
-    if number == len(steps):
-        return [], number - 1
-    members = flow_plan.members_of(plan, number)
-    return [_row(flow, number, n, one, result) for n, one in enumerate(members)], number
-
-
-def _row(flow: UUID, step: int, position: int, member: Member, result: str) -> MessageLog:
-    settings = conf.current()
-    settings.queue(member.queue)
-    args = member.arguments(result)
-    size = len(args.encode()) + len(member.kwargs.encode())
-    if size > settings.max_message_size:
-        raise InvalidMessage(
-            f"The arguments of {member.task} take {size} bytes as JSON, {len(result.encode())} of "
-            "them the result of the step before; at most "
-            f"{settings.max_message_size} (CARROT['max_message_size']) can be sent. {_ADVICE}"
-        )
-    row = MessageLog.new(
-        task=member.task,
-        task_args=args,
-        content=member.kwargs,
-        exchange=member.exchange,
-        queue=member.queue,
-        routing_key=member.routing_key or member.queue,
-        priority=member.priority,
-        retention=member.retention,
-    )
-    row.moments = flow_plan.moment_of(member.run_after), flow_plan.moment_of(member.expires)
-    row.join(flow, step, position)
-    return row
 
 
 def _fail(flow: Flow, why: str, using: str) -> None:
     step = flow.steps[flow.step]
     cancels = step.on_failure == flow_plan.CANCEL and flow.status == Flow.RUNNING
     error = outcomes.stored(why, MAX_ERROR)
-    _change(flow, using, status=Flow.FAILED, error=error, to_cancel=cancels, finished_at=Now())
+    change(flow, using, status=Flow.FAILED, error=error, to_cancel=cancels, finished_at=Now())
     _logger.warning("Flow %s has failed: %s", flow.pk, outcomes.one_line(error, 200))
     if cancels:
         _cancel_waiting(flow.pk, using)
-
-
-def _change(flow: Flow, using: str, **values: Any) -> None:
-    Flow.objects.using(using).filter(pk=flow.pk).update(**values)
-    for name, value in values.items():
-        if name != "finished_at":
-            setattr(flow, name, value)
 
 
 def _first_failure(flow: Flow, using: str) -> str:

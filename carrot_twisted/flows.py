@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.db import router, transaction
 
-from carrot_twisted import flow_plan, flow_settling, utilities
+from carrot_twisted import flow_plan, flow_steps, utilities
 from carrot_twisted.exceptions import InvalidMessage
 from carrot_twisted.flow_plan import Member, Step
 from carrot_twisted.models import Flow, MessageLog
@@ -82,8 +82,8 @@ class Chain:
             if rows:
                 MessageLog.objects.using(using).enqueue(rows)
             else:
-                following, number = flow_settling.next_rows(flow.pk, shapes, plan, 0, "null")
-                flow_settling.begin(flow, number, following, using)
+                following, number = flow_steps.next_rows(flow.pk, shapes, plan, 0, "null")
+                flow_steps.begin(flow, number, following, using)
         return flow
 
 

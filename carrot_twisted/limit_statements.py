@@ -12,6 +12,7 @@ from uuid import UUID
 
 from django.db import connections
 
+from carrot_twisted.admission_decision import Candidate
 from carrot_twisted.statements import (
     _adapted,
     _arrays,
@@ -20,7 +21,6 @@ from carrot_twisted.statements import (
     _is_postgresql,
     _now,
 )
-from carrot_twisted.task_limits import Candidate
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

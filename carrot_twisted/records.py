@@ -23,13 +23,13 @@ from carrot_twisted import (
     statements,
     task_options,
 )
+from carrot_twisted.admission_decision import Candidate
 from carrot_twisted.attempt import MAX_ATTEMPTS, MAX_EXCEPTION, MAX_LOG
 from carrot_twisted.due import GRACE, due_in, in_state, is_due, since_due
 from carrot_twisted.limit_state import wake
 from carrot_twisted.models import Attempt, MessageLog, PausedQueue, Worker
 from carrot_twisted.outcomes import WORKER_LOST, Kind, Result, Verdict
 from carrot_twisted.running import CancelRequest
-from carrot_twisted.task_limits import Candidate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -191,8 +191,8 @@ def insert_row(table: str, row: Any, using: str) -> None:
     ``save()`` looks at each of its forty columns, which takes twice the caller's time.
     """
     connection = connections[using]
-    columns = _INSERTED if row.trace is None else _INSERTED | _TRACED
-    names = [name for name in columns if name not in _TIMES]
+    names = [name for name in _INSERTED if name not in _TIMES]
+    names += [name for name in (*_SPECIAL, *_TRACED) if getattr(row, name) is not None]
     values = [_adapted(connection, getattr(row, name)) for name in names]
     if _is_postgresql(connection):
         now, times = "statement_timestamp()", []

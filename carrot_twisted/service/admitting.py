@@ -16,7 +16,7 @@ from carrot_twisted import task_options
 from carrot_twisted.admission import Request
 from carrot_twisted.identities import new_token
 from carrot_twisted.service.chore import Chore
-from carrot_twisted.service.log_writer import Admit
+from carrot_twisted.service.operations import Admit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -60,10 +60,10 @@ class Admitting:
         self._looks = False
         self._turns = 0
         self._timer: Any = None
-        writer.places = self._places
-        writer.hand_over = self._hand_over
-        writer.on_ring = partial(reactor.callFromThread, ring)
-        writer.on_look = self._on_look
+        writer.admissions.places = self._places
+        writer.admissions.hand_over = self._hand_over
+        writer.admissions.on_ring = partial(reactor.callFromThread, ring)
+        writer.admissions.on_look = self._on_look
 
     def start(self) -> None:
         """Begin, with a look at once."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from txaio.tx import make_logger
 
 from carrot_twisted import outcomes
-from carrot_twisted.service.log_writer import CancelLook
+from carrot_twisted.service.operations import CancelLook
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.db import router
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.task import LoopingCall, deferLater
+from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from txaio.tx import make_logger
 
@@ -25,9 +25,9 @@ from carrot_twisted.consumer import make_consumer
 from carrot_twisted.exceptions import HaltConsumer
 from carrot_twisted.models import MessageLog
 from carrot_twisted.service.callback_dispatcher import CallbackDispatcher
-from carrot_twisted.service.chore import Chore
 from carrot_twisted.service.connection import BrokerConnection
 from carrot_twisted.service.counted import Counted
+from carrot_twisted.service.custody import Custody
 from carrot_twisted.service.log_writer import LAST_WRITES
 from carrot_twisted.service.parts import Parts, QueuePart
 from carrot_twisted.service.protocol import FAREWELL
@@ -153,7 +153,6 @@ class Consumption:
         settings = conf.current()
         self._reactor = reactor
         self._shutdown_timeout = shutdown_timeout or settings.shutdown_timeout
-        self._ack_deadline = settings.ack_deadline
         self._host = queues[0].host
         self._ended: Deferred[None] | None = None
         self._stopped: Deferred[bool] | None = None
@@ -204,11 +203,12 @@ class Consumption:
                 queues, self._dispatchers, self._subscriptions, strict=True
             )
         ]
-        self._custody = LoopingCall(
-            Chore("The consumer looks after long callbacks", reactor.seconds).attempt,
-            self._free_waiting,
+        self._custody = Custody(
+            "The consumer looks after long callbacks",
+            self._dispatchers,
+            settings.ack_deadline,
+            reactor,
         )
-        self._custody.clock = reactor
 
     #: What it runs, and what it does when it has no problems, for people.
     work = "callbacks"
@@ -259,7 +259,7 @@ class Consumption:
             dispatcher.start()
         for subscription in self._subscriptions:
             subscription.start()
-        self._custody.start(min(CUSTODY_INTERVAL, self._ack_deadline / 4), now=False)
+        self._custody.start()
 
     async def ready(self) -> list[CallbackConsumer]:
         """The consumers, when all of them consume, or one has ended."""
@@ -315,8 +315,7 @@ class Consumption:
                 n=released,
             )
             await deferLater(self._reactor, LAST_FRAMES)
-        if self._custody.running:
-            self._custody.stop()
+        self._custody.stop()
         await self._connection.stop()
         for dispatcher in self._dispatchers:
             dispatcher.stop_threads()
@@ -352,10 +351,6 @@ class Consumption:
         publisher.current().submit_post(
             self._host, post, lambda error: self._reactor.callFromThread(settled, error)
         )
-
-    def _free_waiting(self) -> None:
-        for dispatcher in self._dispatchers:
-            dispatcher.free_waiting(self._ack_deadline)
 
 
 def status_of(error: BaseException) -> int:

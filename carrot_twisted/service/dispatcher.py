@@ -32,8 +32,8 @@ from carrot_twisted.service.crowd import Crowd
 from carrot_twisted.service.delivery import Delivery
 from carrot_twisted.service.executor import Executor
 from carrot_twisted.service.job import Job
-from carrot_twisted.service.log_writer import Claim, Finish, LogWriter
 from carrot_twisted.service.missing_rows import MissingRows
+from carrot_twisted.service.operations import Claim, Finish
 from carrot_twisted.service.run_ends import RunEnds
 from carrot_twisted.service.spoiled_runs import SpoiledRuns
 from carrot_twisted.service.task_message import (
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from carrot_twisted.execution import Limits, Run
     from carrot_twisted.running import CancelRequest
     from carrot_twisted.service.event_loop import EventLoop
+    from carrot_twisted.service.log_writer import LogWriter
     from carrot_twisted.service.prefetch import Pace
     from carrot_twisted.service.tally import Tally
     from carrot_twisted.service.thread_report import ThreadReport

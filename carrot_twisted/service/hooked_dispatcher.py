@@ -25,7 +25,7 @@ from carrot_twisted.outcomes import Verdict
 from carrot_twisted.service.dispatcher import Dispatcher
 from carrot_twisted.service.executor import Executor
 from carrot_twisted.service.job import Job
-from carrot_twisted.service.log_writer import Claim
+from carrot_twisted.service.operations import Claim
 from carrot_twisted.service.serving import Outcome, Served, Serving
 from carrot_twisted.service.task_message import message_id_of, run_of
 

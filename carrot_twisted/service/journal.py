@@ -28,7 +28,7 @@ from carrot_twisted import copies, outcomes, showing
 from carrot_twisted.message_log import MAX_TASK
 from carrot_twisted.models import MessageLog
 from carrot_twisted.service import copying
-from carrot_twisted.service.log_writer import Entry
+from carrot_twisted.service.operations import Entry
 
 if TYPE_CHECKING:
     from carrot_twisted.handlers import HandlerQueue

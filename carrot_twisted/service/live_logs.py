@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.task import LoopingCall
 
 from carrot_twisted.service.chore import Chore
-from carrot_twisted.service.log_writer import Lines
+from carrot_twisted.service.operations import Lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -22,7 +22,7 @@ from carrot_twisted.outbox import Post
 from carrot_twisted.publisher import ThreadPublisher
 from carrot_twisted.publishing import PublishingSession, Refused, Unanswered, named
 from carrot_twisted.service.connection import BrokerConnection, close_all
-from carrot_twisted.service.log_writer import Confirmed, LogWriter
+from carrot_twisted.service.operations import Confirmed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from carrot_twisted.models import MessageLog
     from carrot_twisted.publishing import Destination
     from carrot_twisted.service.delivery import Delivery
+    from carrot_twisted.service.log_writer import LogWriter
     from carrot_twisted.service.protocol import CarrotProtocol
     from carrot_twisted.virtual_host import VirtualHost
 

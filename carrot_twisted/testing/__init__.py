@@ -38,13 +38,13 @@ from carrot_twisted import (
     task_logging,
     wire,
 )
+from carrot_twisted.admission_decision import Candidate
 from carrot_twisted.due import is_due
 from carrot_twisted.execution import Limits, Run
 from carrot_twisted.identities import new_token
 from carrot_twisted.models import MessageLog, ScheduledTask
 from carrot_twisted.publishing import PublishingSession
 from carrot_twisted.records import Claimant, Claimed, Finished
-from carrot_twisted.task_limits import Candidate
 from carrot_twisted.testing.memory_broker import MemoryBroker, MemoryConnection
 
 if TYPE_CHECKING:

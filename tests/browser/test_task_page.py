@@ -11,7 +11,7 @@ from django.db import transaction
 from django.urls import reverse
 from django.utils import timezone
 
-from carrot_twisted import flow_settling
+from carrot_twisted import flow_steps
 from carrot_twisted.flows import chain, group
 from carrot_twisted.models import Attempt, MessageLog
 from tests.browser.conftest import check_accessibility, check_width, expect
@@ -70,10 +70,10 @@ def test_the_flow_of_a_task_is_seen_while_it_goes_on(visitor: Visitor) -> None:
         flowing.add_up,
     ).publish()
     first = flow.logs[0]
-    run = flow_settling.next_rows(flow.pk, flow.steps, flow.plan, 1, "1")[0]
+    run = flow_steps.next_rows(flow.pk, flow.steps, flow.plan, 1, "1")[0]
     MessageLog.objects.filter(pk=first.pk).update(status="COMPLETED", output="1", returned="=")
     with transaction.atomic():
-        flow_settling.begin(flow, 1, run, "default")
+        flow_steps.begin(flow, 1, run, "default")
     flow.logs.filter(flow_position=1).order_by().update(status="FAILED", exception="no")
     page = visitor.open(path(run[0]))
     section = page.get_by_role("region", name="Flow")

@@ -109,7 +109,7 @@ def publish_at_once() -> None:
 
 def ignore_limits() -> None:
     """A task's limits let it start whatever runs."""
-    from carrot_twisted.task_limits import Slots, Window
+    from carrot_twisted.admission_decision import Slots, Window
 
     Slots.has_one_for = lambda self, uuid: True  # type: ignore[method-assign]
     Slots.free = Window.free = property(lambda _self: math.inf)  # type: ignore[method-assign,assignment]

@@ -29,7 +29,8 @@ from carrot_twisted.records import Claimant
 from carrot_twisted.service.delivery import Delivery, SafeChannel, Settler
 from carrot_twisted.service.dispatcher import Dispatcher
 from carrot_twisted.service.event_loop import EventLoop
-from carrot_twisted.service.log_writer import Confirmed, LogWriter
+from carrot_twisted.service.log_writer import LogWriter
+from carrot_twisted.service.operations import Confirmed
 from carrot_twisted.service.tally import Tally
 from carrot_twisted.utilities import create_message, publish_many, publish_message
 from tests.project.tasks import noop

@@ -18,11 +18,11 @@ from django.test.utils import CaptureQueriesContext
 
 from carrot_twisted import admission, outbox, outcomes, publisher, records
 from carrot_twisted.admission import Request
+from carrot_twisted.admission_decision import Candidate
 from carrot_twisted.identities import new_token
 from carrot_twisted.models import LimitState, MessageLog
 from carrot_twisted.outcomes import Kind, Result
 from carrot_twisted.records import Claimant, Finished
-from carrot_twisted.task_limits import Candidate
 from carrot_twisted.utilities import publish_many, publish_message
 from tests.conftest import kind_of_database
 from tests.integration.test_service import finished
@@ -250,7 +250,7 @@ def test_rows_that_are_run_again_or_thrown_away_while_they_run_hold_no_slot(
     start_service: StartService, ledger: Ledger, tmp_path: Path
 ) -> None:
     """Found by the look that each limit with waiting rows has."""
-    start_service("--no-scheduler", **constants({"task_limits.SAFETY": 1.0}))
+    start_service("--no-scheduler", **constants({"admission_decision.SAFETY": 1.0}))
     file = tmp_path / "go"
     first = publish_message(limited.alone, "gone", file=str(file))
     wait_until(MessageLog.objects.filter(pk=first.pk, status="IN_PROGRESS").exists)

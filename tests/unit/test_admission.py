@@ -14,11 +14,11 @@ from django.test.utils import CaptureQueriesContext
 
 from carrot_twisted import admission, limit_state, outbox, records, status, task_options
 from carrot_twisted.admission import Admitted, Request
+from carrot_twisted.admission_decision import Candidate
 from carrot_twisted.identities import new_token
 from carrot_twisted.models import LimitState, MessageLog
 from carrot_twisted.outcomes import Kind, Result, Verdict
 from carrot_twisted.records import Claimed, Finished
-from carrot_twisted.task_limits import Candidate
 from carrot_twisted.utilities import publish_many, publish_message
 from tests.project import limited, tasks
 from tests.unit.test_records import ALONE, DONE, ME, worker

@@ -14,7 +14,7 @@ from carrot_twisted.service.admitting import INTERVAL, REST, Admitting
 from tests.unit.test_dispatcher import claimed
 
 if TYPE_CHECKING:
-    from carrot_twisted.service.log_writer import Admit
+    from carrot_twisted.service.operations import Admit
 
 
 class Reactor(Clock):
@@ -32,6 +32,7 @@ class Writer:
         self.away = False
 
     submit = property(lambda self: self.asked.append)
+    admissions = property(lambda self: self)
 
     def answer(self, seconds: float | None = None) -> None:
         """Of the last look."""

@@ -44,7 +44,7 @@ from carrot_twisted.service.dispatcher import Dispatcher
 from carrot_twisted.service.event_loop import EventLoop
 from carrot_twisted.service.hooked_dispatcher import HookedDispatcher
 from carrot_twisted.service.job import Job
-from carrot_twisted.service.log_writer import Claim, Finish
+from carrot_twisted.service.operations import Claim, Finish
 from carrot_twisted.service.pool import Slot
 from carrot_twisted.service.quarantine import Quarantine
 from carrot_twisted.service.tally import Tally

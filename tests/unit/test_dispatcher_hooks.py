@@ -18,7 +18,7 @@ from carrot_twisted import execution
 from carrot_twisted.consumer import Consumer
 from carrot_twisted.outcomes import Kind, Result, Verdict
 from carrot_twisted.service import hooked_dispatcher as module
-from carrot_twisted.service.log_writer import Claim
+from carrot_twisted.service.operations import Claim
 from carrot_twisted.service.quarantine import Quarantine
 from carrot_twisted.service.serving import Outcome, Served
 from tests.processes import wait_until

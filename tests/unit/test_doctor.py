@@ -18,7 +18,7 @@ from django.db.migrations.executor import MigrationExecutor
 from carrot_twisted import conf, doctor, status
 from carrot_twisted.doctor import MAX_SKEW, Finding, Level
 from carrot_twisted.models import MessageLog, PausedQueue, Worker
-from carrot_twisted.service.engine import _this_worker
+from carrot_twisted.service.worker_row import this_worker
 
 pytestmark = pytest.mark.django_db
 
@@ -30,7 +30,7 @@ def _no_broker(monkeypatch: pytest.MonkeyPatch, settings: Any) -> None:
 
 
 def worker(**changes: Any) -> Worker:
-    one = _this_worker([conf.current().queue("default")], 4)
+    one = this_worker([conf.current().queue("default")], 4)
     for name, value in changes.items():
         setattr(one, name, value)
     one.save(force_insert=True)

@@ -14,8 +14,9 @@ from django.db import transaction
 
 from carrot_twisted import conf, housekeeping
 from carrot_twisted.models import Worker
-from carrot_twisted.service import chore
-from carrot_twisted.service.engine import CUSTODY_INTERVAL, Engine, ServiceOptions
+from carrot_twisted.service import chore, custody
+from carrot_twisted.service.engine import Engine
+from carrot_twisted.service.engine_options import ServiceOptions
 from tests.unit.test_log_writer import Reactor
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
@@ -48,7 +49,7 @@ class Running:
         self.reactor.run()
 
     def beat(self) -> None:
-        self.engine._beat()
+        self.engine._lease.beat()
         self.work()
 
 
@@ -76,8 +77,8 @@ def test_an_error_does_not_end_the_look_after_long_tasks(
         raise RuntimeError
 
     monkeypatch.setattr(running.engine._dispatchers[0], "take_custody", fail)
-    running.engine._custody.start(CUSTODY_INTERVAL, now=False)
-    running.reactor.pump([CUSTODY_INTERVAL] * 3)
+    running.engine._custody.start()
+    running.reactor.pump([custody.INTERVAL] * 3)
     assert len(calls) == 3
     assert failures == ["The worker looks after long tasks"]
 
@@ -86,11 +87,11 @@ def test_nor_the_heartbeats(
     running: Running, failures: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(running.engine, "_state", lambda: 1 / 0)
-        running.engine._heartbeat.start(1.0)
-        running.reactor.pump([1.0] * 3)
+        patch.setattr(running.engine._lease, "_state", lambda: 1 / 0)
+        running.engine._lease.start()
+        running.reactor.pump([running.lease] * 3)
     assert failures == ["The worker renews its lease"]
-    running.reactor.advance(1.0)
+    running.reactor.advance(running.lease)
     running.work()
     assert Worker.objects.get().name == running.engine.worker.name
 
@@ -114,7 +115,7 @@ def test_a_lease_that_was_not_committed_is_renewed_with_the_next_claim(running: 
         """Whether a claim renews the lease."""
         Worker.objects.update(heartbeat_at=LONG_AGO)
         with transaction.atomic():
-            running.engine._claimant()
+            running.engine._lease.claimant()
             transaction.set_rollback(rollback)
         return Worker.objects.get().heartbeat_at > LONG_AGO
 
@@ -161,11 +162,11 @@ class TestWishes:
         housekeeping.pause_queue("default")
         running.beat()
         calls.clear()
-        running.engine._writer._outage.failed("away")
+        running.engine._writer._availability._outage.failed("away")
         running.engine._database_away("away")
         assert calls == [(False, True), "pause"]
-        running.engine._writer._outage.over()
-        running.engine._database_back()
+        running.engine._writer._availability._outage.over()
+        running.engine._regulation.database_back()
         assert calls[2:] == [(True, True), "pause", "recall"]
 
     def test_a_quiet_worker_takes_nothing_and_says_so(

@@ -330,6 +330,24 @@ def test_a_failure_keeps_its_text_and_traceback() -> None:
     assert result.traceback.endswith("ValueError: broken \\x00 \\udc80\n")
 
 
+class LeavesWhenRead(Exception):
+    def __getattribute__(self, name: str) -> Any:
+        if name == "__notes__":
+            raise SystemExit
+        return super().__getattribute__(name)
+
+
+def fail_unreadably() -> None:
+    raise LeavesWhenRead("broken")
+
+
+def test_a_failure_that_cannot_be_read_is_one_all_the_same() -> None:
+    result = execute(fail_unreadably)
+    assert (result.kind, result.exception) == (Kind.FAILED, "broken")
+    told = "LeavesWhenRead: no traceback (SystemExit while formatting it)"
+    assert result.traceback == told
+
+
 def test_the_traceback_tells_of_the_cause_as_well() -> None:
     result = execute(chain)
     assert result.exception == "'second'"

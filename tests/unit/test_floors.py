@@ -29,6 +29,7 @@ SERVICE_WING, WEB_WING = 5, 6
 FLOORS: dict[int, tuple[str, ...]] = {
     0: (
         "",
+        "admission_decision",
         "conf",
         "copies",
         "exceptions",
@@ -68,6 +69,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "due",
         "flow",
         "flow_settling",
+        "flow_steps",
         "limit_state",
         "limit_statements",
         "message_log",

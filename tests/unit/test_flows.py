@@ -11,7 +11,7 @@ from django.db import IntegrityError, connection, transaction
 from django.db.models import F, Q
 from django.test.utils import CaptureQueriesContext
 
-from carrot_twisted import conf, flow_plan, flow_settling, housekeeping, records
+from carrot_twisted import conf, flow_plan, flow_settling, flow_steps, housekeeping, records
 from carrot_twisted.exceptions import (
     HasFailed,
     InvalidMessage,
@@ -26,7 +26,8 @@ from carrot_twisted.outcomes import Kind, Result
 from carrot_twisted.records import Claimant, Claimed, Finished
 from carrot_twisted.testing import in_memory
 from carrot_twisted.utilities import create_message
-from tests.project import flowing
+from tests.project import flowing, standard
+from tests.project.tasks import echo, noop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -77,6 +78,19 @@ def test_a_chain_hands_each_result_on(carrot: InMemory) -> None:
     assert flowing.told == [30]
     assert [row.result() for row in flow.logs] == [2, 10, 30, 30]
     assert [row.flow_step for row in flow.logs] == [0, 1, 2, 3]
+
+
+def test_a_flow_takes_plain_functions_and_djangos_tasks_with_their_arguments(
+    carrot: InMemory,
+) -> None:
+    flow = chain(
+        signature(flowing.give, 1), signature(standard.add, other=2), signature(echo, "more")
+    ).publish()
+    carrot.run_pending()
+    assert reloaded(flow).result() == {"args": [3, "more"], "kwargs": {}}
+    for wrong in (signature(standard.add, 2, other=3), signature(noop)):
+        with pytest.raises(InvalidMessage, match="does not take the result of the step before"):
+            chain(signature(flowing.give, 1), wrong).publish()
 
 
 def test_what_runs_after_a_group_gets_all_results_in_their_order(carrot: InMemory) -> None:
@@ -473,7 +487,7 @@ def test_what_the_database_refuses_fails_the_flow_and_not_the_batch(
 
     runs = claimed([flow.logs[0].pk])
     with monkeypatch.context() as patch:
-        patch.setattr(flow_settling, "begin", refuse)
+        patch.setattr(flow_steps, "begin", refuse)
         finish(runs, 1)
     assert reloaded(flow).error == (
         "Step 2 could not begin: IntegrityError: a trigger of the project's says no"

@@ -22,7 +22,8 @@ from carrot_twisted.handlers import (
     UnreadableBody,
     message_handler,
 )
-from carrot_twisted.service.engine import ServiceOptions, chosen_queues
+from carrot_twisted.service.chosen_queues import chosen_queues
+from carrot_twisted.service.engine_options import ServiceOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

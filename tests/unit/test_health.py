@@ -23,7 +23,8 @@ from carrot_twisted.retry import Action
 from carrot_twisted.rollups import OTHERS
 from carrot_twisted.service import metrics
 from carrot_twisted.service.counted import Counted
-from carrot_twisted.service.engine import Engine, ServiceOptions
+from carrot_twisted.service.engine import Engine
+from carrot_twisted.service.engine_options import ServiceOptions
 from carrot_twisted.service.families import CATALOGUE
 from carrot_twisted.service.health import Answers, Health, HealthServer
 from carrot_twisted.service.listening import UnloggedSite

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import operator
 import sys
 import threading
 import time
@@ -183,7 +184,7 @@ def test_a_call_does_not_end_while_another_thread_is_about_to_raise(
             pass
 
     monkeypatch.setattr(interruption, "_set_async_exc", lambda *_: order.append("raised"))
-    monkeypatch.setattr(interruption, "_clear_async_exc", lambda *_: order.append("cleared"))
+    monkeypatch.setattr(interruption, "_clear_async_exc", lambda: order.append("cleared"))
     monkeypatch.setattr(time, "sleep", lambda _: waits.set())
     target = Slow()
     thrower = threading.Thread(target=target.throw, args=(TimeLimitExceeded,), daemon=True)
@@ -314,6 +315,33 @@ def test_the_end_is_told_by_one_of_the_two() -> None:
     early = Outcome(int).ended()
     assert early.error is None
     assert not early.call.abandon()
+
+
+def test_threads_that_are_traced_go_on_while_it_is_pending_and_afterwards() -> None:
+    """As under a debugger, a profiler, or what measures coverage."""
+
+    def traced_thread_goes_on() -> bool:
+        done = threading.Event()
+
+        def run() -> None:
+            sys.settrace(lambda *_: None)
+            done.set()
+
+        threading.Thread(target=run, daemon=True).start()
+        return done.wait(30)
+
+    in_c, gate = threading.Lock(), threading.Lock()
+    in_c.acquire()
+    gate.acquire()
+    # All of it is C code, so that it cannot be hit before it waits.
+    call: Any = operator.call
+    outcome = Outcome(list, map(call, (in_c.release, gate.acquire)))
+    in_c.acquire()
+    outcome.call.interrupt()
+    assert traced_thread_goes_on()
+    gate.release()
+    assert isinstance(outcome.ended().error, TimeLimitExceeded)
+    assert traced_thread_goes_on()
 
 
 def test_it_tells_where_a_thread_is() -> None:

@@ -26,7 +26,7 @@ from tests.unit.test_dispatcher import Reactor
 
 if TYPE_CHECKING:
     from carrot_twisted.handlers import HandlerQueue
-    from carrot_twisted.service.log_writer import Entry
+    from carrot_twisted.service.operations import Entry
 
 NOW = 1_700_000_000.0
 FAILURE = Failure(fault=Fault.HANDLER, exception="ValueError: no", traceback="Traceback…")

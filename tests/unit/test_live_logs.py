@@ -16,7 +16,7 @@ from carrot_twisted.service.live_logs import INTERVAL, LONG, LiveLogs
 from carrot_twisted.task_logging import Transcript
 
 if TYPE_CHECKING:
-    from carrot_twisted.service.log_writer import Lines
+    from carrot_twisted.service.operations import Lines
 
 
 class Desk:

@@ -28,8 +28,14 @@ from carrot_twisted import Concurrency, admission, outbox, records, task_limits,
 from carrot_twisted.models import MessageLog
 from carrot_twisted.outcomes import Kind, Result, Verdict
 from carrot_twisted.records import Claimant, Claimed, Finished
-from carrot_twisted.service import log_writer
-from carrot_twisted.service.log_writer import Claim, Confirmed, Entry, Finish, Lines, LogWriter
+from carrot_twisted.service import (
+    availability,
+    claim_transactions,
+    persistence,
+    record_transactions,
+)
+from carrot_twisted.service.log_writer import LogWriter
+from carrot_twisted.service.operations import Claim, Confirmed, Entry, Finish, Lines
 from tests.unit.test_outcomes import driver_error
 
 if TYPE_CHECKING:
@@ -120,10 +126,11 @@ class Desk:
     def listen(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         """Keep the lines of its log."""
         lines: list[str] = []
-        for level in ("info", "warn", "error"):
-            monkeypatch.setattr(
-                log_writer._log, level, lambda text, **values: lines.append(text.format(**values))
-            )
+        for module in (availability, claim_transactions, persistence, record_transactions):
+            for level in ("info", "warn", "error"):
+                monkeypatch.setattr(
+                    module._log, level, lambda text, **values: lines.append(text.format(**values))
+                )
         return lines
 
     def work(self) -> None:
@@ -135,8 +142,8 @@ class Desk:
 
 @pytest.fixture
 def desk(monkeypatch: pytest.MonkeyPatch) -> Desk:
-    monkeypatch.setattr(log_writer, "RETRY_FIRST", 1e-9)
-    monkeypatch.setattr(log_writer, "RETRY_LAST", 1e-9)
+    monkeypatch.setattr(persistence, "RETRY_FIRST", 1e-9)
+    monkeypatch.setattr(persistence, "RETRY_LAST", 1e-9)
     return Desk()
 
 
@@ -422,13 +429,13 @@ class TestOutage:
         self, desk: Desk, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         begun: list[str] = []
-        begin = desk.writer._transaction
+        begin = desk.writer.transactions.begin
 
         def transaction() -> Any:
             begun.append("begun")
             return begin()
 
-        monkeypatch.setattr(desk.writer, "_transaction", transaction)
+        monkeypatch.setattr(desk.writer.transactions, "begin", transaction)
         results: list[Any] = []
         desk.writer.call(lambda: 42, lambda: False).addCallback(results.append)
         desk.work()
@@ -490,7 +497,7 @@ class TestOutage:
 
         def late() -> None:
             problems.append(desk.writer.problem)
-            monkeypatch.setattr(log_writer, "SILENT", -1.0)
+            monkeypatch.setattr(availability, "SILENT", -1.0)
             problems.append(desk.writer.problem)
 
         desk.writer.call(late)
@@ -593,7 +600,7 @@ class TestLocks:
         assert problem.startswith("the database does not take everything since")
 
         monkeypatch.setattr(records, "finish", finish)
-        desk.reactor.advance(log_writer.ASIDE)
+        desk.reactor.advance(persistence.ASIDE)
         desk.work()
         assert status(locked) == "COMPLETED"
         assert sorted(pk for jobs in desk.written for pk in jobs) == sorted(rows)
@@ -609,8 +616,8 @@ class TestLocks:
         for pk in rows:
             desk.finish(pk)
         desk.work()
-        assert finish.calls == 2 + log_writer.MAX_LOCKED
-        desk.reactor.advance(log_writer.ASIDE)
+        assert finish.calls == 2 + persistence.MAX_LOCKED
+        desk.reactor.advance(persistence.ASIDE)
         desk.work()
         assert {status(pk) for pk in rows} == {"COMPLETED"}
 
@@ -758,18 +765,18 @@ class TestEnd:
         assert desk.writer._stopped is not None
         desk.writer._stopped.callback(None)
         assert told == [True]
-        assert not desk.writer._given_up.is_set()
+        assert not desk.writer._persistence.given_up.is_set()
 
     def test_but_not_for_a_database_that_does_not_answer(self, desk: Desk) -> None:
         told = self.end(desk)
         desk.reactor.advance(3.0)
         assert told == [False]
-        assert desk.writer._given_up.is_set()
+        assert desk.writer._persistence.given_up.is_set()
 
     def test_nor_at_all_for_one_that_is_away(self, desk: Desk) -> None:
-        desk.writer._outage.failed("connection refused")
+        desk.writer._availability._outage.failed("connection refused")
         self.end(desk)
-        assert desk.writer._given_up.is_set()
+        assert desk.writer._persistence.given_up.is_set()
 
 
 class TestLogsOfRunningTasks:
@@ -831,8 +838,8 @@ class TestLimits:
     @pytest.fixture
     def handed_over(self, desk: Desk) -> list[UUID]:
         found: list[UUID] = []
-        desk.writer.hand_over = lambda rows: found.extend(one.uuid for one in rows)
-        desk.writer.places = lambda ended: {"default": 0} | dict(ended)
+        desk.writer.admissions.hand_over = lambda rows: found.extend(one.uuid for one in rows)
+        desk.writer.admissions.places = lambda ended: {"default": 0} | dict(ended)
         return found
 
     def test_each_of_a_batch_is_answered_once(self, desk: Desk, handed_over: list[UUID]) -> None:
@@ -870,7 +877,7 @@ class TestLimits:
         desk.work()
         if error is LOCKED:
             assert list(desk.answers) == [plain]
-            desk.reactor.advance(log_writer.ASIDE)
+            desk.reactor.advance(persistence.ASIDE)
             desk.work()
         assert desk.answers.keys() == {first, second, plain}
         started = [key for key, one in desk.answers.items() if isinstance(one, Claimed)]

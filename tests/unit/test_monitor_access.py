@@ -12,8 +12,8 @@ from django.http import HttpResponse
 from django.test import Client, RequestFactory
 from django.urls import reverse
 
-from carrot_twisted.models import MessageLog, OperatorAction, PausedQueue
-from carrot_twisted.monitor import access, assets
+from carrot_twisted.models import MessageLog, OperatorAction, PausedQueue, Worker
+from carrot_twisted.monitor import access, assets, operator_actions
 from carrot_twisted.monitor.page import CONTENT_SECURITY_POLICY
 from tests.clients import client_of
 from tests.settings import CARROT
@@ -108,6 +108,34 @@ def test_an_action_takes_its_permission_and_is_recorded() -> None:
     # Told once, on the next page.
     assert "take nothing more" in client.get(reverse("carrot-queues")).content.decode()
     assert "take nothing more" not in client.get(reverse("carrot-queues")).content.decode()
+
+
+def test_older_actions_are_on_further_pages() -> None:
+    client = client_of(access.VIEW)
+    for number in range(operator_actions.ROWS + 2):
+        OperatorAction.note("ann", "pause", f"queue {number}", 1)
+    newest = client.get(reverse("carrot-actions"))
+    before = newest.context["before"]
+    assert f"?before={before}" in newest.content.decode()
+    older = client.get(reverse("carrot-actions"), {"before": before})
+    shown = [[row.target for row in page.context["rows"]] for page in (newest, older)]
+    assert (len(shown[0]), shown[0][-1]) == (operator_actions.ROWS, "queue 2")
+    assert shown[1] == ["queue 1", "queue 0"]
+    assert older.context["before"] is None
+
+
+@pytest.mark.parametrize(
+    ("word", "command"), [("quiet", "quiet"), ("unquiet", ""), ("stop", "stop")]
+)
+def test_a_worker_is_told_what_to_do_and_that_is_recorded(word: str, command: str) -> None:
+    Worker.objects.create(name="host-1", pid=1, command="quiet")
+    address = reverse(f"carrot-worker-{word}", args=["host-1"])
+    assert client_of(access.VIEW).post(address).status_code == 403
+    answer = client_of(access.VIEW, access.ACT, name="bob").post(address)
+    assert answer.headers["Location"] == reverse("carrot-workers")
+    assert Worker.objects.get().command == command
+    action = OperatorAction.objects.get()
+    assert (action.user, action.action, action.target) == ("bob", word, "host-1")
 
 
 def test_what_cannot_be_recorded_is_not_done(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from tests.unit.test_dispatcher import Reactor
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from carrot_twisted.service.log_writer import Confirmed
+    from carrot_twisted.service.operations import Confirmed
 
 HOST = VirtualHost("amqp://guest:guest@localhost:5672/")
 

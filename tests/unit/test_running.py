@@ -22,7 +22,7 @@ from tests.unit.test_execution import run_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from carrot_twisted.service.log_writer import CancelLook
+    from carrot_twisted.service.operations import CancelLook
 
 ANN = CancelRequest(by="ann", reason="too slow")
 

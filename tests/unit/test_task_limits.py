@@ -12,9 +12,10 @@ from uuid import UUID, uuid4
 import pytest
 from django.core.checks import run_checks
 
-from carrot_twisted import Concurrency, Rate, task, task_limits, task_options
+from carrot_twisted import Concurrency, Rate, admission_decision, task, task_options
+from carrot_twisted.admission_decision import Candidate, Decision, Slots, Window, decide
 from carrot_twisted.exceptions import InvalidMessage
-from carrot_twisted.task_limits import Candidate, Decision, Slots, Window, decide, words_of
+from carrot_twisted.task_limits import words_of
 from carrot_twisted.task_options import Declared, TaskOptions
 
 SLOT, RATE = "slot app.work a", "rate app.work"
@@ -135,7 +136,7 @@ class TestWindow:
                 window.take()
                 starts.append(now)
             text = window.text
-            assert len(window.starts) <= task_limits.PARTS + 1
+            assert len(window.starts) <= admission_decision.PARTS + 1
             now += 0.013
         gaps = [b - a for a, b in zip(starts, starts[20:], strict=False)]
         assert min(gaps) >= 7.0

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Transactions that do not wait for others' locks without end."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from django.db import connections, transaction
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: How long PostgreSQL waits for others' locks here, where the project leaves that without limit:
+#: one row that somebody has locked must cost neither the heartbeats nor all others.
+LOCK_TIMEOUT = "1s"
+
+
+class BoundedTransactions:
+    """Those of one thread's connection; on that thread.
+
+    Args:
+        using: database alias.
+    """
+
+    def __init__(self, using: str) -> None:
+        self._using = using
+        #: The driver's connection of the last transaction, and whether locks are waited for on it
+        #: without limit.
+        self._driver: Any = None
+        self._waits_for_ever = False
+
+    @contextmanager
+    def begin(self) -> Iterator[None]:
+        """One transaction, committed at its end."""
+        with transaction.atomic(using=self._using):
+            for name, value in self.bounds().items():
+                with connections[self._using].cursor() as cursor:
+                    cursor.execute(f"SET LOCAL {name} = '{value}'")
+            yield
+
+    def bounds(self) -> dict[str, str]:
+        """Parameters that keep a transaction from waiting for others' locks without end.
+
+        For one transaction only: a pooler gives the connection to others, too.
+        """
+        connection = connections[self._using]
+        if connection.vendor != "postgresql":
+            return {}
+        if connection.connection is None or connection.connection is not self._driver:
+            with connection.cursor() as cursor:
+                cursor.execute("SHOW lock_timeout")
+                self._waits_for_ever = cursor.fetchone() == ("0",)
+            self._driver = connection.connection
+        return {"lock_timeout": LOCK_TIMEOUT} if self._waits_for_ever else {}
