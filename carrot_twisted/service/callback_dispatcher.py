@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
     from carrot_twisted.callbacks import CallbackQueue
     from carrot_twisted.retry import Decision, Failure
-    from carrot_twisted.service.message_dispatcher import Job, Note, Send
+    from carrot_twisted.service.message_copies import Send
+    from carrot_twisted.service.message_dispatcher import Note
+    from carrot_twisted.service.message_job import Job
 
 _log = make_logger()
 

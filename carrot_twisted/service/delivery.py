@@ -15,8 +15,6 @@ from twisted.python.threadable import isInIOThread
 from carrot_twisted.properties_reader import read_properties
 
 if TYPE_CHECKING:
-    from collections import deque
-
     import pika
 
 
@@ -173,20 +171,6 @@ class Delivery:
     def reject(self) -> None:
         """Not wanted: the broker dead-letters it, or throws it away."""
         self.settler.take(self.tag, requeue=False)
-
-
-def take_overdue(waiting: deque[Delivery], now: float, deadline: float) -> list[Delivery]:
-    """Take those out of ``waiting`` that have waited for ``deadline`` seconds.
-
-    They count from the first call that finds them.
-    """
-    overdue: list[Delivery] = []
-    for _ in range(len(waiting)):
-        delivery = waiting.popleft()
-        if delivery.seen is None:
-            delivery.seen = now
-        (overdue if now - delivery.seen >= deadline else waiting).append(delivery)
-    return overdue
 
 
 class SafeChannel:

@@ -22,11 +22,16 @@ from uuid import UUID, uuid4
 from carrot_twisted import outcomes
 from carrot_twisted.identities import new_token
 from carrot_twisted.outcomes import Verdict
-from carrot_twisted.service.dispatcher import Dispatcher, Job, message_id_of, run_of
+from carrot_twisted.service.dispatcher import Dispatcher
+from carrot_twisted.service.executor import Executor
+from carrot_twisted.service.job import Job
 from carrot_twisted.service.operations import Claim
 from carrot_twisted.service.serving import Outcome, Served, Serving
+from carrot_twisted.service.task_message import message_id_of, run_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from carrot_twisted.execution import Run
     from carrot_twisted.records import Claimed
     from carrot_twisted.service.delivery import Delivery
@@ -53,6 +58,26 @@ class HookedJob(Job):
         return self.took or super().seconds
 
 
+class HookedExecutor(Executor):
+    """Has hooks called in the threads, and the task between them.
+
+    Args:
+        serve: called in a thread with each job.
+        arguments: the base's.
+    """
+
+    def __init__(self, *, serve: Callable[[Job], None], **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._serve = serve
+
+    def place(self, job: Job, run: Run) -> None:
+        """To the threads: a coroutine, too, runs between its hooks."""
+        self.put(job)
+
+    def _run(self, job: Job) -> None:
+        self._serve(job)
+
+
 class HookedDispatcher(Dispatcher):
     """Runs one queue's tasks through the hooks of its consumer. Arguments are the base's."""
 
@@ -60,6 +85,9 @@ class HookedDispatcher(Dispatcher):
         super().__init__(**arguments)
         #: Hooks may find another row than the one with the message's id.
         self._by_id = not self._consumer.overrides("get_message_log")
+
+    def _make_executor(self, **arguments: Any) -> Executor:
+        return HookedExecutor(serve=self._run, **arguments)
 
     @property
     def begun(self) -> int:
@@ -81,18 +109,14 @@ class HookedDispatcher(Dispatcher):
         job = HookedJob(key or uuid4(), [delivery])
         job.since = self._reactor.seconds()
         self._jobs[job.uuid] = job
-        self._pool.put(job)
+        self._executor.put(job)
         return True
 
     def _key(self, delivery: Delivery) -> UUID | None:
         return message_id_of(delivery) if self._by_id else None
 
-    def _place(self, job: Job, run: Run) -> None:
-        # The hooks are called in a thread, and the task between them.
-        self._pool.put(job)
-
     def _retry(self, job: Job) -> None:
-        self._pool.put(job)
+        self._executor.put(job)
 
     def _wait_for_row(self, job: Job) -> None:
         assert isinstance(job, HookedJob)
@@ -100,6 +124,7 @@ class HookedDispatcher(Dispatcher):
         super()._wait_for_row(job)
 
     def _run(self, job: Job) -> None:
+        """On a worker thread."""
         assert isinstance(job, HookedJob)
         started = time.monotonic()
         served = self._serve(job)
@@ -124,7 +149,7 @@ class HookedDispatcher(Dispatcher):
             delivery=delivery,
             claim=partial(self._claim_here, job),
             claimed=job.run,
-            limits=self._limits,
+            limits=self._executor.limits,
         ).serve()
 
     def _claim_here(self, job: HookedJob, key: UUID, ended: bool) -> Run | None:
@@ -205,7 +230,6 @@ class HookedDispatcher(Dispatcher):
         elif served.outcome is Outcome.GIVEN_BACK or self._stopping:
             self._requeue(job)
         else:
-            self._missing += 1
-            self._reactor.callLater(AWAY_DELAY, self._claim_again, job)
+            self._missing.wait_for(AWAY_DELAY, job)
         self._pump()
         self.on_suspect()

@@ -18,29 +18,25 @@ processes were lost runs alone, and goes to the archive after too many of them.
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections import Counter, deque
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import pika
 from txaio.tx import make_logger
 
-from carrot_twisted import failpoints, handlers, handling, outcomes, retry, task_logging, tracing
-from carrot_twisted.handlers import Message
+from carrot_twisted import failpoints, handling, outcomes, retry, task_logging, tracing
 from carrot_twisted.interruption import Abandoned, TimedCall
-from carrot_twisted.outage import Outage
 from carrot_twisted.retry import Action, Failure, Fault
-from carrot_twisted.service import copying, message_spans
-from carrot_twisted.service.delivery import take_overdue
-from carrot_twisted.service.dispatcher import STUCK, ThreadReport
+from carrot_twisted.service import copying, handler_call, message_spans
+from carrot_twisted.service.backlog import take_behind
+from carrot_twisted.service.base_dispatcher import BaseDispatcher
 from carrot_twisted.service.journal import Handled
+from carrot_twisted.service.message_copies import MessageCopies
+from carrot_twisted.service.message_job import Job
 from carrot_twisted.service.pool import WorkerPool
-from carrot_twisted.service.prefetch import Pace
+from carrot_twisted.service.thread_report import ThreadReport
 from carrot_twisted.service.time_keeper import TimeKeeper
 
 if TYPE_CHECKING:
@@ -49,22 +45,16 @@ if TYPE_CHECKING:
 
     from carrot_twisted.handlers import HandlerQueue
     from carrot_twisted.interruption import Call
-    from carrot_twisted.outbox import Post
     from carrot_twisted.retry import Decision
     from carrot_twisted.service.delivery import Delivery
     from carrot_twisted.service.loss_counter import LossCounter
+    from carrot_twisted.service.message_copies import Send
 
     Note = Callable[[Handled], None]
     """Is told of a message that is settled."""
-    Send = Callable[[Post, Callable[[str | None], None]], None]
-    """Sends a message; its second argument is told when the broker has it, or why not."""
 
 _log = make_logger()
 
-#: Seconds until a copy is tried again that the broker did not take.
-COPY_RETRY = 5.0
-#: Seconds that the broker gets, when the service stops, to confirm copies. In an alarm it does not.
-LAST_COPIES = 3.0
 #: Seconds until it is looked again whether work is held up still.
 HELD_DELAY = 1.0
 #: Characters of an exception in the log.
@@ -73,37 +63,7 @@ MAX_TOLD = 200
 COMES_AGAIN = (Action.WAIT, Action.REQUEUE)
 
 
-@dataclass(slots=True, eq=False)
-class Job:
-    """One message under way in this process."""
-
-    delivery: Delivery
-    arrived: float
-    """Reactor time of its first call."""
-    since: float = 0.0
-    """Reactor time when it was given to the threads."""
-    waits: int = 0
-    """How often it was kept because of the database."""
-    failure: Failure | None = None
-    decision: Decision | None = None
-    """What is to be done now that its handler has ended."""
-    took: float = 0.0
-    """Seconds that its handler has kept a thread."""
-    alone: bool = False
-    """Nothing else runs in this process, and nothing will until it has ended."""
-    asking: bool = False
-    """The database has not answered yet whether it may begin."""
-    fingerprint: str | None = None
-    """Under which it is noted that it has begun."""
-    done: bool = False
-    """It has come to its end here, and was acknowledged if its channel was open."""
-    ended: float = 0.0
-    """When it had ended, in seconds since the epoch."""
-    span: Any = None
-    """OpenTelemetry's, of the last call of its handler, where that is traced."""
-
-
-class MessageDispatcher:
+class MessageDispatcher(BaseDispatcher[Job]):
     """Has one queue's messages handled.
 
     Args:
@@ -125,53 +85,39 @@ class MessageDispatcher:
         losses: LossCounter | None,
         reactor: Any,
     ) -> None:
-        self.pace = Pace(concurrency=concurrency, fixed=queue.prefetch)
+        super().__init__(concurrency=concurrency, prefetch=queue.prefetch, reactor=reactor)
         self._queue = queue
-        self._send = send
         self._note = note
         self._losses = losses
-        self._reactor = reactor
-        self._host = socket.gethostname()
         self._keeper = TimeKeeper(reactor, self._give_up)
         self._pool: WorkerPool[Job] = WorkerPool(queue.name, concurrency, self._work, reactor)
-        self._waiting: deque[Delivery] = deque()
-        self._pump_due = False
         #: Given to the threads, or being copied.
         self._jobs: dict[Job, None] = {}
+        self._copies = MessageCopies(
+            queue=queue,
+            jobs=self._jobs,
+            send=send,
+            copied=self._copied,
+            give_back=self._give_back,
+            reactor=reactor,
+        )
         #: Kept because of the database, with the timers that end it.
         self._resting: dict[Job, Any] = {}
         #: Those of the jobs, come again, that are noted in the next batch.
         self._unasked: list[Job] = []
         self._asks = False
-        #: Processes were lost under them: they wait until nothing else runs here.
-        self._suspects: deque[Job] = deque()
-        #: Those of the jobs whose copy the broker has not confirmed yet.
-        self._copying: dict[Job, None] = {}
-        #: Those whose copy it did not take, with the timers of the next try.
-        self._uncopied: dict[Job, Any] = {}
-        #: The timer that ends the waiting for those copies, in a stop.
-        self._last_copies: Any = None
         #: Those whose channel was lost, by the message's id: the broker delivers them again.
         self._orphans: dict[str, list[Job]] = {}
         #: What the threads have done and the reactor does not know yet.
         self._ended: list[Job] = []
         self._lock = threading.Lock()
-        self._trouble = Outage(reactor.seconds)
-        self._held = False
-        self._paused = False
-        self._stopping = False
         self._traced = False
         self.timeout_hint = (
             f"{queue.handler} has kept a message for longer than the broker's consumer_timeout: "
             "raise that, or publish a task for such work."
         )
-        self.finished = 0
         self.decided: Counter[Action] = Counter()
         """What was decided about messages, since the start."""
-        self.on_settled: Callable[[], None] = lambda: None
-        self.on_suspect: Callable[[], None] = lambda: None
-        self.on_finished: Callable[[], None] = lambda: None
-        self.on_stuck: Callable[[], None] = lambda: None
 
     @property
     def started(self) -> int:
@@ -184,30 +130,17 @@ class MessageDispatcher:
         return len(self._jobs)
 
     @property
-    def suspects(self) -> int:
-        """Messages that wait until nothing else runs in this process."""
-        return len(self._suspects)
-
-    @property
     def begun(self) -> int:
         """The same: none of them waits for our database."""
         return self.running
 
     def threads(self) -> Sequence[ThreadReport]:
         """What each of the worker threads does at this moment. From any thread."""
-        now = time.monotonic()
         reports = []
         for slot in self._pool.slots:
-            busy = slot.job is not None
-            reports.append(
-                ThreadReport(
-                    name=slot.name,
-                    task=self._queue.handler if busy else None,
-                    uuid=None,
-                    seconds=max(0.0, now - slot.since) if busy else 0.0,
-                    stuck=slot.stuck,
-                )
-            )
+            job = slot.job
+            task = self._queue.handler if job is not None else None
+            reports.append(ThreadReport.of(slot, job, task=task))
         return reports
 
     def runs(self, key: UUID, token: int | None) -> bool:
@@ -222,17 +155,7 @@ class MessageDispatcher:
 
     # deliver
 
-    def deliver(self, delivery: Delivery) -> None:
-        """A message arrived."""
-        if delivery.redelivered and self._adopt(delivery):
-            return
-        self._waiting.append(delivery)
-        if not self._pump_due:
-            self._pump_due = True
-            # One read of the socket brings many messages: the threads get them together.
-            self._reactor.callLater(0, self._pump)
-
-    def _adopt(self, delivery: Delivery) -> bool:
+    def _adopt_running(self, delivery: Delivery) -> bool:
         """Take over a message whose channel was lost while its handler ran.
 
         Only where messages have an id: of others nobody knows whether it is this one.
@@ -252,7 +175,7 @@ class MessageDispatcher:
     def _pump(self) -> None:
         self._pump_due = False
         if self._stopping or self._paused:
-            self._return_waiting()
+            self._waiting.give_back()
             return
         if not self._waiting or self._held:
             return
@@ -329,25 +252,6 @@ class MessageDispatcher:
         if fingerprint is not None and self._losses is not None:
             self._losses.end(fingerprint)
 
-    def pause(self) -> None:
-        """Begin nothing for now and give back what waits. Running handlers go on."""
-        self._paused = True
-        self._give_back_all()
-
-    def resume(self) -> None:
-        """Begin again."""
-        self._paused = False
-        self._pump()
-
-    def hold(self) -> None:
-        """Begin nothing more, keep what waits; running handlers go on."""
-        self._held = True
-
-    def unhold(self) -> None:
-        """Begin again."""
-        self._held = False
-        self._pump()
-
     def claim_suspect(self) -> None:
         """Begin one suspect; the caller knows that nothing else runs in this process."""
         job = self._suspects.popleft()
@@ -356,7 +260,7 @@ class MessageDispatcher:
 
     def forget_closed(self) -> None:
         """Drop what waits of a channel that is closed: the broker has it again."""
-        self._waiting = deque(d for d in self._waiting if d.settler.is_open)
+        super().forget_closed()
         self._suspects = deque(job for job in self._suspects if job.delivery.settler.is_open)
         for job in [] if self._stopping else self._pool.recall():
             if job.delivery.settler.is_open:
@@ -369,11 +273,6 @@ class MessageDispatcher:
             if key and not job.delivery.settler.is_open:
                 self._orphans.setdefault(key, []).append(job)
 
-    def return_surplus(self, keep: int) -> None:
-        """Give back waiting messages beyond ``keep``, the newest first."""
-        while len(self._waiting) > keep:
-            self._waiting.pop().requeue()
-
     # handle
 
     def _work(self, job: Job) -> None:
@@ -385,7 +284,7 @@ class MessageDispatcher:
         began = time.monotonic()
         try:
             job.failure = handling.handle(
-                partial(self._call, job.delivery),
+                partial(handler_call.call, self._queue, job.delivery),
                 self._timed(job),
                 message_spans.begin(job, self._queue) if self._traced else None,
             )
@@ -451,32 +350,6 @@ class MessageDispatcher:
             job.failure = Failure(fault=Fault.HANDLER, exception=call.text, traceback="")
         self._decide(job, time.monotonic() - call.began)
 
-    def _call(self, delivery: Delivery) -> Any:
-        """Call the handler with what it asks for."""
-        queue = self._queue
-        if queue.of_body is not None:
-            return queue.of_body(
-                handlers.content_of(delivery.body, delivery.properties, queue.accept)
-            )
-        return queue.call(self._message(delivery))
-
-    def _message(self, delivery: Delivery) -> Message:
-        exchange, routing_key = copying.origin_of(delivery)
-        # Of its own: what a handler changes in them must not get into a copy.
-        headers = dict(delivery.properties.headers or {})
-        properties = pika.BasicProperties(**vars(delivery.properties) | {"headers": headers})
-        return Message(
-            body=delivery.body,
-            routing_key=routing_key,
-            exchange=exchange,
-            queue=self._queue.name,
-            headers=headers,
-            properties=properties,
-            redelivered=delivery.redelivered,
-            retries=self._queue.policy.retries(headers),
-            accept=self._queue.accept,
-        )
-
     # decide, settle
 
     def _settle_ended(self) -> None:
@@ -518,7 +391,7 @@ class MessageDispatcher:
             case Action.WAIT:
                 self._rest(job, decision.delay)
             case Action.RETRY | Action.ARCHIVE:
-                self._copy(job, decision)
+                self._copies.copy(job, decision)
 
     def _rest(self, job: Job, delay: float) -> None:
         """Keep a message, and have it handled again after a while."""
@@ -542,47 +415,10 @@ class MessageDispatcher:
         if job.delivery.settler.is_open:
             self._begin(job, self._reactor.seconds())
 
-    def _copy(self, job: Job, decision: Decision) -> None:
-        """Have the broker keep a copy, then acknowledge; again and again until it does."""
-        self._uncopied.pop(job, None)
-        if job not in self._jobs:
-            return
-        if self._stopping or not job.delivery.settler.is_open:
-            # The broker delivers it again: the handler may run once more, and nothing is lost.
-            self._give_back(job)
-            return
-        assert job.failure is not None
-        post = copying.copy_of(
-            job.delivery,
-            queue=self._queue,
-            decision=decision,
-            failure=job.failure,
-            now=datetime.now(UTC).isoformat(timespec="milliseconds"),
-            host=self._host,
-        )
-
-        def settled(error: str | None) -> None:
-            self._copying.pop(job, None)
-            if error is None:
-                self._copied(job)
-            else:
-                self._tell_trouble(post.routing_key, error)
-                again = 0.0 if self._stopping else COPY_RETRY
-                timer = self._reactor.callLater(again, self._copy, job, decision)
-                self._uncopied[job] = timer
-
-        self._copying[job] = None
-        self._send(post, settled)
-
     def _copied(self, job: Job) -> None:
-        failpoints.reached("copy_before_ack")
-        after = self._trouble.over()
-        if after:
-            _log.info("Copies of failed messages are taken{after}", after=after)
-        if job in self._jobs:
-            self._end(job)
-            job.delivery.settler.flush()
-            self._go_on()
+        self._end(job)
+        job.delivery.settler.flush()
+        self._go_on()
 
     def _end(self, job: Job) -> None:
         """Acknowledge. The caller flushes the settler."""
@@ -629,31 +465,16 @@ class MessageDispatcher:
             what=what,
         )
 
-    def _tell_trouble(self, target: str, error: str) -> None:
-        told = self._trouble.failed(error)
-        if told is not None:
-            _log.error(
-                "A message of queue {queue} cannot be put into {target}: {reason}. It stays "
-                "unacknowledged, and is tried again",
-                queue=self._queue.name,
-                target=target,
-                reason=told,
-            )
-
     def take_custody(self, deadline: float) -> None:
         """The broker has custody until the end: no row says that the message is being handled."""
 
     def free_waiting(self, deadline: float) -> None:
         """Give back what waits in vain behind long work: others may have a thread for it."""
         now = self._reactor.seconds()
-        behind = self._pool.recall()
-        oldest = max((now - job.since for job in behind), default=0.0)
+        behind = take_behind(self._pool, self.pace, now)
         for job in behind:
-            if oldest > STUCK:
-                self._give_back(job)
-            else:
-                self._pool.put(job)
-        overdue = take_overdue(self._waiting, now, deadline)
+            self._give_back(job)
+        overdue = self._waiting.take_overdue(now, deadline)
         for job in [job for job in self._resting if now - job.arrived >= deadline]:
             self._resting.pop(job).cancel()
             overdue.append(job.delivery)
@@ -662,9 +483,7 @@ class MessageDispatcher:
             overdue.append(job.delivery)
         for delivery in overdue:
             delivery.requeue()
-        if oldest > STUCK:
-            # What was measured of earlier messages does not hold for those that are handled now.
-            self.pace.seconds = max(self.pace.seconds, oldest)
+        if behind:
             self.on_settled()
 
     # stop
@@ -672,16 +491,8 @@ class MessageDispatcher:
     def stop_claiming(self) -> None:
         """Give back what has not begun."""
         self._stopping = True
-        self._give_back_all()
-        uncopied, self._uncopied = self._uncopied, {}
-        for job, timer in uncopied.items():
-            timer.cancel()
-            self._give_back(job)
-        self._last_copies = self._reactor.callLater(LAST_COPIES, self._give_back_copying)
-
-    def _give_back_copying(self) -> None:
-        for job in self._copying:
-            self._give_back(job)
+        self._give_back_waiting()
+        self._copies.stop()
 
     def release_running(self) -> int:
         """The deadline has come: give back what is handled still; it runs again elsewhere."""
@@ -694,12 +505,11 @@ class MessageDispatcher:
         """Let the threads end that are free."""
         self._keeper.stop()
         self._pool.stop()
-        if self._last_copies is not None and self._last_copies.active():
-            self._last_copies.cancel()
+        self._copies.end()
 
-    def _give_back_all(self) -> None:
+    def _give_back_waiting(self) -> None:
         """What waits, rests, is a suspect, or is about to begin."""
-        self._return_waiting()
+        self._waiting.give_back()
         resting, self._resting = self._resting, {}
         for job, timer in resting.items():
             timer.cancel()
@@ -719,8 +529,3 @@ class MessageDispatcher:
             self._note_end(job)
             job.delivery.requeue()
             self.on_suspect()
-
-    def _return_waiting(self) -> None:
-        waiting, self._waiting = self._waiting, deque()
-        for delivery in waiting:
-            delivery.requeue()

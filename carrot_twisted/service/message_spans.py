@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from carrot_twisted.handlers import HandlerQueue
     from carrot_twisted.retry import Failure
-    from carrot_twisted.service.message_dispatcher import Job
+    from carrot_twisted.service.message_job import Job
 
 #: After these the handler may be called once more, and nothing has come to its end.
 NOT_YET = (Action.WAIT, Action.RETRY)

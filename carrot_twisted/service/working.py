@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from carrot_twisted.service.delivery import Delivery
-    from carrot_twisted.service.dispatcher import ThreadReport
     from carrot_twisted.service.prefetch import Pace
+    from carrot_twisted.service.thread_report import ThreadReport
 
 
 class Working(Protocol):

@@ -29,7 +29,7 @@ def ack_before_run() -> None:
     async def nothing(self: Relay) -> None:
         pass
 
-    Dispatcher.deliver = acknowledged  # type: ignore[method-assign]
+    Dispatcher.deliver = acknowledged  # type: ignore[assignment, method-assign]
     Relay._ring = nothing  # type: ignore[method-assign]
     records.reap = lambda claimant, using: 0
 

@@ -141,9 +141,9 @@ class Way:
 
     def run(self) -> int:
         """The worker threads do all that they have; returns how much that is."""
-        jobs = self.dispatcher._pool.recall()
+        jobs = self.dispatcher._executor._pool.recall()
         for job in jobs:
-            self.dispatcher._work(job)
+            self.dispatcher._executor.work(job)
         return len(jobs)
 
     def go(self, keys: Sequence[UUID]) -> None:

@@ -477,7 +477,7 @@ def test_in_a_memory_alarm_what_fails_stays_and_what_succeeds_is_done(
     start: StartService, broker: Broker, private_broker: RabbitMQ, ledger: Ledger, tmp_path: Path
 ) -> None:
     environment = {"CARROT_BROKER_URL": private_broker.url}
-    soon = constants({"service.message_dispatcher.LAST_COPIES": 0.5})
+    soon = constants({"service.message_copies.LAST_COPIES": 0.5})
     service = start("wait", handlers={"max_retries": 0, "concurrency": 2}, **environment, **soon)
     for content in ("fail", "other", "third"):
         send(broker, "wait", content)

@@ -271,7 +271,7 @@ def test_a_message_of_an_old_publisher_runs_only_if_its_old_row_says_so(
     mixed = tables.add_log(ECHO)
     publisher.send(host, EFFECT, "mixed", message_id=mixed)
     # A row that is not there might yet be committed.
-    delays = constants({"service.dispatcher.MISSING_DELAYS": [0.1, 0.3]})
+    delays = constants({"service.missing_rows.DELAYS": [0.1, 0.3]})
     service("tests.django_carrot.adopting_settings", **delays)
     wait_until(lambda: broker.depth("default.dead") == 3)
     headers = {p.message_id: p.headers for p, _ in (broker.get("default.dead") for _ in dead)}

@@ -199,7 +199,7 @@ def test_foreign_broken_and_hostile_messages_are_kept_and_hold_up_nobody(
     start_service: StartService, broker: Broker, tmp_path: Path
 ) -> None:
     # Their rows might yet be committed: that is waited for, and not the matter here.
-    service = start_service(**constants({"service.dispatcher.MISSING_DELAYS": [0.1, 0.3]}))
+    service = start_service(**constants({"service.missing_rows.DELAYS": [0.1, 0.3]}))
     marker = tmp_path / "marker"
     foreign: dict[str, tuple[bytes, dict[str, Any]]] = {
         "no properties": (b"hello", {}),

@@ -31,12 +31,19 @@ from carrot_twisted.outcomes import Kind, Result, Verdict
 from carrot_twisted.records import Claimed
 from carrot_twisted.rollups import Totals
 from carrot_twisted.running import CancelRequest
-from carrot_twisted.service import dispatcher as module
-from carrot_twisted.service import prefetch, quarantine
+from carrot_twisted.service import (
+    executor,
+    missing_rows,
+    prefetch,
+    quarantine,
+    spoiled_runs,
+)
+from carrot_twisted.service.crowd import CROWDED, MANY
 from carrot_twisted.service.delivery import Delivery, SafeChannel, Settler
-from carrot_twisted.service.dispatcher import CROWDED, MANY, Dispatcher, Job
+from carrot_twisted.service.dispatcher import Dispatcher
 from carrot_twisted.service.event_loop import EventLoop
 from carrot_twisted.service.hooked_dispatcher import HookedDispatcher
+from carrot_twisted.service.job import Job
 from carrot_twisted.service.operations import Claim, Finish
 from carrot_twisted.service.pool import Slot
 from carrot_twisted.service.quarantine import Quarantine
@@ -120,6 +127,7 @@ class Desk:
             tally=self.tally,
             reactor=self.clock,
         )
+        self.executor = self.dispatcher._executor
         self.open_channel()
 
     def open_channel(self) -> None:
@@ -168,12 +176,12 @@ class Desk:
 
     def jobs(self) -> list[Job]:
         """What a worker thread would get now."""
-        return self.dispatcher._pool.recall()
+        return self.executor._pool.recall()
 
     def run(self) -> list[Result]:
         """Let the threads do all that they were given; returns what they hand to the writer."""
         for job in self.jobs():
-            self.dispatcher._work(job)
+            self.executor.work(job)
         return [op.finished.result for op in self.writer.operations if isinstance(op, Finish)]
 
     def write(self) -> list[Finish]:
@@ -301,7 +309,7 @@ class TestTheWay:
     ) -> None:
         now = [100.0]
         monkeypatch.setattr(time, "monotonic", lambda: now[0])
-        pool = desk.dispatcher._pool
+        pool = desk.executor._pool
         pool._slots = [Slot(str(n)) for n in range(4)]
         desk.start(3)
         jobs = desk.jobs()
@@ -343,7 +351,7 @@ class TestCoroutines:
 
     @pytest.fixture(autouse=True)
     def no_loop(self, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(desk.dispatcher._events, "call", lambda _function: None)
+        monkeypatch.setattr(desk.executor._events, "call", lambda _function: None)
         import_module(COROUTINE.rpartition(".")[0])
 
     def arrive(self, desk: Desk, task: str, count: int) -> list[UUID]:
@@ -360,7 +368,7 @@ class TestCoroutines:
         monkeypatch.setattr(sys.modules[__name__], "TASK", COROUTINE)
         desk.answer()
         assert desk.jobs() == []
-        assert [job.uuid for job in desk.dispatcher._coroutines.recall()] == [first]
+        assert [job.uuid for job in desk.executor._coroutines.recall()] == [first]
         assert pace.prefetch >= before + 100
 
         monkeypatch.undo()
@@ -374,12 +382,12 @@ class TestCoroutines:
         ]
 
     def test_their_times_say_nothing_of_threads(self, desk: Desk) -> None:
-        desk.dispatcher._go_beside()
+        desk.executor._go_beside()
         job, other = Job(uuid4(), [], is_coroutine=True), Job(uuid4(), [])
         job.result = Result(kind=Kind.COMPLETED, started=0.0, ended=100.0)
         other.result = Result(kind=Kind.COMPLETED, started=0.0, ended=0.05)
         pace = desk.dispatcher.pace
-        desk.dispatcher._measure([job, other], 100.05, 10)
+        desk.executor.measure([job, other], 100.05, 10)
         assert pace.beside is not None
         assert pace.seconds == pytest.approx(0.05)
         assert pace.beside.seconds > 20
@@ -387,7 +395,7 @@ class TestCoroutines:
     def test_what_was_not_begun_is_given_back(self, desk: Desk) -> None:
         desk.start(2)
         (job, _) = desk.jobs()
-        desk.dispatcher._coroutines.put(job)
+        desk.executor._coroutines.put(job)
         desk.dispatcher.stop_claiming()
         (finish,) = desk.writer.take(Finish)
         assert (finish.job, finish.finished.result.kind) == (job, Kind.RELEASED)
@@ -399,8 +407,8 @@ class TestCoroutines:
         monkeypatch.delitem(sys.modules, COROUTINE.rpartition(".")[0])
         desk.start()
         (job,) = desk.jobs()
-        desk.dispatcher._work(job)
-        assert desk.dispatcher._coroutines.recall() == [job]
+        desk.executor.work(job)
+        assert desk.executor._coroutines.recall() == [job]
         assert desk.writer.take(Finish) == []
 
 
@@ -627,7 +635,7 @@ class TestHandOver:
         more = [desk.deliver(headers={"type": "app.limited"}) for _ in range(2)]
         desk.turn(CROWDED)
         assert desk.claims() == []
-        assert desk.dispatcher._crowded == {}
+        assert desk.dispatcher._crowd.tasks == {}
         assert len(more) == len(desk.dispatcher._waiting)
 
     def test_of_a_crowd_many_are_delivered_at_once_for_a_while(self, desk: Desk) -> None:
@@ -701,8 +709,8 @@ class TestMissingRows:
             desk.answer(every=Verdict.MISSING)
             looks += 1
             desk.turn(5)
-        assert looks == len(module.MISSING_DELAYS) + 1
-        assert sum(module.MISSING_DELAYS) == pytest.approx(10, abs=1)
+        assert looks == len(missing_rows.DELAYS) + 1
+        assert sum(missing_rows.DELAYS) == pytest.approx(10, abs=1)
         assert [reason for _, reason in desk.dead] == ["no MessageLog has this message_id"]
         assert desk.dispatcher.running == 0
         assert desk.channel.frames == [], "acknowledged before the dead-letter queue has it"
@@ -751,7 +759,7 @@ class TestMissingRows:
     def test_a_flood_of_messages_without_rows_does_not_pile_up(
         self, desk: Desk, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(module, "MAX_MISSING", 2)
+        monkeypatch.setattr(missing_rows, "MOST", 2)
         for _ in range(5):
             desk.deliver(app_id=None)
         desk.turn()
@@ -804,7 +812,7 @@ class TestSuspects:
         desk.turn()
         assert desk.claims() == []
         assert desk.channel.requeued == set()
-        desk.dispatcher._work(job)
+        desk.executor.work(job)
         desk.write()
         assert desk.claims() == [[suspect]]
         desk.answer()
@@ -839,7 +847,7 @@ class TestSuspects:
         desk.deliver()
         desk.turn()
         assert desk.claims() == []
-        desk.dispatcher._work(long)
+        desk.executor.work(long)
         desk.write()
         assert desk.claims() == [[suspect]]
         assert desk.channel.requeued == set()
@@ -851,7 +859,7 @@ class TestSuspects:
         desk.turn()
         desk.answer(every=Verdict.SUSPECT)
         desk.turn(quarantine.PATIENCE)
-        desk.dispatcher._work(long)
+        desk.executor.work(long)
         desk.write()
         assert desk.claims() == [[suspect]]
         desk.answer()
@@ -899,7 +907,7 @@ class TestSuspects:
         desk.answer(every=Verdict.SUSPECT)
         desk.dispatcher.pause()
         assert desk.channel.requeued == {2}
-        desk.dispatcher._work(job)
+        desk.executor.work(job)
         desk.write()
         desk.dispatcher.resume()
         new = desk.deliver()
@@ -985,7 +993,7 @@ class TestWaitingInVain:
         desk.turn()
         desk.answer()
         # The first one is being run.
-        running = desk.dispatcher._pool._inbox.get()
+        running = desk.executor._pool._inbox.get()
         desk.turn(9)
         desk.dispatcher.free_waiting(600)
         assert desk.writer.operations == []
@@ -1042,11 +1050,11 @@ class TestStuckTasks:
         desk.start()
         (job,) = desk.jobs()
         assert job.run is not None
-        return job, TimedCall(job.run, 2.5, Transcript(1000), desk.dispatcher._keeper)
+        return job, TimedCall(job.run, 2.5, Transcript(1000), desk.executor._keeper)
 
     def test_its_row_says_where_it_is_stuck(self, desk: Desk) -> None:
         job, call = self.stuck(desk)
-        desk.dispatcher._end_stuck(job, call)
+        desk.executor._end_stuck(job, call)
         (finish,) = desk.write()
         assert finish.finished.result.kind is Kind.FAILED
         assert "time limit of 2.5 s exceeded; the thread is stuck in" in str(
@@ -1065,9 +1073,9 @@ class TestStuckTasks:
 
         told: list[str] = []
         monkeypatch.setattr(execution, "give_up", give_up)
-        monkeypatch.setattr(module._log, "failure", lambda text, **_: told.append(text))
+        monkeypatch.setattr(executor._log, "failure", lambda text, **_: told.append(text))
         job, call = self.stuck(desk)
-        desk.dispatcher._end_stuck(job, call)
+        desk.executor._end_stuck(job, call)
         (finish,) = desk.write()
         result = finish.finished.result
         assert (result.kind, result.exception) == (Kind.FAILED, "time limit of 2.5 s exceeded")
@@ -1140,7 +1148,7 @@ class TestSpoiledRuns:
         desk = self.flood()
         assert self.spoil(desk) > 4
         for _ in range(3):
-            desk.turn(module.BRAKE - 0.01)
+            desk.turn(spoiled_runs.BRAKE - 0.01)
             assert desk.claims() == []
             desk.turn(0.01)
             assert [len(ids) for ids in desk.claims()] == [2]
@@ -1150,7 +1158,7 @@ class TestSpoiledRuns:
     def test_one_that_comes_to_its_end_sets_the_pace_again(self) -> None:
         desk = self.flood()
         self.spoil(desk)
-        desk.turn(module.BRAKE)
+        desk.turn(spoiled_runs.BRAKE)
         desk.answer()
         desk.run()
         desk.write()
@@ -1167,26 +1175,26 @@ class TestSpoiledRuns:
     def test_they_are_told_in_few_lines(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Ten minutes, with a round each second."""
         told: list[dict[str, Any]] = []
-        monkeypatch.setattr(module._log, "warn", lambda *_, **facts: told.append(facts))
+        monkeypatch.setattr(spoiled_runs._log, "warn", lambda *_, **facts: told.append(facts))
         desk = self.flood()
         count = self.spoil(desk)
         for _ in range(600):
             desk.start(2)
             count += self.spoil(desk)
-            desk.turn(module.BRAKE)
-        desk.turn(module.TELL_LAST)
+            desk.turn(spoiled_runs.BRAKE)
+        desk.turn(spoiled_runs.TELL_LAST)
         assert 5 <= len(told) <= 20
         assert sum(facts["n"] for facts in told) == count
         assert {facts["error"] for facts in told} == {"too many"}
 
     def test_what_is_given_back_unbegun_is_not_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
         told: list[object] = []
-        monkeypatch.setattr(module._log, "warn", lambda *_, **facts: told.append(facts))
+        monkeypatch.setattr(spoiled_runs._log, "warn", lambda *_, **facts: told.append(facts))
         desk = Desk(concurrency=2)
         desk.start(2)
         desk.dispatcher.stop_claiming()
         desk.write()
-        desk.turn(module.TELL_LAST)
+        desk.turn(spoiled_runs.TELL_LAST)
         assert told == []
 
 

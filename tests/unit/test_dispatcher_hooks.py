@@ -27,7 +27,7 @@ from tests.unit.test_dispatcher import Desk, claimed
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from carrot_twisted.service.dispatcher import Job
+    from carrot_twisted.service.job import Job
 
 
 class Reads(Consumer):
@@ -69,7 +69,7 @@ class HookedDesk(Desk):
 
     def thread(self, job: Job) -> threading.Thread:
         """A worker thread takes this job, and waits where it has to."""
-        thread = threading.Thread(target=self.dispatcher._work, args=(job,), daemon=True)
+        thread = threading.Thread(target=self.dispatcher._executor.work, args=(job,), daemon=True)
         thread.start()
         return thread
 

@@ -35,7 +35,7 @@ def event(text: str, **values: Any) -> dict[str, Any]:
     return {
         "log_time": 1_700_000_000.25,
         "log_level": LogLevel.warn,
-        "log_namespace": "carrot_twisted.service.dispatcher",
+        "log_namespace": "carrot_twisted.service.run_ends",
         "log_format": text,
         **values,
     }
@@ -54,7 +54,7 @@ def test_an_event_is_one_line_with_its_context_in_fields() -> None:
     assert found == {
         "time": "2023-11-14T22:13:20.250+00:00",
         "level": "warning",
-        "logger": "carrot_twisted.service.dispatcher",
+        "logger": "carrot_twisted.service.run_ends",
         "message": f'Task app.t ({KEY}) failed: a\nb "c"',
         "task": "app.t",
         "id": str(KEY),

@@ -19,7 +19,8 @@ from carrot_twisted.exceptions import PermanentFailure
 from carrot_twisted.service import copying
 from carrot_twisted.service.delivery import Delivery, Settler
 from carrot_twisted.service.loss_counter import LossCounter
-from carrot_twisted.service.message_dispatcher import COPY_RETRY, LAST_COPIES, MessageDispatcher
+from carrot_twisted.service.message_copies import COPY_RETRY, LAST_COPIES
+from carrot_twisted.service.message_dispatcher import MessageDispatcher
 from carrot_twisted.service.quarantine import Quarantine
 from tests.unit.test_delivery import Channel
 from tests.unit.test_dispatcher import Reactor
