@@ -127,38 +127,6 @@ def take(
     return {row[0]: _claimed(row, token) for row in rows}
 
 
-def take_again(runs: Sequence[Claimed], worker: str, using: str) -> int:
-    """Claim once more what runs here, and what the database does not know any more.
-
-    A claim may be forgotten by a database that was killed a moment later, see ``LogWriter``. Its
-    row is as it was before, with one attempt less than its run has: so it is not taken for one that
-    another worker has put back.
-
-    Args:
-        runs: what runs here.
-        worker: name of who claims.
-        using: database alias.
-
-    Returns:
-        How many were forgotten.
-    """
-    logs = MessageLog.objects.using(using).filter(in_state(MessageLog.PUBLISHED))
-    by_key = {run.uuid: run for run in runs}
-    waiting = logs.filter(pk__in=by_key).values_list("pk", "attempts")
-    forgotten = [by_key[pk] for pk, attempts in waiting if by_key[pk].attempt == attempts + 1]
-    return sum(
-        logs.filter(pk=run.uuid, attempts=run.attempt - 1).update(
-            status=MessageLog.IN_PROGRESS,
-            worker=worker,
-            token=run.token,
-            attempts=run.attempt,
-            start_time=Now(),
-            publish_error="",
-        )
-        for run in forgotten
-    )
-
-
 def claim_limited(ids: Sequence[UUID], token: int, worker: str, using: str) -> dict[UUID, Claimed]:
     """Take those rows whose limits let them run. Call it inside the transaction that knows that."""
     rows = statements.claim_rows(_TABLE, ids, token, worker, ANY_NUMBER, using, limited=True)

@@ -32,44 +32,37 @@ class BoundedTransactions:
         self._waits_for_ever = False
 
     @contextmanager
-    def begin(self, **parameters: str) -> Iterator[None]:
-        """One transaction, committed at its end.
-
-        Args:
-            parameters: of PostgreSQL, for this transaction; other databases know none.
-        """
+    def begin(self) -> Iterator[None]:
+        """One transaction, committed at its end."""
         with transaction.atomic(using=self._using):
-            for name, value in self._bounded(parameters).items():
+            for name, value in self._bounds().items():
                 with connections[self._using].cursor() as cursor:
                     cursor.execute(f"SET LOCAL {name} = '{value}'")
             yield
 
     @contextmanager
-    def each(self, **parameters: str) -> Iterator[None]:
+    def each(self) -> Iterator[None]:
         """Each statement inside is a transaction of its own.
 
         With PostgreSQL its parameters travel with it: neither BEGIN nor SET LOCAL go before it, nor
         COMMIT after it. What is sent together like this is one transaction, and the parameters are
         set before the next statement asks for the table's lock.
-
-        Args:
-            parameters: of PostgreSQL, for each statement; other databases know none.
         """
         connection: Any = connections[self._using]
-        bounded = self._bounded(parameters)
-        if not bounded:
+        bounds = self._bounds()
+        if not bounds:
             yield
         elif connection.features.uses_server_side_binding:
             # Such statements have to travel one by one.
-            with self.begin(**parameters):
+            with self.begin():
                 yield
         else:
-            sets = ", ".join(f"set_config('{k}', '{v}', true)" for k, v in bounded.items())
+            sets = ", ".join(f"set_config('{k}', '{v}', true)" for k, v in bounds.items())
             with connection.execute_wrapper(partial(_together, f"SELECT {sets}; ")):
                 yield
 
-    def _bounded(self, parameters: dict[str, str]) -> dict[str, str]:
-        """And those that keep a transaction from waiting for others' locks without end.
+    def _bounds(self) -> dict[str, str]:
+        """Parameters that keep a transaction from waiting for others' locks without end.
 
         For one transaction only: a pooler gives the connection to others, too.
         """
@@ -81,7 +74,7 @@ class BoundedTransactions:
                 cursor.execute("SHOW lock_timeout")
                 self._waits_for_ever = cursor.fetchone() == ("0",)
             self._driver = connection.connection
-        return {**parameters, "lock_timeout": LOCK_TIMEOUT} if self._waits_for_ever else parameters
+        return {"lock_timeout": LOCK_TIMEOUT} if self._waits_for_ever else {}
 
 
 def _together(

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Claims in the database: each a transaction of its own that does not wait for the disk.
+"""Claims in the database: each a statement that is a transaction of its own.
 
-So their tasks start sooner. A database that is killed in the next moment forgets them, and all that
-came after them: their rows wait as if nobody had claimed them. So what runs here is claimed once
-more when the connection was lost.
+They wait for the disk as everything does. An attempt that the database has forgotten would be one
+that nobody sees, and that does not count for ``max_crashes``.
 """
 
 from __future__ import annotations
@@ -50,8 +49,6 @@ class ClaimTransactions:
         self._using = using
         self._transactions = transactions
         self._admissions = admissions
-        self.runs: Callable[[], Sequence[Claimed]] = lambda: ()
-        """What is claimed here, and has not ended."""
 
     def write(self, claims: Sequence[Any]) -> Callable[[], None]:
         """Claim; of rows that cannot be claimed just so, in a second transaction.
@@ -65,8 +62,7 @@ class ClaimTransactions:
         answers: list[dict[UUID, Claimed | Verdict | Candidate]] = []
         for op in claims:
             claimant = self._claimant(op.alone)
-            # Where the project waits for no disk at all, nor does this.
-            with self._transactions.each(synchronous_commit="off"):
+            with self._transactions.each():
                 taken = records.take(op.ids, op.token, claimant, self._using, op.barred)
             answers.append({**taken})
         left = [
@@ -99,13 +95,3 @@ class ClaimTransactions:
             if known:
                 op.answer(known)
         self._admissions.are_left(limited, [])
-
-    def write_again(self) -> None:
-        """A connection was lost: claim what the database may have forgotten."""
-        runs = self.runs()
-        if runs:
-            with self._transactions.begin():
-                worker = self._claimant(False).worker
-                forgotten = records.take_again(runs, worker, self._using)
-            if forgotten:
-                _log.warn("The database had forgotten that {n} tasks run here", n=forgotten)

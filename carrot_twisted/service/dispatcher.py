@@ -180,14 +180,6 @@ class Dispatcher(BaseDispatcher[Job]):
             job is not None and job.run is not None and job.run.token == token
         )
 
-    def claimed(self) -> list[Run]:
-        """What is claimed here and is not given back. From any thread."""
-        return [
-            job.run
-            for job in list(self._jobs.values())
-            if job.run is not None and (job.result is None or job.result.kind.is_final)
-        ]
-
     def start(self) -> None:
         """Start the worker threads."""
         self._executor.start()

@@ -173,7 +173,6 @@ class Engine:
             for queue, consumer in zip(queues, consumers, strict=True)
             if not isinstance(queue, HandlerQueue)
         ]
-        self._writer.claims.runs = lambda: [run for one in tasks for run in one.claimed()]
         self._events.on_blocked += [dispatcher.loop_blocked for dispatcher in tasks]
         self._admitting = Admitting(
             dispatchers=tasks, writer=self._writer, ring=self._relay.look, reactor=reactor

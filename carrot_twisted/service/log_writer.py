@@ -87,14 +87,13 @@ class LogWriter:
         """For what runs on its thread."""
         self.admissions = AdmissionTransactions(claimant, using, self.transactions)
         """Asks for places, and hands tasks over."""
-        self.claims = ClaimTransactions(claimant, using, self.transactions, self.admissions)
-        """Asks for what runs here."""
+        claims = ClaimTransactions(claimant, using, self.transactions, self.admissions)
         self._persistence = Persistence(
             using=using,
             reactor=reactor,
             availability=self._availability,
             transactions=self.transactions,
-            claims=self.claims,
+            claims=claims,
             records=RecordTransactions(
                 using, reactor, lambda: self.clock_offset, self.transactions, self.admissions
             ),

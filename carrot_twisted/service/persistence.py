@@ -90,8 +90,6 @@ class Persistence:
         """Set, from any thread: a database that is away is not waited for any longer."""
         #: Operations that were put aside for others' transactions, by id().
         self._aside: dict[int, Operation] = {}
-        #: A connection was lost: the database may have forgotten claims.
-        self._in_doubt = False
 
     def persist(self, batch: Sequence[Operation]) -> bool:
         """Write the batch, however long the database is away; False if that was given up.
@@ -177,13 +175,9 @@ class Persistence:
         """Do it; returns what the database said against it, its connection closed then."""
         self._availability.asked()
         try:
-            if self._in_doubt:
-                self._claims.write_again()
-                self._in_doubt = False
             work()
         except (DatabaseError, InterfaceError) as error:
             connections[self._using].close()
-            self._in_doubt = True
             return error
         finally:
             self._availability.answered()

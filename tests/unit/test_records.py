@@ -74,44 +74,6 @@ def finish_one(pk: UUID, token: int, result: Result, offset: float = 0.0) -> int
     return records.finish([Finished(uuid=pk, token=token, result=result)], offset, "default")
 
 
-class TestTakeAgain:
-    """A database that was killed has forgotten the last claims."""
-
-    def test_claims_what_was_forgotten_with_the_number_that_its_run_has(self) -> None:
-        pks = [row(), row(attempts=2, retries=1)]
-        runs = [claim_one(pk, token=9) for pk in pks]
-        known = [state(pk) for pk in pks]
-        for pk, attempts in zip(pks, (0, 2), strict=True):
-            MessageLog.objects.filter(pk=pk).update(
-                status="PUBLISHED", attempts=attempts, token=4, worker="", start_time=None
-            )
-        assert records.take_again(runs, "me", "default") == 2
-        for pk, before in zip(pks, known, strict=True):
-            after = state(pk)
-            assert after.pop("start_time") >= before.pop("start_time")
-            assert after == before
-            assert finish_one(pk, 9, DONE) == 1
-
-    @pytest.mark.parametrize(
-        "fields",
-        [
-            {"status": "PUBLISHED", "attempts": 1, "crashes": 1, "token": None},
-            {"status": "IN_PROGRESS", "attempts": 1, "worker": "other", "token": 8},
-            {"status": "IN_PROGRESS", "attempts": 1, "worker": "me", "token": 9},
-            {"status": "COMPLETED", "attempts": 0},
-            {"status": "CANCELLED", "attempts": 0},
-        ],
-        ids=["put back by a reaper", "taken over", "not forgotten", "ended", "cancelled"],
-    )
-    def test_leaves_alone_what_others_have_done(self, fields: dict[str, Any]) -> None:
-        pk = row()
-        run = claim_one(pk, token=9)
-        MessageLog.objects.filter(pk=pk).update(**fields)
-        before = state(pk)
-        assert records.take_again([run], "me", "default") == 0
-        assert state(pk) == before
-
-
 class TestClaim:
     def test_takes_a_published_row_and_says_what_to_run(self) -> None:
         pk = row(task_args="[1]", content='{"a": 2}')
