@@ -20,7 +20,8 @@ class Measure:
     systems: tuple[str, ...]
     task: str = "no_op"
     threads: int | None = None
-    """Of each system; None: as the command line says."""
+    """Of each system, all of its processes together; None: of each process as many as the command
+    line says."""
     share: float = 1.0
     """Of carrot-twisted's backlog: less, where a task takes longer."""
     peer_share: float = 1.0
@@ -76,7 +77,7 @@ MEASURES = {
     "wait_128": Measure(
         label="wait 10 ms, 128 threads",
         title="drain {n:,} tasks that wait for 10 ms",
-        systems=("carrot",),
+        systems=CARROTS,
         task="wait",
         threads=128,
         share=1.5,

@@ -56,6 +56,11 @@ class System:
     """What it does not promise, as letters of ``contestants.LACKS``."""
 
     @property
+    def has_workers(self) -> bool:
+        """Whether its service is several processes."""
+        return any("{workers}" in part for part in self.service)
+
+    @property
     def python(self) -> str:
         return sys.executable if self.peer is None else peer_python(self.peer.name)
 
@@ -169,8 +174,16 @@ class Deployment:
 
     @contextmanager
     def service(self, *, keep_lines: bool, concurrency: int | None = None) -> Iterator[Process]:
-        """Have the service running inside the block; it must stop cleanly when asked to."""
-        threads = str(concurrency or self._concurrency)
+        """Have the service running inside the block; it must stop cleanly when asked to.
+
+        Args:
+            keep_lines: whether it keeps the log lines of tasks.
+            concurrency: threads of all its processes together; None: as many as it always has, in
+                each of its processes.
+        """
+        threads = str(self._concurrency)
+        if concurrency is not None:
+            threads = str(max(1, concurrency // (self._workers if self.system.has_workers else 1)))
         command = [
             part.format(
                 python=self.system.python,

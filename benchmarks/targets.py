@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
-from benchmarks.catalogue import MEASURES
+from benchmarks.catalogue import CARROTS, MEASURES
 from benchmarks.contestants import SYSTEMS, TUNED
 from benchmarks.markdown import spread, table
 from benchmarks.measures import NO_DATABASE
@@ -96,8 +96,10 @@ def _targets(report: Report, measure: str, database: str, where: str) -> Iterato
     if measure in WAITING:
         threads = report.options.threads_of(measure)
         limit = WAITING[measure] * threads / SECONDS_TO_WAIT
-        values = [s.per_second for s in carrot]
-        yield Target(label=where, values=values, limit=limit, unit="/s", digits=0)
+        for system in CARROTS:
+            label = f"{where}: {label_of(system, report.options)}"
+            values = [s.per_second for s in report.of(measure, database, system)]
+            yield Target(label=label, values=values, limit=limit, unit="/s", digits=0)
     for system in DRAIN:
         yield from _against_peers(report, measure, database, system, where)
     for peer in WITHOUT_ROWS:
@@ -107,11 +109,13 @@ def _targets(report: Report, measure: str, database: str, where: str) -> Iterato
             values=_ratios(report, measure, database, peer),
         )
     if measure == "drain":
-        yield Target(
-            label=f"{where}: carrot-twisted / {label_of('raw', report.options)}",
-            values=_ratios(report, measure, database, "raw"),
-            limit=OF_RAW,
-        )
+        for system in CARROTS:
+            names = " / ".join(label_of(one, report.options) for one in (system, "raw"))
+            yield Target(
+                label=f"{where}: {names}",
+                values=_ratios(report, measure, database, "raw", system),
+                limit=OF_RAW,
+            )
 
 
 def _against_peers(
@@ -164,11 +168,13 @@ def _of_messages(report: Report, measure: str, where: str) -> Iterator[Target]:
         )
 
 
-def _ratios(report: Report, measure: str, database: str, peer: str) -> list[float]:
+def _ratios(
+    report: Report, measure: str, database: str, peer: str, system: str = "carrot"
+) -> list[float]:
     others = report.by_round(measure, database, peer)
     return [
         sample.per_second / others[number].per_second
-        for number, sample in report.by_round(measure, database, "carrot").items()
+        for number, sample in report.by_round(measure, database, system).items()
         if number in others
     ]
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.db import models, router, transaction
 from django.db.models import F, Q
+from django.db.models.base import ModelState
 from django.db.models.functions import Coalesce, Now
 from django.utils import timezone
 
@@ -325,15 +326,23 @@ class MessageLog(models.Model):
     def new(cls, **given: Any) -> MessageLog:
         """An unsaved row with these fields.
 
-        The same as ``MessageLog(**given)`` in half the time: Django fills 25 fields much faster by
-        position than by name, and every published task pays for one row.
+        The same as ``MessageLog(**given)`` in a fifth of the time: Django sets forty fields one by
+        one, and every published task pays for one row. Receivers of ``pre_init`` and ``post_init``
+        are not called.
+
+        Raises:
+            KeyError: there is no such field.
         """
-        values = list(_defaults())
-        values[0] = message_id()
+        row = cls.__new__(cls)
+        values = row.__dict__
+        values.update(_defaults())
+        values["_state"] = ModelState()
+        values["uuid"] = message_id()
         for name, value in given.items():
-            values[_positions()[name]] = value
-        # mypy's plugin for Django takes the list for the first field.
-        return cls(*values)  # type: ignore[misc]
+            if name not in values:
+                raise KeyError(name)
+            values[name] = value
+        return row
 
     @classmethod
     def checked(
@@ -761,12 +770,6 @@ def _check_priority(priority: int, queue: conf.QueueSettings) -> None:
 
 
 @cache
-def _defaults() -> tuple[Any, ...]:
-    """Default of each field of a MessageLog, in Django's order."""
-    return tuple(field.get_default() for field in MessageLog._meta.concrete_fields)
-
-
-@cache
-def _positions() -> dict[str, int]:
-    """Position of each field of a MessageLog in that order; the primary key is the first."""
-    return {field.attname: n for n, field in enumerate(MessageLog._meta.concrete_fields)}
+def _defaults() -> dict[str, Any]:
+    """What Django sets in a new row that is given nothing."""
+    return {name: value for name, value in vars(MessageLog()).items() if name != "_state"}

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from django.db.models import QuerySet
     from django.db.models.expressions import CombinedExpression
 
+    from carrot_twisted.conf import QueueSettings
     from carrot_twisted.topology import Step
     from carrot_twisted.virtual_host import VirtualHost
 
@@ -71,12 +72,16 @@ def posts(rows: Iterable[MessageLog]) -> dict[VirtualHost, list[Post]]:
     """The rows' messages, grouped by the broker of their queues."""
     settings = conf.current()
     result: dict[VirtualHost, list[Post]] = {}
-    steps: dict[str, Sequence[Step]] = {}
+    # Looked up once for each queue: hashing a host takes as long as making a message.
+    targets: dict[str, tuple[QueueSettings, Sequence[Step], list[Post]]] = {}
     seal = Seal() if any(queue.signs for queue in settings.queues.values()) else None
     for row in rows:
-        queue = settings.queue(row.queue)
-        if queue.name not in steps:
-            steps[queue.name] = topology.work_queue(queue)
+        target = targets.get(row.queue)
+        if target is None:
+            found = settings.queue(row.queue)
+            target = found, topology.work_queue(found), result.setdefault(found.host, [])
+            targets[row.queue] = target
+        queue, steps, posts_of_host = target
         message_id = str(row.uuid)
         body = wire.body(row.task_args, row.content)
         properties = wire.properties(row.task, message_id, row.priority)
@@ -84,7 +89,7 @@ def posts(rows: Iterable[MessageLog]) -> dict[VirtualHost, list[Post]]:
             properties["headers"].update(tracing.headers_of(row.trace))
         if seal is not None and queue.signs:
             properties = seal.sign(properties, body)
-        result.setdefault(queue.host, []).append(
+        posts_of_host.append(
             Post(
                 message_id=message_id,
                 token=row.token,
@@ -92,7 +97,7 @@ def posts(rows: Iterable[MessageLog]) -> dict[VirtualHost, list[Post]]:
                 routing_key=row.routing_key or row.queue,
                 body=body,
                 properties=pika.BasicProperties(**properties),
-                steps=steps[queue.name],
+                steps=steps,
             )
         )
     return result

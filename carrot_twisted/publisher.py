@@ -32,7 +32,7 @@ from carrot_twisted.outage import Outage
 from carrot_twisted.publishing import PublishingSession
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from pika.connection import Connection
 
@@ -57,10 +57,14 @@ NOTE_DELAY = 1.0
 #: Seconds that connections get to close at the end of the process.
 FAREWELL = 0.5
 NOTE_BATCH = 2000
-#: Seconds between looks at the inbox while rows keep coming, and while many do. One row alone goes
-#: out at once; a stream goes out in small batches, which costs caller and broker much less.
-COLLECT = 0.002
-COLLECT_STREAM = 0.01
+#: Seconds until the next look at the inbox for each row that the last one has found, and at most.
+#: Up to a thousand rows a second each goes out at once; beyond that they go out in small batches,
+#: which costs caller and broker much less.
+COLLECT = 0.001
+COLLECT_MOST = 0.01
+#: Rows that become messages at once. Then these are sent, before the next ones are made: the broker
+#: is at work from the first ones on.
+CHUNK = 500
 #: Why a message was not published that no row stands for.
 OVER = "the publisher of this process has ended"
 #: At most so many posts wait in memory; the rest is the relay's.
@@ -312,6 +316,8 @@ class ThreadPublisher:
         self._inbox: list[tuple[Sequence[MessageLog], str]] = []
         #: Whether a look at the inbox is due.
         self._awake = False
+        #: Rows that are no messages yet, at most CHUNK of them each, with their database alias.
+        self._chunks: deque[tuple[Sequence[MessageLog], str]] = deque()
         self._links: dict[VirtualHost, _Link] = {}
         self._using: dict[str, str] = {}
         #: Of messages that no row stands for.
@@ -401,7 +407,11 @@ class ThreadPublisher:
 
     def settle_waiters(self) -> None:
         """Answer those who wait in ``flush``, if nothing is under way any more."""
-        if self._waiters and not self._inbox and not any(x.busy for x in self._links.values()):
+        if (
+            self._waiters
+            and not (self._inbox or self._chunks)
+            and not any(x.busy for x in self._links.values())
+        ):
             self._note.waiters, self._waiters = self._waiters, []
             self._hand_over(self._note)
 
@@ -440,12 +450,26 @@ class ThreadPublisher:
         with self._lock:
             inbox, self._inbox = self._inbox, []
             self._awake = bool(inbox)
-        if inbox:
-            self.ioloop.call_later(COLLECT if len(inbox) == 1 else COLLECT_STREAM, self._take)
+        if not inbox:
+            return
+        found = sum(len(rows) for rows, _ in inbox)
+        self.ioloop.call_later(min(COLLECT * found, COLLECT_MOST), self._take)
+        feeds = bool(self._chunks)
+        room = MAX_WAITING - len(self._using) - sum(len(rows) for rows, _ in self._chunks)
         for rows, using in inbox:
-            room = max(0, MAX_WAITING - len(self._using))
+            self._chunks.extend((chunk, using) for chunk in chunks_of(rows[: max(0, room)]))
+            room -= len(rows)
+        if not feeds:
+            self._feed()
+
+    def _feed(self) -> None:
+        """Make messages of some rows, and send them; then of the next ones."""
+        room = CHUNK
+        while self._chunks and room > 0:
+            rows, using = self._chunks.popleft()
+            room -= len(rows)
             try:
-                grouped = outbox.posts(rows[:room])
+                grouped = outbox.posts(rows)
             except Exception:
                 # The rows are committed: whatever is wrong with one, the relay tells on the row.
                 _logger.exception("Rows could not be made into messages; they stay in the outbox.")
@@ -454,7 +478,10 @@ class ThreadPublisher:
                 for post in posts:
                     self._using[post.message_id] = using
                 self._link(host).publish(posts)
-        self.settle_waiters()
+        if self._chunks:
+            self.ioloop.call_later(0, self._feed)
+        else:
+            self.settle_waiters()
 
     def _link(self, host: VirtualHost) -> _Link:
         if host not in self._links:
@@ -483,6 +510,11 @@ class ThreadPublisher:
             self.ioloop.stop()
         else:
             self.ioloop.call_later(0.01, partial(self._stop_when_closed, end))
+
+
+def chunks_of(rows: Sequence[MessageLog]) -> Iterator[Sequence[MessageLog]]:
+    """Rows in parts that become messages at once."""
+    return (rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
 
 
 _lock = threading.Lock()

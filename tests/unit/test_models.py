@@ -354,8 +354,11 @@ def test_a_new_row_is_what_django_makes_by_name() -> None:
     new, other = MessageLog.new(**given), MessageLog(**given)
     assert new.pk != MessageLog.new(**given).pk
     assert new._state.adding
+    assert vars(new).keys() == vars(other).keys()
     for field in MessageLog._meta.concrete_fields:
         one, two = getattr(new, field.attname), getattr(other, field.attname)
         # The database's own defaults are expressions, which do not compare.
         assert type(one) is type(two)
         assert field.primary_key or field.has_db_default() or one == two
+    with pytest.raises(KeyError, match="colour"):
+        MessageLog.new(colour="red")
