@@ -59,12 +59,15 @@ class ClaimTransactions:
             What tells those who wait for it.
         """
         failpoints.reached("before_claim_commit")
-        answers: list[dict[UUID, Claimed | Verdict | Candidate]] = []
-        for op in claims:
-            claimant = self._claimant(op.alone)
+        answers: list[dict[UUID, Claimed | Verdict | Candidate]] = [{} for _ in claims]
+        for group in _groups(claims):
+            ids = [key for n in group for key in claims[n].ids]
+            first = claims[group[0]]
+            claimant = self._claimant(first.alone)
             with self._transactions.each():
-                taken = records.take(op.ids, op.token, claimant, self._using, op.barred)
-            answers.append({**taken})
+                taken = records.take(ids, first.token, claimant, self._using, first.barred)
+            for n in group:
+                answers[n].update((key, taken[key]) for key in claims[n].ids if key in taken)
         left = [
             (op, answer, [key for key in op.ids if key not in answer])
             for op, answer in zip(claims, answers, strict=True)
@@ -95,3 +98,24 @@ class ClaimTransactions:
             if known:
                 op.answer(known)
         self._admissions.are_left(limited, [])
+
+
+def _groups(claims: Sequence[Claim]) -> list[list[int]]:
+    """Positions of those that one statement asks for: claims that have come while it was at work.
+
+    All of a group have one token from now on. So what a statement has taken whose answer was lost
+    is found again, also by a claim that is written once more without the others.
+    """
+    groups: list[list[int]] = []
+    known: dict[tuple[bool, tuple[str, ...]], tuple[list[int], set[UUID]]] = {}
+    for n, op in enumerate(claims):
+        kind = (op.alone, tuple(op.barred))
+        group, keys = known.get(kind, ([], set()))
+        if not group or not keys.isdisjoint(op.ids):
+            # Of two messages of a row, in two queues, one is to run: the second finds it taken.
+            group, keys = known[kind] = [], set()
+            groups.append(group)
+        group.append(n)
+        keys.update(op.ids)
+        op.token = claims[group[0]].token
+    return groups

@@ -76,9 +76,12 @@ class Desk:
         self.told: list[str] = []
         self.answers: dict[UUID, Claimed | Verdict] = {}
         self.written: list[Any] = []
+        #: Tokens of what runs in this process.
+        self.runs: set[int | None] = set()
         self.writer = LogWriter(
             lambda alone: Claimant(
-                worker="me", lease=10.0, max_crashes=5, alone=alone, judges=True
+                **{"worker": "me", "lease": 10.0, "max_crashes": 5, "alone": alone, "judges": True},
+                runs=lambda _key, token: token in self.runs,
             ),
             "default",
             self.reactor,
@@ -340,6 +343,36 @@ class TestABatch:
         # One of the writer; the confirms of SQLite are executed one by one, in a savepoint.
         assert commits.calls <= 2
 
+    def test_claims_that_came_meanwhile_share_one_statement(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        take = Failing(records.take)
+        monkeypatch.setattr(records, "take", take)
+        mail, other = [published(), published()], [published(), uuid4()]
+        answers: list[dict[UUID, Claimed | Verdict]] = []
+        for token, ids in ((11, mail), (12, other)):
+            desk.writer.submit(Claim(ids=ids, token=token, alone=False, answer=answers.append))
+        desk.claim(lonely := published(crashes=3), alone=True)
+        desk.work()
+        assert [list(answer) for answer in answers] == [mail, other]
+        assert isinstance(answers[1][other[0]], Claimed)
+        assert answers[1][other[1]] is Verdict.MISSING
+        assert isinstance(desk.answers[lonely], Claimed)
+        assert take.calls == 2
+
+    def test_of_two_messages_of_a_row_one_runs_it(self, desk: Desk) -> None:
+        """They lie in two queues, whose dispatchers know nothing of each other."""
+        pk, beside = published(), published()
+        desk.runs = {11}
+        answers: list[dict[UUID, Claimed | Verdict]] = []
+        for token in (11, 12):
+            claim = Claim(ids=[pk, beside], token=token, alone=False, answer=answers.append)
+            desk.writer.submit(claim)
+        desk.work()
+        first, second = answers
+        assert all(isinstance(first[key], Claimed) for key in (pk, beside))
+        assert all(second[key] is Verdict.ELSEWHERE for key in (pk, beside))
+
     def test_the_owner_is_told_once_of_all_its_jobs_and_in_the_reactor(self, desk: Desk) -> None:
         rows = [running() for _ in range(3)]
         for number, pk in enumerate(rows):
@@ -395,7 +428,7 @@ class TestOutage:
     def test_one_connection_that_was_cut_is_no_outage(
         self, desk: Desk, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(records, "claim", Failing(records.claim, AWAY))
+        monkeypatch.setattr(records, "take", Failing(records.take, AWAY))
         pk = published()
         desk.claim(pk)
         desk.work()
@@ -670,11 +703,31 @@ class TestRefusal:
         """A claim that is never answered would hold its place, and its message, for ever."""
         bad, waiting = running(), published()
         monkeypatch.setattr(records, "finish", refusing(bad, REFUSED))
-        monkeypatch.setattr(records, "claim", Failing(records.claim, AWAY))
+        monkeypatch.setattr(records, "take", Failing(records.take, AWAY))
         desk.finish(bad, output="bad")
         desk.claim(waiting)
         desk.work()
         assert isinstance(desk.answers[waiting], Claimed)
+
+    def test_a_claim_whose_answer_was_lost_is_found_again_by_itself(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Written together with another one, then one by one, for somebody holds a row."""
+        first, second = published(), published()
+        take = records.take
+
+        def lossy(*args: Any) -> Any:
+            taken = take(*args)
+            if len(args[0]) == 2:
+                raise LOCKED
+            return taken
+
+        monkeypatch.setattr(records, "take", lossy)
+        for token, pk in ((11, first), (12, second)):
+            desk.writer.submit(Claim(ids=[pk], token=token, alone=False, answer=desk.answer))
+        desk.work()
+        assert all(isinstance(desk.answers[pk], Claimed) for pk in (first, second))
+        assert MessageLog.objects.get(pk=second).attempts == 1
 
     def test_nor_an_end(self, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
         bad, good = running(), running()
