@@ -80,7 +80,11 @@ class Desk:
         self.runs: set[int | None] = set()
         self.writer = LogWriter(
             lambda alone: Claimant(
-                **{"worker": "me", "lease": 10.0, "max_crashes": 5, "alone": alone, "judges": True},
+                worker="me",
+                lease=10.0,
+                max_crashes=5,
+                alone=alone,
+                judges=True,
                 runs=lambda _key, token: token in self.runs,
             ),
             "default",
