@@ -33,6 +33,7 @@ from carrot_twisted.due import due_in
 from carrot_twisted.limit_state import LimitState
 from carrot_twisted.models import MessageLog
 from carrot_twisted.state_words import of_states
+from carrot_twisted.statements import Look
 from carrot_twisted.task_limits import Concurrency, Rate
 
 if TYPE_CHECKING:
@@ -177,7 +178,8 @@ def is_due(request: Request, using: str) -> bool:
     """Whether there is anything to do for it. Mostly not, where only the time is what asks."""
     if request.rows or request.freed:
         return True
-    return statements.is_any([(LimitState._meta.db_table, "look_at <= {}")], 0.0, using)
+    due = Look(table=LimitState._meta.db_table, condition="look_at <= {}")
+    return statements.is_any([due], using)
 
 
 def _due(using: str) -> set[str]:

@@ -26,6 +26,7 @@ from carrot_twisted.exceptions import InvalidMessage
 from carrot_twisted.flow import MAX_ERROR, Flow
 from carrot_twisted.flow_steps import ADVICE, change
 from carrot_twisted.message_log import MessageLog
+from carrot_twisted.statements import Look
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -217,13 +218,13 @@ def _cancel_waiting(flow: UUID, using: str) -> bool:
     return waiting.values_list("pk", flat=True).first() is None
 
 
-#: Table and condition of flows that run, which an index has, and no others.
-UNDER_WAY = (Flow._meta.db_table, "status = 'RUNNING' OR to_cancel")
+#: For flows that run, which an index has, and no others.
+UNDER_WAY = Look(table=Flow._meta.db_table, condition="status = 'RUNNING' OR to_cancel")
 
 
 def is_any(using: str) -> bool:
     """Whether a flow runs: one question on an index that has no others."""
-    return statements.is_any([UNDER_WAY], 0.0, using)
+    return statements.is_any([UNDER_WAY], using)
 
 
 def sweep(using: str) -> int:

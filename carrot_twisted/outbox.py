@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from django.db.models.expressions import CombinedExpression
 
     from carrot_twisted.conf import QueueSettings
+    from carrot_twisted.statements import Look
     from carrot_twisted.topology import Step
     from carrot_twisted.virtual_host import VirtualHost
 
@@ -178,9 +179,9 @@ def give_back(posts: Sequence[Post], using: str) -> None:
     rows.update(relay_at=due_in(0))
 
 
-def has_unsent(using: str) -> bool:
-    """Whether there is anything for a relay: so it is with few looks, and this one costs little."""
-    return statements.has_unsent(MessageLog._meta.db_table, GRACE, using)
+def unsent() -> Look:
+    """For what there is for a relay: so it is with few looks, and this one costs little."""
+    return statements.unsent(MessageLog._meta.db_table, GRACE)
 
 
 def take_unsent(queues: Sequence[str], limit: int, using: str) -> list[MessageLog]:

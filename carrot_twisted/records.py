@@ -29,6 +29,7 @@ from carrot_twisted.limit_state import wake
 from carrot_twisted.models import Attempt, MessageLog, PausedQueue, Worker
 from carrot_twisted.outcomes import WORKER_LOST, Kind, Result, Verdict
 from carrot_twisted.running import CancelRequest
+from carrot_twisted.statements import Look
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -392,19 +393,18 @@ def _beat_within(seconds: float) -> Case:
     )
 
 
-def has_chores(worker: str, using: str) -> bool:
-    """Whether a worker that looks after others' rows has anything to look at: one statement.
+def chores_of_others(worker: str) -> list[Look]:
+    """For all that a worker looks after which is not its own.
 
     There is another worker than this one, or a task in the hands of one; a task that has not
     started in time; a flow.
     """
-    looks = [
-        (Worker._meta.db_table, "name <> %s"),
-        (_TABLE, "status = 'IN_PROGRESS' AND worker <> %s"),
-        (_TABLE, statements.EXPIRED),
+    return [
+        Look(table=Worker._meta.db_table, condition="name <> %s", values=[worker]),
+        Look(table=_TABLE, condition="status = 'IN_PROGRESS' AND worker <> %s", values=[worker]),
+        statements.expired(_TABLE),
         flow_settling.UNDER_WAY,
     ]
-    return statements.is_any(looks, 0.0, using, [worker, worker])
 
 
 def reap(claimant: Claimant, using: str) -> int:

@@ -11,6 +11,7 @@ Table and column names are constants of this package; every value is a parameter
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -622,25 +623,40 @@ def sum_histograms(
 # is empty then; to have the ORM make the statement would take several times as long.
 
 
-def has_unsent(table: str, grace: float, using: str) -> bool:
-    """Whether the outbox has a row that a relay should take.
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """Asks whether there is a row of a kind."""
+
+    table: str
+    condition: str
+    """In SQL. ``{}`` in it is a time, ``%s`` a value, and not both of them."""
+    seconds: float = 0.0
+    """From now to that time; may be less than 0."""
+    values: Sequence[str] = ()
+
+
+def unsent(table: str, grace: float) -> Look:
+    """For rows in the outbox that a relay should take.
 
     Args:
         table: of the MessageLogs.
         grace: seconds for which a row is its publisher's business.
-        using: database alias.
     """
     condition = "status = 'PUBLISHED' AND confirmed_at IS NULL AND relay_at <= {}"
-    return is_any([(table, condition)], -grace, using)
+    return Look(table=table, condition=condition, seconds=-grace)
 
 
-#: Of a waiting row that has not started in time.
-EXPIRED = "expires_at IS NOT NULL AND status = 'PUBLISHED' AND attempts = 0 AND expires_at <= {}"
+def expired(table: str) -> Look:
+    """For waiting rows that have not started in time."""
+    condition = (
+        "expires_at IS NOT NULL AND status = 'PUBLISHED' AND attempts = 0 AND expires_at <= {}"
+    )
+    return Look(table=table, condition=condition)
 
 
 def has_expired(table: str, using: str) -> bool:
     """Whether a waiting row has not started in time."""
-    return is_any([(table, EXPIRED)], 0.0, using)
+    return is_any([expired(table)], using)
 
 
 def has_due(table: str, ahead: float, using: str) -> bool:
@@ -653,33 +669,37 @@ def has_due(table: str, ahead: float, using: str) -> bool:
     """
     # Not by OR: SQLite would walk through the whole index.
     conditions = ["active AND next_run_time IS NULL", "active AND next_run_time <= {}"]
-    return is_any([(table, condition) for condition in conditions], ahead, using)
+    looks = [Look(table=table, condition=one, seconds=ahead) for one in conditions]
+    return is_any(looks, using)
 
 
-def is_any(
-    looks: Sequence[tuple[str, str]], seconds: float, using: str, others: Sequence[str] = ()
-) -> bool:
-    """Whether a row meets one of the conditions: one statement.
+def is_any(looks: Sequence[Look], using: str) -> bool:
+    """Whether there is a row of one of these kinds: one statement."""
+    (answer,) = are_any([looks], using)
+    return answer
 
-    Args:
-        looks: tables, and for each a condition of SQL. ``{}`` in it is the time ``seconds`` from
-            now.
-        seconds: may be less than 0.
-        using: database alias.
-        others: values for marks in those conditions that have no time in them, and come first.
-    """
+
+def are_any(kinds: Sequence[Sequence[Look]], using: str) -> list[bool]:
+    """The same of several groups of kinds: still one statement."""
     connection = connections[using]
     values: list[Any] = []
-    if _is_postgresql(connection):
-        then = f"statement_timestamp() + interval '{seconds:f} seconds'"
-    else:
-        then = "%s"
-        when = _now(connection) + timedelta(seconds=seconds)
-        values = [_adapted(connection, when)] * sum("{}" in one for _, one in looks)
-    parts = [f"EXISTS (SELECT 1 FROM {table} WHERE {one.format(then)})" for table, one in looks]
+    columns: list[str] = []
+    for looks in kinds:
+        parts: list[str] = []
+        for look in looks:
+            then = "%s"
+            if _is_postgresql(connection):
+                then = f"statement_timestamp() + interval '{look.seconds:f} seconds'"
+            elif "{}" in look.condition:
+                when = _now(connection) + timedelta(seconds=look.seconds)
+                values.append(_adapted(connection, when))
+            values += look.values
+            condition = look.condition.format(then)
+            parts.append(f"EXISTS (SELECT 1 FROM {look.table} WHERE {condition})")
+        columns.append(" OR ".join(parts))
     with connection.cursor() as cursor:
-        cursor.execute(f"SELECT {' OR '.join(parts)}", [*others, *values])
-        return bool(cursor.fetchone()[0])
+        cursor.execute(f"SELECT {', '.join(columns)}", values)
+        return [bool(value) for value in cursor.fetchone()]
 
 
 def renew_lease(

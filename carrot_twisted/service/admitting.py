@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 #: Seconds between looks; they cost a query on an index that holds limits somebody waits for.
 INTERVAL = 1.0
 #: So many times as long where no task is under a limit.
-REST = 5
+REST = 15
 #: The least of them, where a rate lets the next task start sooner.
 LEAST = 0.02
 

@@ -25,7 +25,7 @@ _log = make_logger()
 #: Seconds of silence that are reported.
 SILENCE = 10.0
 #: Seconds between signs of life.
-INTERVAL = 2.0
+INTERVAL = 5.0
 
 
 class ReactorWatch:

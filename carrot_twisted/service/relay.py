@@ -36,8 +36,9 @@ INTERVAL = 1.0
 TELL_INTERVAL = 60.0
 #: Rows that one look takes at most.
 BATCH = 1000
-#: Seconds between looks for rows of dead workers.
-REAP_INTERVAL = 3.0
+#: Seconds between looks for rows of dead workers: with so many looks at the outbox comes one of
+#: them, in the same statement.
+REAP_INTERVAL = 3 * INTERVAL
 #: Tasks that have not started in time, of which one such look cancels so many.
 EXPIRE_BATCH = 5000
 #: Seconds between looks for messages that never came.
@@ -79,13 +80,14 @@ class Relay:
         self._taken = 0
         self._tell_at = 0.0
         self._has_looked = False
+        #: Reactor time of the next look for rows of dead workers.
+        self._reap_at = 0.0
         self.recovered = 0
         """Tasks of dead workers that it has found."""
         self._loops = {
             interval: LoopingCall(self._guarded, what, work)
             for interval, what, work in (
                 (INTERVAL, "looks at the outbox", self._relay),
-                (REAP_INTERVAL, "looks for dead workers", self._reap),
                 (RING_INTERVAL, "looks for lost messages", self._ring),
             )
         }
@@ -132,20 +134,23 @@ class Relay:
             await self._ring()
         count = BATCH
         while count == BATCH and self._goes_on:
-            # Asked each time: the last batch may have filled the window, or met a lost connection.
-            queues = [q.name for q in self._queues if self._publisher.takes(q)]
-            if not queues:
-                break
-            take = partial(outbox.take_unsent, queues, BATCH, self._using)
-            any_left = partial(outbox.has_unsent, self._using)
-            rows = await self._writer.call(take, any_left) or []
-            count = len(rows)
-            self._taken += count
-            if rows:
-                failpoints.reached("in_relay_after_take")
-            left = self._publisher.publish_rows(rows)
-            if left:
-                await self._writer.call(partial(outbox.give_back, left, self._using))
+            now = self._reactor.seconds()
+            reaps = now >= self._reap_at
+            if reaps:
+                # Turns come a little early or late.
+                self._reap_at = now + REAP_INTERVAL - INTERVAL / 2
+            found: list[bool] = []
+            failure: Exception | None = None
+            try:
+                count = await self._send(reaps, found)
+            except Exception as error:
+                failure = error
+            if reaps:
+                # Also then: what is wrong with the outbox is no concern of the reaper's.
+                reap = partial(self._reap, found[0] if found else None)
+                await self._guarded("looks for dead workers", reap)
+            if failure is not None:
+                raise failure
         now = self._reactor.seconds()
         if self._taken and now >= self._tell_at:
             _log.info("Sending {n} messages that were left in the outbox", n=self._taken)
@@ -153,14 +158,51 @@ class Relay:
             self._taken = 0
             self._tell_at = now + TELL_INTERVAL
 
-    async def _reap(self) -> None:
-        if self._writer.away:
-            return
+    async def _send(self, asks: bool, found: list[bool]) -> int:
+        """Send a batch of what is in the outbox.
 
+        Args:
+            asks: whether to ask in the same statement for what the reaper has to do.
+            found: gets the answer.
+
+        Returns:
+            The number of rows.
+        """
+        # Asked each time: the last batch may have filled the window, or met a lost connection.
+        queues = [q.name for q in self._queues if self._publisher.takes(q)]
+        if not queues:
+            return 0
+        using = self._using
+        looks = [[outbox.unsent()]]
+        if asks:
+            looks.append(records.chores_of_others(self._claimant().worker))
+
+        def is_any() -> bool:
+            is_unsent, *found[:] = statements.are_any(looks, using)
+            return is_unsent
+
+        rows = await self._writer.call(partial(outbox.take_unsent, queues, BATCH, using), is_any)
+        if not rows:
+            return 0
+        self._taken += len(rows)
+        failpoints.reached("in_relay_after_take")
+        left = self._publisher.publish_rows(rows)
+        if left:
+            await self._writer.call(partial(outbox.give_back, left, using))
+        return len(rows)
+
+    async def _reap(self, is_needed: bool | None) -> None:
+        """Look after what others have forgotten.
+
+        Args:
+            is_needed: whether there is anything to do; None: that is to be found out.
+        """
+        if self._writer.away or is_needed is False:
+            return
         table, using = MessageLog._meta.db_table, self._using
 
         def is_any() -> bool:
-            return records.has_chores(self._claimant().worker, using)
+            return statements.is_any(records.chores_of_others(self._claimant().worker), using)
 
         def look() -> int:
             if statements.has_expired(table, using):
@@ -168,7 +210,7 @@ class Relay:
             # Who is asked when it is done: leases may not be judged any more by then.
             return records.reap(self._claimant(), using)
 
-        count = await self._writer.call(look, is_any)
+        count = await self._writer.call(look, None if is_needed else is_any)
         if count is None:
             return
         self.recovered += count

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from django.db import OperationalError
@@ -11,13 +12,16 @@ from django.db.models.functions import Now
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 
-from carrot_twisted import conf
+from carrot_twisted import conf, statements
 from carrot_twisted.models import MessageLog
 from carrot_twisted.records import Claimant
 from carrot_twisted.scheduler import ScheduledTaskManager
 from carrot_twisted.service import chore
 from carrot_twisted.service.relay import RING_INTERVAL, Relay
 from tests.unit.test_outcomes import driver_error
+
+if TYPE_CHECKING:
+    from pytest_django import DjangoAssertNumQueries
 
 ME = Claimant(worker="me", lease=10.0, max_crashes=5, alone=False, judges=True)
 TEN_MINUTES = 600
@@ -39,6 +43,16 @@ class Writer:
         return fail(self.answer) if isinstance(self.answer, Exception) else succeed(self.answer)
 
 
+class Direct(Writer):
+    """One that does it at once."""
+
+    def call(self, function: Any, if_any: Any = None) -> Deferred[Any]:
+        try:
+            return succeed(function() if if_any is None or if_any() else None)
+        except Exception as error:
+            return fail(error)
+
+
 class Publisher:
     """One that could send."""
 
@@ -46,6 +60,9 @@ class Publisher:
 
     def takes(self, _queue: object) -> bool:
         return True
+
+    def publish_rows(self, _rows: object) -> list[object]:
+        return []
 
 
 def start(writer: Writer, clock: Clock, publisher: Publisher | None = None) -> Relay:
@@ -68,8 +85,8 @@ def test_a_database_that_says_nothing_is_asked_once_by_each_loop() -> None:
     scheduler = ScheduledTaskManager(database=writer, using="default", reactor=clock)
     scheduler.start()
     clock.pump([0.5] * 2 * TEN_MINUTES)
-    # The relay, the reaper and the scheduler.
-    assert writer.calls == 3
+    # The relay, which looks for the reaper as well, and the scheduler.
+    assert writer.calls == 2
 
 
 def test_rows_that_cannot_be_sent_now_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,10 +180,6 @@ def test_only_queues_with_waiting_rows_are_looked_at_for_lost_messages() -> None
             self.asked += 1
             return Deferred()
 
-    class Direct(Writer):
-        def call(self, function: Any, if_any: Any = None) -> Deferred[Any]:
-            return succeed(function() if if_any is None or if_any() else None)
-
     broker = Broker()
     queue = conf.current().queue("default")
     publisher = Publisher()
@@ -179,3 +192,46 @@ def test_only_queues_with_waiting_rows_are_looked_at_for_lost_messages() -> None
     MessageLog.objects.create(task="t.t", queue="default", confirmed_at=Now())
     clock.advance(RING_INTERVAL)
     assert broker.asked == 1
+
+
+@pytest.mark.django_db
+def test_a_service_at_rest_asks_one_question_a_second(
+    django_assert_num_queries: DjangoAssertNumQueries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the reaper has anything to do comes with each third look at the outbox."""
+    asked: list[int] = []
+    are_any = statements.are_any
+
+    def counted(looks: Any, using: str) -> list[bool]:
+        asked.append(len(looks))
+        return are_any(looks, using)
+
+    monkeypatch.setattr(statements, "are_any", counted)
+    clock = Clock()
+    start(Direct(), clock)
+    with django_assert_num_queries(6):
+        clock.pump([0.5] * 12)
+    assert asked == [2, 1, 1] * 2 + [2]
+
+
+@pytest.mark.django_db
+def test_the_reaper_works_whatever_is_in_the_outbox() -> None:
+    """Rows that cannot be sent, for a reason that nobody foresaw, keep it from nothing."""
+
+    class Broken(Publisher):
+        sent = 0
+
+        def publish_rows(self, rows: object) -> list[object]:
+            self.sent += 1
+            raise RuntimeError("nobody foresaw this")
+
+    clock, publisher = Clock(), Broken()
+    long_ago = Now() - timedelta(hours=1)
+    MessageLog.objects.create(task="t.t", queue="default", relay_at=long_ago)
+    dead = MessageLog.objects.create(
+        task="t.t", queue="default", status=MessageLog.IN_PROGRESS, worker="dead", token=1
+    )
+    relay = start(Direct(), clock, publisher)
+    assert (publisher.sent, relay.recovered) == (1, 1)
+    dead.refresh_from_db()
+    assert (dead.status, dead.crashes) == (MessageLog.PUBLISHED, 1)
