@@ -199,14 +199,14 @@ def wait_for_all(count_final: Callable[[], int], expected: int) -> int:
 
 
 def pause(final: int, expected: int, elapsed: float) -> float:
-    """Return how long to leave the database alone: half of what the rest will take.
+    """Return how long to leave the database alone: half of what the rest will take, in the end.
 
-    So a count costs nothing while much is left, and the end is seen within 10 ms.
+    So a count costs nothing while much is left, be it millions, and the end is seen within 10 ms.
     """
     if not final:
         return 0.1
     rest = elapsed / final * (expected - final)
-    return min(0.5, max(0.01, rest / 2))
+    return max(0.01, min(rest / 2, max(0.5, rest / 10)))
 
 
 def timed(call: Callable[[], None], times: int) -> float:
