@@ -172,18 +172,25 @@ class Deployment:
         result: dict[str, Any] = json.loads(output.splitlines()[-1])
         return result
 
+    def threads(self, in_all: int | None) -> int:
+        """Return the threads of each process of its service.
+
+        Args:
+            in_all: of all its processes together; None: as many in each as it always has.
+        """
+        if in_all is None:
+            return self._concurrency
+        return max(1, in_all // (self._workers if self.system.has_workers else 1))
+
     @contextmanager
     def service(self, *, keep_lines: bool, concurrency: int | None = None) -> Iterator[Process]:
         """Have the service running inside the block; it must stop cleanly when asked to.
 
         Args:
             keep_lines: whether it keeps the log lines of tasks.
-            concurrency: threads of all its processes together; None: as many as it always has, in
-                each of its processes.
+            concurrency: see ``threads``.
         """
-        threads = str(self._concurrency)
-        if concurrency is not None:
-            threads = str(max(1, concurrency // (self._workers if self.system.has_workers else 1)))
+        threads = str(self.threads(concurrency))
         command = [
             part.format(
                 python=self.system.python,

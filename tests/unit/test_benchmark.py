@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from benchmarks import bench, charts, options, peers, tally
+from benchmarks.broker import Broker
 from benchmarks.catalogue import MEASURES
 from benchmarks.consumers import CONSUMERS, RAW, _toml, check
 from benchmarks.contestants import LACKS, SYSTEMS
@@ -28,6 +29,7 @@ from benchmarks.preparation import left_out
 from benchmarks.processes import CpuTimes, Family
 from benchmarks.redis import read
 from benchmarks.report import Report, label_of, lacks_of
+from benchmarks.systems import Deployment
 from benchmarks.tables import text_of
 from benchmarks.tally import Found, Tally
 from benchmarks.targets import targets
@@ -253,6 +255,7 @@ class TestRun:
             sample("drain", "dramatiq", 1, 100, "PostgreSQL", cpu=2.0),
             sample("drain", "raw", 1, 2400, "PostgreSQL"),
             sample("wait_128", "carrot", 1, 11_519, "PostgreSQL"),
+            sample("wait_128", "carrot-workers", 1, 11_521, "PostgreSQL"),
             sample("wait", "carrot", 1, 1521, "PostgreSQL"),
         ]
         verdicts = {target.label: target.verdict for target in targets(report)}
@@ -267,14 +270,38 @@ class TestRun:
             ),
             f"{drain}: carrot-twisted / huey (Redis)": "",
             f"{drain}: carrot-twisted / pika, ack only": "target: at least 0.4: met",
-            "wait 10 ms, 16 threads, PostgreSQL": "target: at least 1,520/s: met",
-            "wait 10 ms, 128 threads, PostgreSQL": "target: at least 11,520/s: NOT MET",
+            f"{drain}: carrot-twisted, 2 processes / pika, ack only": "target: at least 0.4: met",
+            "wait 10 ms, 16 threads, PostgreSQL: carrot-twisted": "target: at least 1,520/s: met",
+            "wait 10 ms, 128 threads, PostgreSQL: carrot-twisted": (
+                "target: at least 11,520/s: NOT MET"
+            ),
+            "wait 10 ms, 128 threads, PostgreSQL: carrot-twisted, 2 processes": (
+                "target: at least 11,520/s: met"
+            ),
         }
         # What does less is told beside its number.
         rows = text_of(report).splitlines()
         assert any("| Celery, as it comes" in row and "| abc " in row for row in rows)
         assert any("| huey" in row and "| ahi " in row for row in rows)
         assert f"  a  {LACKS['a']}" in rows
+
+    @pytest.mark.parametrize(
+        ("system", "in_all", "threads"),
+        [("carrot", 128, 128), ("carrot-workers", 128, 64), ("carrot-workers", None, 4)],
+    )
+    def test_threads_that_a_measure_asks_for_are_those_of_all_processes(
+        self, system: str, in_all: int | None, threads: int, tmp_path: Path
+    ) -> None:
+        deployment = Deployment(
+            SYSTEMS[system],
+            database="postgres://localhost/x",
+            queues=Broker("amqp://localhost/x"),
+            queue="x",
+            concurrency=4,
+            folder=tmp_path,
+            workers=2,
+        )
+        assert deployment.threads(in_all) == threads
 
     def test_charts_show_each_system_with_its_number(self, tmp_path: Path) -> None:
         report = Report(options=options.parse([]), facts={})
