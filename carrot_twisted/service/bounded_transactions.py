@@ -47,10 +47,16 @@ class BoundedTransactions:
         With PostgreSQL its parameters travel with it: neither BEGIN nor SET LOCAL go before it, nor
         COMMIT after it. What is sent together like this is one transaction, and the parameters are
         set before the next statement asks for the table's lock.
+
+        Elsewhere all of them are one transaction: what is a statement with arrays there is one for
+        each row here, and each of these would wait for the disk.
         """
         connection: Any = connections[self._using]
         bounds = self._bounds()
-        if not bounds:
+        if connection.vendor != "postgresql":
+            with self.begin():
+                yield
+        elif not bounds:
             yield
         elif connection.features.uses_server_side_binding:
             # Such statements have to travel one by one.

@@ -24,7 +24,15 @@ from django.utils import timezone
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from carrot_twisted import Concurrency, admission, outbox, records, task_limits, task_options
+from carrot_twisted import (
+    Concurrency,
+    admission,
+    outbox,
+    records,
+    statements,
+    task_limits,
+    task_options,
+)
 from carrot_twisted.models import MessageLog
 from carrot_twisted.outcomes import Kind, Result, Verdict
 from carrot_twisted.records import Claimant, Claimed, Finished
@@ -329,7 +337,7 @@ class TestARowOfAHandledMessage:
 
 
 class TestABatch:
-    def test_claims_ends_and_confirms_share_one_transaction(
+    def test_ends_and_confirms_share_one_transaction_after_that_of_the_claims(
         self, desk: Desk, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         waiting, ending, unsent = published(), running(), published()
@@ -344,8 +352,26 @@ class TestABatch:
         assert (status(waiting), status(ending)) == ("IN_PROGRESS", "COMPLETED")
         assert desk.written == [[ending]]
         assert [log.pk for log in MessageLog.objects.unsent()] == []
-        # One of the writer; the confirms of SQLite are executed one by one, in a savepoint.
-        assert commits.calls <= 2
+        # The confirms of SQLite are executed one by one, in a savepoint.
+        assert commits.calls == (1 if connection.vendor == "postgresql" else 3)
+
+    def test_the_ends_of_a_batch_wait_for_the_disk_once(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """By one statement, or, where it takes one for each row, by a transaction around them."""
+        execute_each = statements._execute_each
+        are_atomic: list[bool] = []
+
+        def watched(*args: Any) -> int:
+            are_atomic.append(connection.in_atomic_block)
+            return execute_each(*args)
+
+        monkeypatch.setattr(statements, "_execute_each", watched)
+        for _ in range(3):
+            desk.finish(running())
+        desk.work()
+        assert [len(jobs) for jobs in desk.written] == [3]
+        assert are_atomic == ([] if connection.vendor == "postgresql" else [True])
 
     def test_claims_that_came_meanwhile_share_one_statement(
         self, desk: Desk, monkeypatch: pytest.MonkeyPatch
