@@ -315,7 +315,7 @@ def requeue_all() -> int:
 def pause_queue(name: str, by: str = "", reason: str = "") -> None:
     """Let no service take messages off a queue, until ``resume_queue``.
 
-    Publishing goes on, and what runs comes to its end. Services look with each heartbeat (a quarter
+    Publishing goes on, and what runs comes to its end. Services look with each heartbeat (a fifth
     of ``CARROT["lease"]``), and stay paused when they are started anew. To pause a queue that is
     paused changes who and why.
 
@@ -373,7 +373,7 @@ def known_queues() -> list[str]:
 def quiet_worker(name: str) -> None:
     """Let a worker take nothing more, until ``unquiet_worker``; what it runs comes to its end.
 
-    It hears of that with its next heartbeat (a quarter of ``CARROT["lease"]``). It stays alive,
+    It hears of that with its next heartbeat (a fifth of ``CARROT["lease"]``). It stays alive,
     goes on with schedules and with what was left in the outbox, and says in its state that it is
     quiet. A service that is started in its place is another worker, and works.
 

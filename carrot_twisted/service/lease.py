@@ -38,8 +38,10 @@ _log = make_logger()
 
 #: Seconds between attempts to reach the database at the start.
 START_RETRY = 1.0
-#: Heartbeats per lease: two may be lost before anybody takes this worker for dead.
-BEATS_PER_LEASE = 4
+#: Heartbeats per lease: three may be lost before anybody takes this worker for dead. With the lease
+#: of 10 s they come every other second, together with other looks at the database, which costs less
+#: than to wake up once more for them.
+BEATS_PER_LEASE = 5
 #: Characters that are told of an error's text.
 MAX_REASON = 500
 
