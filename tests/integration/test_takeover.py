@@ -38,7 +38,10 @@ StartService = Callable[..., ServiceProcess]
 Ledger = Callable[[], list[str]]
 
 #: Seconds. The reaper looks often, too.
-QUICK = {**carrot(lease=2), **constants({"service.relay.REAP_INTERVAL": 0.5})}
+QUICK = {
+    **carrot(lease=2),
+    **constants({"service.relay.INTERVAL": 0.5, "service.relay.REAP_INTERVAL": 0.5}),
+}
 IN_PROGRESS = MessageLog.objects.filter(status=MessageLog.IN_PROGRESS)
 
 
