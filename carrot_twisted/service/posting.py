@@ -8,7 +8,7 @@ included; so consuming has a connection of its own.
 from __future__ import annotations
 
 import threading
-from collections import Counter, deque
+from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from carrot_twisted import conf, copies, failpoints, outbox, outcomes, topology,
 from carrot_twisted.copies import QUEUE_HEADER, REASON_HEADER
 from carrot_twisted.outage import Outage
 from carrot_twisted.outbox import Post
-from carrot_twisted.publisher import CHUNK, ThreadPublisher, chunks_of
+from carrot_twisted.publisher import ThreadPublisher
 from carrot_twisted.publishing import PublishingSession, Refused, Unanswered, named
 from carrot_twisted.service.connection import BrokerConnection, close_all
 from carrot_twisted.service.operations import Confirmed
@@ -76,9 +76,6 @@ class ReactorPublisher:
         ]
         self._lock = threading.Lock()
         self._inbox: list[Sequence[MessageLog]] = []
-        #: Rows that are no messages yet: those of thousands that are published at once must not
-        #: keep the reactor from all else.
-        self._chunks: deque[Sequence[MessageLog]] = deque()
         self._waiting: dict[Post, Callable[[str | None], None] | None] = {}
         self._confirmed: list[Post] = []
         self._errors: dict[str, str] = {}
@@ -282,7 +279,7 @@ class ReactorPublisher:
     @property
     def unconfirmed(self) -> int:
         """How much the broker has still to confirm."""
-        return len(self._waiting) + sum(map(len, self._chunks))
+        return len(self._waiting)
 
     async def stop(self) -> None:
         """Close the connections. What is unconfirmed stays in the outbox."""
@@ -319,26 +316,12 @@ class ReactorPublisher:
     def _take(self) -> None:
         with self._lock:
             inbox, self._inbox = self._inbox, []
-        feeds = bool(self._chunks)
         for rows in inbox:
-            self._chunks.extend(chunks_of(rows))
-        if not feeds:
-            self._feed()
-
-    def _feed(self) -> None:
-        """Send some rows; then the next ones."""
-        room = CHUNK
-        while self._chunks and room > 0:
-            rows = self._chunks.popleft()
-            room -= len(rows)
             try:
                 self.publish_rows(rows)
             except Exception:
                 _log.failure("Committed rows could not be made into messages")
-        if self._chunks:
-            self._reactor.callLater(0, self._feed)
-        else:
-            self._answer_flushers()
+        self._answer_flushers()
 
     def _settled(self, post: Post, error: str | None) -> None:
         callback = self._waiting.pop(post, None)
@@ -416,7 +399,7 @@ class ReactorPublisher:
         self._answer_flushers()
 
     def _answer_flushers(self) -> None:
-        if self._flushers and not (self._inbox or self._chunks or self._waiting):
+        if self._flushers and not self._inbox and not self._waiting:
             flushers, self._flushers = self._flushers, []
             for done in flushers:
                 done.set()

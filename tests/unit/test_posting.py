@@ -14,7 +14,6 @@ from twisted.internet.defer import Deferred
 
 from carrot_twisted import conf, outbox, publishing
 from carrot_twisted.models import MessageLog
-from carrot_twisted.publisher import CHUNK
 from carrot_twisted.service import posting
 from carrot_twisted.service.delivery import Delivery, Settler
 from carrot_twisted.service.posting import ReactorPublisher
@@ -280,27 +279,6 @@ class TestRows:
         desk.publisher.publish_rows(rows(1))
         line.run()
         assert len(line.broker.ids) == 3
-
-    def test_thousands_of_rows_leave_the_reactor_to_others_in_between(self, desk: Desk) -> None:
-        line, logs, done = desk.connect("default"), rows(2 * CHUNK + 1), threading.Event()
-        desk.publisher.submit(logs, "default")
-        desk.publisher._take()
-        assert (desk.publisher.sent, desk.publisher.unconfirmed) == (CHUNK, len(logs))
-        line.run()
-        desk.publisher._add_flusher(done)
-        assert not done.is_set()
-        desk.clock.advance(0)
-        line.run()
-        assert line.broker.ids == ids(logs)
-        assert done.is_set()
-
-    def test_rows_that_come_one_by_one_are_sent_together(self, desk: Desk) -> None:
-        line, logs = desk.connect("default"), rows(50)
-        for log in logs:
-            desk.publisher.submit([log], "default")
-        desk.clock.advance(0)
-        line.run()
-        assert line.broker.ids == ids(logs)
 
     def test_rows_that_cannot_be_sent_do_not_harm_others(self, desk: Desk) -> None:
         line, good = desk.connect("default"), rows()
