@@ -206,7 +206,8 @@ def pause(final: int, expected: int, elapsed: float) -> float:
     if not final:
         return 0.1
     rest = elapsed / final * (expected - final)
-    return max(0.01, min(rest / 2, max(0.5, rest / 10)))
+    # Who has waited before the first of them overrates the rest: a second for each million at most.
+    return max(0.01, min(rest / 2, max(0.5, min(rest / 10, expected / 1_000_000))))
 
 
 def timed(call: Callable[[], None], times: int) -> float:
