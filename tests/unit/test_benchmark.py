@@ -26,6 +26,7 @@ from benchmarks.pages.report import verdict
 from benchmarks.pages.timing import WARM_UP, Timing, timed
 from benchmarks.peers import HUEY, NotHere, Peer
 from benchmarks.preparation import left_out
+from benchmarks.probe import pause
 from benchmarks.processes import CpuTimes, Family
 from benchmarks.redis import read
 from benchmarks.report import Report, label_of, lacks_of
@@ -453,3 +454,10 @@ class TestPages:
         assert len(asked) == 5 + WARM_UP
         assert 0 <= wall <= slowest
         assert server == 100.0
+
+
+def test_who_has_waited_before_the_first_end_does_not_sleep_through_the_others() -> None:
+    assert pause(0, 10_000, 20.0) == pytest.approx(0.1)
+    assert pause(1, 10_000, 20.0) == pytest.approx(0.5)
+    assert pause(1000, 10_000_000, 1.0) == pytest.approx(10.0)
+    assert pause(9_999, 10_000, 1.0) == pytest.approx(0.01)
